@@ -1,0 +1,4 @@
+//! What the operator and gaoler's own files decide, parsed once into types that cannot be wrong, and made
+//! into filters. It must never read a file that anybody but root can write, nor a byte of a tenant.
+
+pub mod settings;

@@ -1,0 +1,132 @@
+//! The resolved settings of one instance, handed from the command line to the supervisor as a sealed
+//! memory file of TOML. It must never hold a secret: secrets travel in descriptors of their own.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+/// Everything that the supervisor needs to know. Defaults are the documented ones; unknown keys are fatal.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Settings {
+    /// `[isolation]`
+    pub isolation: Isolation,
+    /// `[level]`
+    pub level: Levels,
+    /// `[credentials]`
+    pub credentials: Credentials,
+    /// `[server]`
+    pub server: Server,
+    /// `[state]`
+    pub state: State,
+    /// `[uids]`
+    pub uids: Uids,
+    /// `[upstream]`
+    pub upstream: Upstream,
+    /// `[cli]`
+    pub cli: Cli,
+    /// `[runs]`
+    pub runs: Runs,
+}
+
+macro_rules! sections {
+    ($($(#[$doc:meta])* $name:ident { $($(#[$fdoc:meta])* $field:ident: $type:ty = $default:expr,)* })*) => {$(
+        $(#[$doc])*
+        #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+        #[serde(default, deny_unknown_fields)]
+        pub struct $name { $($(#[$fdoc])* pub $field: $type,)* }
+
+        impl Default for $name {
+            fn default() -> Self { $name { $($field: $default,)* } }
+        }
+    )*};
+}
+
+sections! {
+    /// What keeps tenants apart.
+    Isolation {
+        /// The weakest tier that gaoler may start with: kernel, namespaces, uid or directory.
+        minimum: String = "kernel".into(),
+    }
+
+    /// How strict runs are.
+    Levels {
+        /// For a request that names none.
+        default: String = "balanced".into(),
+        /// The loosest that a request may get.
+        maximum: String = "balanced".into(),
+    }
+
+    /// Where credentials are.
+    Credentials {
+        /// broker: the token stays in egress and never enters a cage.
+        mode: String = "broker".into(),
+    }
+
+    /// The listener.
+    Server {
+        /// `HOST:PORT`.
+        listen: String = "127.0.0.1:8080".into(),
+    }
+
+    /// Durable state.
+    State {
+        /// The folder; created 0700 where it is missing.
+        dir: PathBuf = PathBuf::from("/var/lib/gaoler"),
+    }
+
+    /// Uids (and gids of the same number) that gaoler may use. Ranges are `[first, count]` and must not overlap
+    /// with each other nor with the host's users.
+    Uids {
+        /// One per tenant, for their files on disk; kept for ever.
+        tenant: [u32; 2] = [2_000_000, 65_536],
+        /// One per running cage.
+        run: [u32; 2] = [2_100_000, 1_024],
+        /// One per running egress.
+        egress: [u32; 2] = [2_110_000, 1_024],
+        /// The frontend's.
+        frontend: u32 = 2_120_000,
+        /// The embedded upstream's.
+        upstream: u32 = 2_120_001,
+    }
+
+    /// The API that egress forwards to.
+    Upstream {
+        /// `https://HOST[:PORT]`, `http://` of loopback only, or `embedded`.
+        url: String = "https://api.anthropic.com".into(),
+    }
+
+    /// The Claude Code CLI.
+    Cli {
+        /// The native binary.
+        path: PathBuf = PathBuf::from("/usr/local/lib/gaoler/claude"),
+        /// The version that it must report.
+        version: String = "2.1.330".into(),
+    }
+
+    /// Bounds of the whole instance.
+    Runs {
+        /// Runs at the same time, at most.
+        max: u32 = 64,
+        /// Seconds that a drain waits for runs to finish.
+        drain_seconds: u32 = 30,
+        /// Seconds of silence of the upstream after which a run is ended.
+        silence_seconds: u32 = 120,
+    }
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Settings {
+            isolation: Isolation::default(),
+            level: Levels::default(),
+            credentials: Credentials::default(),
+            server: Server::default(),
+            state: State::default(),
+            uids: Uids::default(),
+            upstream: Upstream::default(),
+            cli: Cli::default(),
+            runs: Runs::default(),
+        }
+    }
+}
