@@ -52,16 +52,14 @@ pub fn send(to: BorrowedFd<'_>, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> Result<
 /// Those of recvmsg(2); `WouldBlock` where nothing is there.
 pub fn receive<const N: usize>(from: BorrowedFd<'_>) -> Result<Received> {
     let mut buffer = [0u8; N];
-    // Room for eight descriptors: more than any message of the list carries, so that a peer that sends too
-    // many is seen to do so instead of being cut.
-    let mut space = nix::cmsg_space!([RawFd; 8]);
+    // Room for SCM_MAX_FD (253) descriptors, so that a hostile peer can never have some of them cut: cut
+    // control messages are not listed by nix, and what did fit would leak.
+    let mut space = nix::cmsg_space!([RawFd; 253]);
     let mut slices = [IoSliceMut::new(&mut buffer)];
     let flags = MsgFlags::MSG_CMSG_CLOEXEC | MsgFlags::MSG_DONTWAIT;
     let (length, truncated, fds) = {
         let message = recvmsg::<()>(from.as_raw_fd(), &mut slices, Some(&mut space), flags)?;
         let mut fds = Vec::new();
-        // nix refuses to list control messages that were cut; the kernel has then closed what did not fit,
-        // and what did fit is still ours to close, so the raw list is read in either case.
         let cut = message.flags.intersects(MsgFlags::MSG_TRUNC | MsgFlags::MSG_CTRUNC);
         if let Ok(list) = message.cmsgs() {
             for control in list {
