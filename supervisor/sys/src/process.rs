@@ -3,7 +3,7 @@
 
 use std::ffi::{CStr, CString};
 use std::io::{Error, Result};
-use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use crate::check;
 
@@ -108,9 +108,21 @@ pub fn place(fds: &[BorrowedFd<'_>], first: RawFd) -> Result<()> {
 ///
 /// # Errors
 /// Those of fcntl(2).
-pub fn copy_above(fd: BorrowedFd<'_>, least: RawFd) -> Result<RawFd> {
-    // SAFETY: F_DUPFD_CLOEXEC touches descriptors only.
-    check(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_DUPFD_CLOEXEC, least) }.into()).map(|n| n as RawFd)
+pub fn copy_above(fd: BorrowedFd<'_>, least: RawFd) -> Result<OwnedFd> {
+    // SAFETY: F_DUPFD_CLOEXEC touches descriptors only; its result is a fresh one.
+    unsafe {
+        let copy = check(libc::fcntl(fd.as_raw_fd(), libc::F_DUPFD_CLOEXEC, least).into())?;
+        Ok(OwnedFd::from_raw_fd(copy as RawFd))
+    }
+}
+
+/// Gives a signal its default action again.
+///
+/// # Errors
+/// Those of sigaction(2).
+pub fn default_signal(signal: nix::sys::signal::Signal) -> nix::Result<()> {
+    // SAFETY: no handler of ours is installed that could be interrupted half way.
+    unsafe { nix::sys::signal::signal(signal, nix::sys::signal::SigHandler::SigDfl) }.map(|_| ())
 }
 
 /// Sets both bounds of an rlimit.
@@ -171,7 +183,6 @@ pub fn exit(code: u8) -> ! {
 /// # Errors
 /// Those of socket(2) and ioctl(2).
 pub fn loopback_up() -> Result<()> {
-    use std::os::fd::{FromRawFd, OwnedFd};
     // SAFETY: ifreq is plain bytes; the socket is fresh and owned here; the ioctls get a live ifreq.
     unsafe {
         let socket = check(libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0).into())?;
