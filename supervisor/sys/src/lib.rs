@@ -5,3 +5,5 @@
 
 pub mod channel;
 pub mod memfd;
+pub mod probe;
+pub mod seccomp;
