@@ -5,6 +5,7 @@ use std::ffi::{CString, OsStr};
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::ffi::OsStrExt;
 
+use gaoler_policy::landlock::{AccessClass, place, restrict_cage};
 use gaoler_policy::seccomp::Threads;
 use gaoler_protocol::Limits;
 use gaoler_sys::clone::{Child, Side, clone3};
@@ -15,6 +16,16 @@ use super::ritual::{At, Failure, Wishes};
 use super::word::{Step, Word, say};
 use super::{Blueprint, Command, Common, Ends, Invocation};
 use crate::template::{CLI, PROBE};
+
+/// What was mounted for this run alone, and so has inodes that no rule made at boot can know.
+const PER_RUN: [(&str, AccessClass); 6] = [
+    ("/workspace", AccessClass::Full),
+    ("/home/agent", AccessClass::Full),
+    ("/tmp", AccessClass::Full),
+    ("/dev/shm", AccessClass::Full),
+    ("/run/gaoler", AccessClass::Read),
+    ("/proc", AccessClass::Read),
+];
 
 /// Where a command without a slash is looked for.
 const PATH: [&str; 4] = ["/usr/local/bin", "/usr/bin", "/bin", "/usr/sbin"];
@@ -65,7 +76,7 @@ fn confine(common: &Common, blueprint: &Blueprint, ends: &Ends) -> Result<(), Fa
 
     // The positive control of the self-test: without Landlock the probe file opens.
     std::fs::File::open(PROBE).at(Step::SelfTest)?;
-    common.rules.restrict().at(Step::Landlock)?;
+    landlock(common).at(Step::Landlock)?;
     common.cage_filter.install(Threads::One).at(Step::Seccomp)?;
 
     let wrong = || Failure(Step::SelfTest, 0);
@@ -76,7 +87,7 @@ fn confine(common: &Common, blueprint: &Blueprint, ends: &Ends) -> Result<(), Fa
     for (attempt, errno) in [
         (Attempt::Mount, libc::EPERM),
         (Attempt::UnshareUser, libc::EPERM),
-        (Attempt::SocketAlg, libc::EPERM),
+        (Attempt::SocketAlg, libc::EAFNOSUPPORT),
         (Attempt::IoUring, libc::EPERM),
         (Attempt::Ptrace, libc::EPERM),
     ] {
@@ -85,6 +96,14 @@ fn confine(common: &Common, blueprint: &Blueprint, ends: &Ends) -> Result<(), Fa
         }
     }
     Ok(())
+}
+
+/// Landlock: the template's files read-only, and what was mounted for this run.
+fn landlock(common: &Common) -> std::io::Result<()> {
+    let places = PER_RUN.iter().map(|(path, class)| Ok((place(path.as_ref())?, *class)));
+    let places: Vec<_> = places.collect::<std::io::Result<_>>()?;
+    let per_run: Vec<_> = places.iter().map(|(fd, class)| (fd.as_fd(), *class)).collect();
+    restrict_cage(&common.rules.base(), &per_run).map(|_| ())
 }
 
 /// rlimits: a second bound beside the cgroup, and the only one on files and cores.

@@ -7,7 +7,9 @@ pub mod channel;
 pub mod clone;
 pub mod memfd;
 pub mod mount;
+pub mod probe;
 pub mod process;
+pub mod seccomp;
 
 use std::io::{Error, Result};
 
