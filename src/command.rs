@@ -192,6 +192,8 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let is_exec = arguments.get(1).is_some_and(|word| word == "exec");
     let usage = if is_exec { STATUS_FAILED } else { USAGE };
     match CommandLine::try_parse_from(&arguments) {
+        // Its own way out: it ends when the supervisor does, and confines itself on the way in.
+        Ok(CommandLine { command: Command::Frontend }) => crate::frontend::from_descriptors(),
         Ok(line) => act(line.command).into(),
         Err(error) => {
             // A closed stdout or stderr leaves nobody to tell.
