@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use gaoler_protocol::{Level, Limits};
 use serde::Deserialize;
 
+use crate::Why;
 use crate::landlock::AccessClass;
 
 /// What a level decides.
@@ -37,7 +38,8 @@ pub struct Visible {
     pub path: PathBuf,
     /// What may be done there.
     pub access: VisibleAccess,
-    why: String,
+    #[serde(rename = "why")]
+    _why: Why,
 }
 
 /// What may be done with a place of the host: never writing.
@@ -65,7 +67,8 @@ impl From<VisibleAccess> for AccessClass {
 pub struct Device {
     /// Where, on the host and in the cage.
     pub path: PathBuf,
-    why: String,
+    #[serde(rename = "why")]
+    _why: Why,
 }
 
 /// A constant of the environment.
@@ -76,7 +79,8 @@ pub struct Constant {
     pub name: String,
     /// Its value.
     pub value: String,
-    why: String,
+    #[serde(rename = "why")]
+    _why: Why,
 }
 
 /// How the CLI is called.
@@ -87,7 +91,8 @@ pub struct Cli {
     pub argv: Vec<String>,
     /// The policy tier's settings: one line of JSON, for `--managed-settings` and the cage's /etc.
     pub managed_settings: String,
-    why: String,
+    #[serde(rename = "why")]
+    _why: Why,
 }
 
 /// What egress lets through. Lists name what is allowed, but for those called denied.
@@ -105,12 +110,13 @@ pub struct EgressPolicy {
     /// Connections out of the cage at a time, at most.
     pub connections_max: u64,
     path: Vec<RawPath>,
-    model: Vec<RawPrefix>,
-    beta: Vec<RawPrefix>,
-    tool: Vec<RawPrefix>,
-    denied_field: Vec<RawField>,
-    denied_source: Vec<RawSource>,
-    why: String,
+    model: Vec<RawName>,
+    beta: Vec<RawName>,
+    tool: Vec<RawName>,
+    denied_field: Vec<RawName>,
+    denied_source: Vec<RawName>,
+    #[serde(rename = "why")]
+    _why: Why,
 }
 
 impl EgressPolicy {
@@ -136,17 +142,17 @@ impl EgressPolicy {
 
     /// Whether a field at the top of the body ends the request.
     pub fn denies_field(&self, field: &str) -> bool {
-        self.denied_field.iter().any(|rule| rule.field == field)
+        self.denied_field.iter().any(|rule| rule.name == field)
     }
 
     /// Whether a `source.type` of an image or document block ends the request.
     pub fn denies_source(&self, kind: &str) -> bool {
-        self.denied_source.iter().any(|rule| rule.kind == kind)
+        self.denied_source.iter().any(|rule| rule.name == kind)
     }
 }
 
-fn starts(rules: &[RawPrefix], text: &str) -> bool {
-    rules.iter().any(|rule| text.starts_with(&rule.prefix))
+fn starts(rules: &[RawName], text: &str) -> bool {
+    rules.iter().any(|rule| text.starts_with(&rule.name))
 }
 
 #[derive(Debug, Clone, PartialEq, Deserialize)]
@@ -154,28 +160,17 @@ fn starts(rules: &[RawPrefix], text: &str) -> bool {
 struct RawPath {
     method: String,
     path: String,
-    why: String,
+    #[serde(rename = "why")]
+    _why: Why,
 }
 
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct RawPrefix {
-    prefix: String,
-    why: String,
-}
-
-#[derive(Debug, Clone, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawField {
-    field: String,
-    why: String,
-}
-
-#[derive(Debug, Clone, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawSource {
-    kind: String,
-    why: String,
+struct RawName {
+    #[serde(alias = "prefix", alias = "field", alias = "kind")]
+    name: String,
+    #[serde(rename = "why")]
+    _why: Why,
 }
 
 #[derive(Debug, Clone, PartialEq, Deserialize)]
@@ -188,7 +183,8 @@ struct RawLimits {
     tmp_mib: u32,
     file_mib: u32,
     open_files: u32,
-    why: String,
+    #[serde(rename = "why")]
+    _why: Why,
 }
 
 impl LevelPolicy {
@@ -209,9 +205,6 @@ impl LevelPolicy {
     /// What is wrong with it, as a sentence: unknown key, missing reason, relative path, a limit of zero.
     pub fn parse(text: &str) -> Result<LevelPolicy, String> {
         let policy: LevelPolicy = toml::from_str(text).map_err(|error| error.to_string())?;
-        if let Some(entry) = policy.reasons().into_iter().find(|(_, why)| why.trim().is_empty()) {
-            return Err(format!("level {}: {} has no reason", policy.level, entry.0));
-        }
         let paths = policy.visible.iter().map(|v| &v.path).chain(policy.device.iter().map(|d| &d.path));
         if let Some(path) = paths.into_iter().find(|path| !path.is_absolute()) {
             return Err(format!("level {}: {} is not absolute", policy.level, path.display()));
@@ -246,25 +239,6 @@ impl LevelPolicy {
             open_files: least(wish.open_files, most.open_files),
         }
     }
-
-    /// Every entry with its reason.
-    pub fn reasons(&self) -> Vec<(String, &str)> {
-        let mut out: Vec<(String, &str)> = vec![
-            ("limits".into(), &self.limits.why),
-            ("cli".into(), &self.cli.why),
-            ("egress".into(), &self.egress.why),
-        ];
-        let egress = &self.egress;
-        out.extend(self.visible.iter().map(|rule| (rule.path.display().to_string(), rule.why.as_str())));
-        out.extend(self.device.iter().map(|rule| (rule.path.display().to_string(), rule.why.as_str())));
-        out.extend(self.env.iter().chain(&self.cli_env).map(|rule| (rule.name.clone(), rule.why.as_str())));
-        out.extend(egress.path.iter().map(|rule| (rule.path.clone(), rule.why.as_str())));
-        let prefixes = egress.model.iter().chain(&egress.beta).chain(&egress.tool);
-        out.extend(prefixes.map(|rule| (rule.prefix.clone(), rule.why.as_str())));
-        out.extend(egress.denied_field.iter().map(|rule| (rule.field.clone(), rule.why.as_str())));
-        out.extend(egress.denied_source.iter().map(|rule| (rule.kind.clone(), rule.why.as_str())));
-        out
-    }
 }
 
 #[cfg(test)]
@@ -275,7 +249,6 @@ mod tests {
     fn t01_every_level_is_a_policy_with_reasons() {
         let policy = LevelPolicy::of(Level::Balanced).unwrap();
         assert_eq!(policy.level, Level::Balanced.name());
-        assert!(policy.reasons().len() > 30);
         let missing = Level::ALL.iter().filter(|level| LevelPolicy::of(**level).is_err()).count();
         assert_eq!(missing, Level::ALL.len() - 1);
     }
@@ -335,7 +308,7 @@ mod tests {
             let error = LevelPolicy::parse(&text.replacen(from, to, 1)).unwrap_err();
             assert!(error.contains(part), "{error}");
         };
-        check("why = \"bash, and every tool\"", "why = \" \"", "/dev/null has no reason");
+        check("why = \"bash, and every tool\"", "why = \" \"", "without a reason");
         check("tasks = 256", "tasks = 0", "a limit is zero");
         check("[limits]", "[limits]\nnice = 1", "unknown field");
         check("path = \"/usr\"", "path = \"usr\"", "usr is not absolute");

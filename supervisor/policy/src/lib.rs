@@ -8,3 +8,16 @@ pub mod process;
 pub mod seccomp;
 pub mod settings;
 mod syscalls;
+
+/// Why a rule is there. A rule without a reason cannot be read: style 16, made a type.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Deserialize)]
+#[serde(try_from = "String")]
+struct Why;
+
+impl TryFrom<String> for Why {
+    type Error = &'static str;
+
+    fn try_from(text: String) -> Result<Why, &'static str> {
+        if text.trim().is_empty() { Err("a rule without a reason") } else { Ok(Why) }
+    }
+}

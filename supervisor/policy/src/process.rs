@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use serde::Deserialize;
 
-use crate::syscalls;
+use crate::{Why, syscalls};
 
 /// A process that confines itself with a filter of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,8 +54,6 @@ pub enum PolicyError {
     Toml(String),
     /// A name that libc's table does not know.
     Unknown(String),
-    /// A rule without a reason.
-    NoWhy(String),
     /// A call that two rules speak of.
     Twice(String),
     /// A rule that contradicts itself or says nothing.
@@ -67,7 +65,6 @@ impl std::fmt::Display for PolicyError {
         match self {
             PolicyError::Toml(error) => write!(f, "policy is not readable: {error}"),
             PolicyError::Unknown(name) => write!(f, "policy names {name:?}, which is not in the table"),
-            PolicyError::NoWhy(name) => write!(f, "policy rule of {name:?} has no reason"),
             PolicyError::Twice(name) => write!(f, "policy speaks of {name:?} twice"),
             PolicyError::Shape(name) => write!(f, "policy rule of {name:?} is not well formed"),
         }
@@ -142,10 +139,6 @@ impl ProcessPolicy {
             file.allow.iter().map(|r| (r, true)).chain(file.deny.iter().map(|r| (r, false)))
         {
             let names: Vec<&String> = rule.calls.iter().chain(&rule.call).collect();
-            let first = names.first().map_or(String::new(), |name| name.to_string());
-            if rule.why.trim().is_empty() {
-                return Err(PolicyError::NoWhy(first));
-            }
             let answer = rule.answer(allowed)?;
             for name in names {
                 if seen.contains(&name) {
@@ -185,7 +178,8 @@ struct RawRule {
     none_of: Option<Vec<Value>>,
     any: Option<Vec<Vec<RawTest>>>,
     errno: Option<String>,
-    why: String,
+    #[serde(rename = "why")]
+    _why: Why,
 }
 
 #[derive(Deserialize, Clone)]
@@ -301,7 +295,6 @@ mod tests {
             assert_eq!(ProcessPolicy::parse(&text), Err(expected), "{rules}");
         };
         let name = String::from;
-        check("[[allow]]\ncalls=['read']\nwhy=' '", PolicyError::NoWhy(name("read")));
         check("[[allow]]\ncalls=['raed']\nwhy='x'", PolicyError::Unknown(name("raed")));
         check("[[allow]]\ncalls=['read','read']\nwhy='x'", PolicyError::Twice(name("read")));
         check(
@@ -326,8 +319,13 @@ mod tests {
             "[[allow]]\ncall='socket'\narg=0\nany_of=['AF_ROOT']\nwhy='x'",
             PolicyError::Unknown(name("AF_ROOT")),
         );
-        let text = "default = 'ENOSYS'\n[[allow]]\ncalls=['read']\nwhy='x'\nlog=true";
-        assert!(matches!(ProcessPolicy::parse(text), Err(PolicyError::Toml(_))));
+        for (end, part) in
+            [("why='x'\nlog=true", "unknown field"), ("why=' '", "without a reason"), ("", "missing field")]
+        {
+            let text = format!("default = 'ENOSYS'\n[[allow]]\ncalls=['read']\n{end}");
+            let error = ProcessPolicy::parse(&text).unwrap_err().to_string();
+            assert!(error.contains(part), "{error}");
+        }
     }
 
     #[test]
