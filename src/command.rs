@@ -2,6 +2,7 @@
 //! It must never start anything before every flag has been understood.
 
 use std::ffi::OsString;
+use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -278,7 +279,7 @@ fn diagnose(settings: &Settings, asked: &Doctor) -> Result<u8, String> {
     };
     match asked.json {
         true => say(&format!("{:#}\n", doctor::json(&layers))),
-        false => say(&doctor::render_table(&layers)),
+        false => say(&doctor::render_table(&layers, std::io::stdout().is_terminal())),
     }
     let minimum = Tier::from_name(&settings.isolation.minimum).unwrap_or(Tier::Kernel);
     Ok(if layers.tier >= minimum { 0 } else { FAILED })
