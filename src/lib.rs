@@ -1,6 +1,14 @@
-//! gaoler's library: what the binary runs and what tests reach.
-//! It must never hold privileged code: that lives under supervisor/.
+//! gaoler's command line and, behind a hidden subcommand, its frontend.
+//! Nothing here is ever privileged by itself: whatever needs a privilege is asked of the supervisor.
 
 #![forbid(unsafe_code)]
 
+pub mod command;
+pub mod config;
+pub mod doctor;
+pub mod exec;
 pub mod frontend;
+mod relay;
+pub mod report;
+pub mod serve;
+mod supervisor;
