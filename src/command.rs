@@ -14,7 +14,7 @@ use gaoler_protocol::{Message, Tier};
 use crate::config::{self, Flags};
 use crate::exec::{self, Request, STATUS_FAILED};
 use crate::supervisor::{Heard, Supervisor, hear};
-use crate::{doctor, serve};
+use crate::{doctor, frontend, serve};
 
 /// A failure while running.
 const FAILED: u8 = 1;
@@ -220,7 +220,7 @@ fn act(command: Command) -> u8 {
             Ok(settings) => diagnose(&settings, &asked).unwrap_or_else(|why| failed(FAILED, &why)),
             Err(wrong) => failed(USAGE, &wrong.0),
         },
-        Command::Frontend => failed(FAILED, "the frontend is started by gaoler-supervisor alone"),
+        Command::Frontend => frontend::from_descriptors(),
     }
 }
 

@@ -149,10 +149,7 @@ pub fn run(mode: Mode) -> Result<u8, Fault> {
         .ok()
         .and_then(|path| Some((folder(path.parent()?.to_str()?).ok()?, path.file_name()?.to_owned())));
     let cgroups = Cgroups::open(proc_fd.as_fd())?;
-    let uids =
-        Uids::open(&settings.state.dir.join("uids"), settings.uids.run).doing("open the state's uids")?;
-    let egress_uids =
-        Uids::open(&settings.state.dir.join("uids"), settings.uids.egress).doing("open the state's uids")?;
+    let egress_uids = Uids::open(&uids_file, settings.uids.egress).doing("open the state's uids")?;
     let cli = cli(&settings, mode)?;
     let (mut listener, mut address, mut programs) = (None, String::new(), None);
     if mode == Mode::Serve {
