@@ -27,6 +27,8 @@ pub const ABI_SCOPES: u8 = 6;
 /// What a run may do below a place. Each class is a superset of nothing: a place has exactly one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AccessClass {
+    /// List folders, open nothing.
+    List,
     /// Read files and list folders.
     Read,
     /// That, and execute.
@@ -41,6 +43,7 @@ impl AccessClass {
     fn rights(self, abi: ABI) -> BitFlags<AccessFs> {
         let read = AccessFs::ReadFile | AccessFs::ReadDir;
         let wanted = match self {
+            AccessClass::List => AccessFs::ReadDir.into(),
             AccessClass::Read => read,
             AccessClass::ReadExecute => read | AccessFs::Execute,
             AccessClass::Device => read | AccessFs::WriteFile | AccessFs::Truncate | AccessFs::IoctlDev,

@@ -3,6 +3,7 @@
 
 pub mod confine;
 pub mod landlock;
+pub mod level;
 pub mod process;
 pub mod seccomp;
 pub mod settings;

@@ -21,6 +21,8 @@ pub struct Posture<'a> {
     pub descriptors: usize,
     /// seccomp filters at least.
     pub filters: u32,
+    /// Threads, exactly: each one is looked at.
+    pub threads: u32,
     /// Where mounts may be, exactly, in any order; empty = not looked at.
     pub mounts: &'a [&'static str],
 }
@@ -31,31 +33,28 @@ pub struct Posture<'a> {
 /// The first thing that is not as it must be.
 pub fn attest(proc_fd: BorrowedFd<'_>, pid: i32, posture: &Posture<'_>) -> Result<String, Fault> {
     let wrong = |what: &str, found: &str| Err(Fault::new(format!("attest {what}"), format!("found {found}")));
-    let process = openat(proc_fd, pid.to_string().as_str(), OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())
-        .doing("open a process")?;
-    let status = read_at(process.as_fd(), "status").doing("read a process's status")?;
-    let field = |name: &str| -> &str {
-        status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(":\t")).unwrap_or("?").trim()
-    };
-    let ids = format!("{0}\t{0}\t{0}\t{0}", posture.uid);
-    for (name, wanted) in [
-        ("Uid", ids.as_str()),
-        ("Gid", ids.as_str()),
-        ("Groups", ""),
-        ("CapInh", "0000000000000000"),
-        ("CapPrm", "0000000000000000"),
-        ("CapEff", "0000000000000000"),
-        ("CapBnd", "0000000000000000"),
-        ("CapAmb", "0000000000000000"),
-        ("NoNewPrivs", "1"),
-        ("Seccomp", "2"),
-    ] {
-        if field(name) != wanted {
-            return wrong(name, field(name));
+    let process = openat(
+        proc_fd,
+        pid.to_string().as_str(),
+        OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC,
+        Mode::empty(),
+    )
+    .doing("open a process")?;
+    let mut tasks =
+        nix::dir::Dir::openat(&process, "task", OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())
+            .doing("list a process's threads")?;
+    let mut threads = 0;
+    for task in tasks.iter().filter_map(Result::ok) {
+        let Ok(name) = task.file_name().to_str() else { continue };
+        if !name.starts_with('.') {
+            threads += 1;
+            let status =
+                read_at(process.as_fd(), &format!("task/{name}/status")).doing("read a thread's status")?;
+            thread(&status, posture)?;
         }
     }
-    if field("Seccomp_filters").parse().unwrap_or(0) < posture.filters {
-        return wrong("Seccomp_filters", field("Seccomp_filters"));
+    if threads != posture.threads {
+        return wrong("threads", &threads.to_string());
     }
     for (name, wanted) in posture.namespaces {
         let found = namespace(&process, name)?;
@@ -72,7 +71,8 @@ pub fn attest(proc_fd: BorrowedFd<'_>, pid: i32, posture: &Posture<'_>) -> Resul
     }
     let mut list = nix::dir::Dir::openat(&process, "fd", OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())
         .doing("list a process's descriptors")?;
-    let count = list.iter().filter(|entry| entry.as_ref().is_ok_and(|e| e.file_name().to_bytes()[0] != b'.')).count();
+    let count =
+        list.iter().filter(|entry| entry.as_ref().is_ok_and(|e| e.file_name().to_bytes()[0] != b'.')).count();
     if posture.descriptors != 0 && count != posture.descriptors {
         return wrong("descriptors", &count.to_string());
     }
@@ -80,12 +80,42 @@ pub fn attest(proc_fd: BorrowedFd<'_>, pid: i32, posture: &Posture<'_>) -> Resul
         let mountinfo = read_at(process.as_fd(), "mountinfo").doing("read a process's mounts")?;
         // What the host has mounted below /usr came along read-only and is not counted.
         let points = mountinfo.lines().filter_map(|line| line.split(' ').nth(4));
-        let points = points.filter(|point| !point.starts_with("/usr/") && !point.starts_with("/etc/alternatives/"));
+        let points =
+            points.filter(|point| !point.starts_with("/usr/") && !point.starts_with("/etc/alternatives/"));
         if let Some(strange) = points.clone().find(|point| !posture.mounts.contains(point)) {
             return wrong("mounts", strange);
         }
     }
     read_at(process.as_fd(), "cgroup").doing("read a process's cgroups")
+}
+
+/// What must be so of every thread.
+fn thread(status: &str, posture: &Posture<'_>) -> Result<(), Fault> {
+    let field = |name: &str| -> &str {
+        status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(":\t")).unwrap_or("?").trim()
+    };
+    let wrong = |what: &str| Err(Fault::new(format!("attest {what}"), format!("found {}", field(what))));
+    let ids = format!("{0}\t{0}\t{0}\t{0}", posture.uid);
+    for (name, wanted) in [
+        ("Uid", ids.as_str()),
+        ("Gid", ids.as_str()),
+        ("Groups", ""),
+        ("CapInh", "0000000000000000"),
+        ("CapPrm", "0000000000000000"),
+        ("CapEff", "0000000000000000"),
+        ("CapBnd", "0000000000000000"),
+        ("CapAmb", "0000000000000000"),
+        ("NoNewPrivs", "1"),
+        ("Seccomp", "2"),
+    ] {
+        if field(name) != wanted {
+            return wrong(name);
+        }
+    }
+    match field("Seccomp_filters").parse::<u32>().is_ok_and(|found| found >= posture.filters) {
+        true => Ok(()),
+        false => wrong("Seccomp_filters"),
+    }
 }
 
 fn namespace(process: &OwnedFd, name: &str) -> Result<u64, Fault> {
