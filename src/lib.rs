@@ -10,4 +10,4 @@ pub mod exec;
 mod relay;
 pub mod report;
 pub mod serve;
-mod supervisor;
+pub mod supervisor;
