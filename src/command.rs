@@ -191,7 +191,8 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let is_exec = arguments.get(1).is_some_and(|word| word == "exec");
     let usage = if is_exec { STATUS_FAILED } else { USAGE };
     match CommandLine::try_parse_from(&arguments) {
-        Ok(line) => act(line.command).into(),
+        // Its own way out: it ends when the supervisor does, and confines itself on the way in.
+        Ok(line) => act(line.command),
         Err(error) => {
             // A closed stdout or stderr leaves nobody to tell.
             let _ = error.print();
@@ -200,8 +201,8 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     }
 }
 
-fn act(command: Command) -> u8 {
-    match command {
+fn act(command: Command) -> ExitCode {
+    let status = match command {
         Command::Serve(asked) => match serve_settings(&asked) {
             Ok(settings) => match serve::serve(&settings) {
                 Ok(never) => match never {},
@@ -217,8 +218,9 @@ fn act(command: Command) -> u8 {
             Ok(settings) => diagnose(&settings, &asked).unwrap_or_else(|why| failed(FAILED, &why)),
             Err(wrong) => failed(USAGE, &wrong.0),
         },
-        Command::Frontend => failed(FAILED, "the frontend is started by gaoler-supervisor alone"),
-    }
+        Command::Frontend => return crate::frontend::from_descriptors(),
+    };
+    status.into()
 }
 
 fn failed(status: u8, why: &str) -> u8 {

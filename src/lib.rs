@@ -7,6 +7,7 @@ pub mod command;
 pub mod config;
 pub mod doctor;
 pub mod exec;
+pub mod frontend;
 mod relay;
 pub mod report;
 pub mod serve;
