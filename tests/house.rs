@@ -407,10 +407,8 @@ fn code(text: &str) -> String {
             rest.find('\n').unwrap_or(rest.len())
         } else if rest.starts_with("/*") {
             comment_length(rest)
-        } else if let Some(length) = string_length(rest, at > 0 && is_word(bytes[at - 1])) {
-            length
         } else {
-            0
+            string_length(rest, at > 0 && is_word(bytes[at - 1])).unwrap_or_default()
         };
         if skipped == 0 {
             let next = rest.chars().next().unwrap_or(' ');
