@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 /// Everything that the supervisor needs to know. Defaults are the documented ones; unknown keys are fatal.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Settings {
     /// `[isolation]`
@@ -112,21 +112,5 @@ sections! {
         drain_seconds: u32 = 30,
         /// Seconds of silence of the upstream after which a run is ended.
         silence_seconds: u32 = 120,
-    }
-}
-
-impl Default for Settings {
-    fn default() -> Self {
-        Settings {
-            isolation: Isolation::default(),
-            level: Levels::default(),
-            credentials: Credentials::default(),
-            server: Server::default(),
-            state: State::default(),
-            uids: Uids::default(),
-            upstream: Upstream::default(),
-            cli: Cli::default(),
-            runs: Runs::default(),
-        }
     }
 }

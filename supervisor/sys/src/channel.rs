@@ -20,6 +20,8 @@ pub struct Received {
     pub bytes: Vec<u8>,
     /// The descriptors that came beside it, in order, all close-on-exec.
     pub fds: Vec<OwnedFd>,
+    /// The sender's pid, translated by the kernel; only where [`ask_for_pids`] was called.
+    pub pid: Option<i32>,
     /// The frame was longer than the buffer, or more descriptors came than fit.
     pub truncated: bool,
 }
@@ -31,6 +33,14 @@ pub struct Received {
 pub fn pair() -> Result<(OwnedFd, OwnedFd)> {
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     Ok(socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags)?)
+}
+
+/// From now on everything received here names its sender's pid.
+///
+/// # Errors
+/// Those of setsockopt(2).
+pub fn ask_for_pids(socket: &OwnedFd) -> Result<()> {
+    Ok(nix::sys::socket::setsockopt(socket, nix::sys::socket::sockopt::PassCred, &true)?)
 }
 
 /// Sends one frame with its descriptors. Never blocks and never raises SIGPIPE.
@@ -54,25 +64,29 @@ pub fn receive<const N: usize>(from: BorrowedFd<'_>) -> Result<Received> {
     let mut buffer = [0u8; N];
     // Room for SCM_MAX_FD (253) descriptors, so that a hostile peer can never have some of them cut: cut
     // control messages are not listed by nix, and what did fit would leak.
-    let mut space = nix::cmsg_space!([RawFd; 253]);
+    let mut space = nix::cmsg_space!([RawFd; 253], nix::sys::socket::UnixCredentials);
     let mut slices = [IoSliceMut::new(&mut buffer)];
     let flags = MsgFlags::MSG_CMSG_CLOEXEC | MsgFlags::MSG_DONTWAIT;
-    let (length, truncated, fds) = {
+    let (length, truncated, fds, pid) = {
         let message = recvmsg::<()>(from.as_raw_fd(), &mut slices, Some(&mut space), flags)?;
-        let mut fds = Vec::new();
+        let (mut fds, mut pid) = (Vec::new(), None);
         let cut = message.flags.intersects(MsgFlags::MSG_TRUNC | MsgFlags::MSG_CTRUNC);
         if let Ok(list) = message.cmsgs() {
             for control in list {
-                if let ControlMessageOwned::ScmRights(raw) = control {
+                match control {
                     // SAFETY: the kernel has just installed these descriptors for this process; nothing
                     // else knows their numbers yet.
-                    fds.extend(raw.into_iter().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }));
+                    ControlMessageOwned::ScmRights(raw) => {
+                        fds.extend(raw.into_iter().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }));
+                    }
+                    ControlMessageOwned::ScmCredentials(sender) => pid = Some(sender.pid()),
+                    _ => {}
                 }
             }
         }
-        (message.bytes, cut, fds)
+        (message.bytes, cut, fds, pid)
     };
-    Ok(Received { bytes: buffer[..length].to_vec(), fds, truncated })
+    Ok(Received { bytes: buffer[..length].to_vec(), fds, pid, truncated })
 }
 
 /// The control socket that this process inherited as descriptor 3. `None` the second time, and where

@@ -1,0 +1,116 @@
+//! The look from outside: what a process about to pass its gate really is, read from /proc. The ritual says
+//! what it did; this asks the kernel. Anything that is not exactly as it must be keeps the gate shut.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use nix::fcntl::{OFlag, openat};
+use nix::sys::stat::Mode;
+
+use crate::cgroup::read_at;
+use crate::fault::{Doing, Fault};
+
+/// What must be so.
+pub struct Posture<'a> {
+    /// Host uid and gid, all four of each.
+    pub uid: u32,
+    /// Namespaces and the identity that each must have.
+    pub namespaces: &'a [(&'static str, u64)],
+    /// Namespaces that must differ from the supervisor's.
+    pub apart: &'a [&'static str],
+    /// Open descriptors, exactly: their number.
+    pub descriptors: usize,
+    /// seccomp filters at least.
+    pub filters: u32,
+    /// Threads, exactly: each one is looked at.
+    pub threads: u32,
+    /// Where mounts may be, exactly, in any order; empty = not looked at.
+    pub mounts: &'a [&'static str],
+}
+
+/// Looks at a process.
+///
+/// # Errors
+/// The first thing that is not as it must be.
+pub fn attest(proc_fd: BorrowedFd<'_>, pid: i32, posture: &Posture<'_>) -> Result<String, Fault> {
+    let wrong = |what: &str, found: &str| Err(Fault::new(format!("attest {what}"), format!("found {found}")));
+    let process = openat(proc_fd, pid.to_string().as_str(), OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())
+        .doing("open a process")?;
+    let mut tasks = nix::dir::Dir::openat(&process, "task", OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())
+        .doing("list a process's threads")?;
+    let mut threads = 0;
+    for task in tasks.iter().filter_map(Result::ok) {
+        let Ok(name) = task.file_name().to_str() else { continue };
+        if !name.starts_with('.') {
+            threads += 1;
+            let status = read_at(process.as_fd(), &format!("task/{name}/status")).doing("read a thread's status")?;
+            thread(&status, posture)?;
+        }
+    }
+    if threads != posture.threads {
+        return wrong("threads", &threads.to_string());
+    }
+    for (name, wanted) in posture.namespaces {
+        let found = namespace(&process, name)?;
+        if found != *wanted {
+            return wrong(&format!("namespace {name}"), "another one");
+        }
+    }
+    let own = openat(proc_fd, "self", OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())
+        .doing("open the own process")?;
+    for name in posture.apart {
+        if namespace(&process, name)? == namespace(&own, name)? {
+            return wrong(&format!("namespace {name}"), "the supervisor's own");
+        }
+    }
+    let mut list = nix::dir::Dir::openat(&process, "fd", OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())
+        .doing("list a process's descriptors")?;
+    let count = list.iter().filter(|entry| entry.as_ref().is_ok_and(|e| e.file_name().to_bytes()[0] != b'.')).count();
+    if posture.descriptors != 0 && count != posture.descriptors {
+        return wrong("descriptors", &count.to_string());
+    }
+    if !posture.mounts.is_empty() {
+        let mountinfo = read_at(process.as_fd(), "mountinfo").doing("read a process's mounts")?;
+        // What the host has mounted below /usr came along read-only and is not counted.
+        let points = mountinfo.lines().filter_map(|line| line.split(' ').nth(4));
+        let points = points.filter(|point| !point.starts_with("/usr/") && !point.starts_with("/etc/alternatives/"));
+        if let Some(strange) = points.clone().find(|point| !posture.mounts.contains(point)) {
+            return wrong("mounts", strange);
+        }
+    }
+    read_at(process.as_fd(), "cgroup").doing("read a process's cgroups")
+}
+
+/// What must be so of every thread.
+fn thread(status: &str, posture: &Posture<'_>) -> Result<(), Fault> {
+    let field = |name: &str| -> &str {
+        status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(":\t")).unwrap_or("?").trim()
+    };
+    let wrong = |what: &str| Err(Fault::new(format!("attest {what}"), format!("found {}", field(what))));
+    let ids = format!("{0}\t{0}\t{0}\t{0}", posture.uid);
+    for (name, wanted) in [
+        ("Uid", ids.as_str()),
+        ("Gid", ids.as_str()),
+        ("Groups", ""),
+        ("CapInh", "0000000000000000"),
+        ("CapPrm", "0000000000000000"),
+        ("CapEff", "0000000000000000"),
+        ("CapBnd", "0000000000000000"),
+        ("CapAmb", "0000000000000000"),
+        ("NoNewPrivs", "1"),
+        ("Seccomp", "2"),
+    ] {
+        if field(name) != wanted {
+            return wrong(name);
+        }
+    }
+    match field("Seccomp_filters").parse::<u32>().is_ok_and(|found| found >= posture.filters) {
+        true => Ok(()),
+        false => wrong("Seccomp_filters"),
+    }
+}
+
+fn namespace(process: &OwnedFd, name: &str) -> Result<u64, Fault> {
+    let path = format!("ns/{name}");
+    let stat = nix::sys::stat::fstatat(process, path.as_str(), nix::fcntl::AtFlags::empty());
+    Ok(stat.doing(format!("look at a process's {path}"))?.st_ino)
+}

@@ -1,0 +1,128 @@
+//! A cage: what one is made of, and how it is begun. The ritual itself is in `ritual`, step by step.
+//! A cage must never run a command before the supervisor has looked at it from outside and opened its gate.
+
+pub mod attest;
+mod init;
+mod ritual;
+pub mod word;
+mod worker;
+
+use std::ffi::CString;
+use std::os::fd::{AsFd, OwnedFd};
+
+use gaoler_policy::landlock::CageRules;
+use gaoler_policy::seccomp::Program;
+use gaoler_protocol::Limits;
+use gaoler_sys::channel;
+use gaoler_sys::clone::{Child, Side, clone3};
+
+use crate::cgroup::Leaf;
+use crate::fault::{Doing, Fault};
+
+/// Every namespace but the user namespace, which is entered last so that mounts stay the host's, the network
+/// namespace, which is made ahead, and the cgroup namespace, which comes after the cgroup.
+const NAMESPACES: i32 = libc::CLONE_NEWNS | libc::CLONE_NEWPID | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS;
+
+/// What all cages share, made once at boot.
+pub struct Common {
+    /// The filter of the command and everything below it.
+    pub cage_filter: Program,
+    /// The filter of pid 1.
+    pub init_filter: Program,
+    /// Landlock rules on the template's files.
+    pub rules: CageRules,
+}
+
+/// What this cage is made of. Everything in it is fresh and belongs to one run.
+pub struct Blueprint {
+    /// The uid and gid on the host that 1000 inside stands for.
+    pub uid: u32,
+    /// The user namespace with that map.
+    pub user_namespace: OwnedFd,
+    /// The network namespace.
+    pub network_namespace: OwnedFd,
+    /// The tenant's workspace as a detached, id-mapped mount; without one it dies with the run.
+    pub workspace: Option<OwnedFd>,
+    /// The session's folder as a detached, id-mapped mount.
+    pub session: Option<OwnedFd>,
+    /// The sealed options.
+    pub options: OwnedFd,
+    /// What is to be run.
+    pub command: Command,
+    /// The bounds that the ritual itself sets (files, tmpfs, rlimits).
+    pub limits: Limits,
+}
+
+/// What is to be run behind the gate.
+pub enum Command {
+    /// The CLI.
+    Cli(Invocation),
+    /// The words of the options' Argv section.
+    Exec,
+}
+
+/// The CLI's argv and environment: constants, validated enums and ids.
+pub struct Invocation {
+    /// The session's UUID as text.
+    pub session: String,
+    /// Words between the constants and the session.
+    pub words: Vec<CString>,
+    /// The placeholder, in the shape of a token.
+    pub token: CString,
+    /// A self-test run: a hostile workspace is planted first.
+    pub proof: bool,
+}
+
+/// A cage that has been begun, as the supervisor holds it.
+#[derive(Debug)]
+pub struct Begun {
+    /// pid 1.
+    pub init: Child,
+    /// Words of pid 1. Its end at the supervisor going away ends the cage.
+    pub line: OwnedFd,
+    /// Words of the process before the gate, and the gate itself.
+    pub gate: OwnedFd,
+    /// The write end of the command's stdin.
+    pub stdin: OwnedFd,
+    /// The read end of its stdout.
+    pub stdout: OwnedFd,
+    /// The read end of its stderr.
+    pub stderr: OwnedFd,
+}
+
+/// The child's ends.
+struct Ends {
+    line: OwnedFd,
+    gate: OwnedFd,
+    stdin: OwnedFd,
+    stdout: OwnedFd,
+    stderr: OwnedFd,
+}
+
+/// Begins a cage: forks it and returns at once. The rest is told by its words.
+///
+/// `wipe` runs in the child before anything else and must overwrite what belongs to other runs.
+///
+/// # Errors
+/// Those of pipe(2), socketpair(2) and clone3(2).
+pub fn begin(common: &Common, blueprint: &Blueprint, leaf: &Leaf, wipe: impl FnOnce()) -> Result<Begun, Fault> {
+    let pipe = || nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).doing("make a pipe");
+    let (stdin_read, stdin) = pipe()?;
+    let (stdout, stdout_write) = pipe()?;
+    let (stderr, stderr_write) = pipe()?;
+    let (line, line_child) = channel::pair().doing("make a cage's line")?;
+    let (gate, gate_child) = channel::pair().doing("make a gate")?;
+    channel::ask_for_pids(&gate).doing("ask for the pids of a gate's words")?;
+    let side = clone3(NAMESPACES, leaf.clone_into()).doing("fork a cage")?;
+    match side {
+        Side::Parent(init) => Ok(Begun { init, line, gate, stdin, stdout, stderr }),
+        Side::Child => {
+            wipe();
+            drop((line, gate, stdin, stdout, stderr));
+            let ends =
+                Ends { line: line_child, gate: gate_child, stdin: stdin_read, stdout: stdout_write, stderr: stderr_write };
+            let tasks: Vec<_> = leaf.tasks().iter().map(AsFd::as_fd).collect();
+            ritual::perform(common, blueprint, &tasks, ends)
+        }
+    }
+}

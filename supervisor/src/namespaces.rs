@@ -1,0 +1,65 @@
+//! Namespaces made ahead of the run that will enter them: a user namespace with a one-id map, a network
+//! namespace with nothing but loopback. They must never be entered twice.
+
+use std::fs::File;
+use std::io::Write;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use gaoler_sys::clone::{Side, clone3};
+use nix::fcntl::{OFlag, openat};
+use nix::sched::{CloneFlags, setns, unshare};
+use nix::sys::stat::Mode;
+
+use crate::fault::{Doing, Fault};
+
+/// A user namespace that maps `inside` to the host's `outside`, for uids and gids alike, and nothing else.
+///
+/// # Errors
+/// Those of clone3(2) with CLONE_NEWUSER and of the writes to uid_map and gid_map.
+pub fn user(proc_fd: BorrowedFd<'_>, inside: u32, outside: u32) -> Result<OwnedFd, Fault> {
+    let child = match clone3(libc::CLONE_NEWUSER, None).doing("make a user namespace")? {
+        Side::Child => loop {
+            nix::unistd::pause();
+        },
+        Side::Parent(child) => child,
+    };
+    let map = format!("{inside} {outside} 1");
+    let open = |name: &str, flags| {
+        let path = format!("{}/{name}", child.pid);
+        openat(proc_fd, path.as_str(), flags | OFlag::O_CLOEXEC, Mode::empty())
+    };
+    let write = |name: &str| -> std::io::Result<()> {
+        File::from(open(name, OFlag::O_WRONLY)?).write_all(map.as_bytes())
+    };
+    let namespace = write("uid_map")
+        .doing("write uid_map")
+        .and_then(|()| write("gid_map").doing("write gid_map"))
+        .and_then(|()| open("ns/user", OFlag::O_RDONLY).doing("open a user namespace"));
+    child.kill();
+    child.reap_blocking().doing("reap the maker of a user namespace")?;
+    namespace
+}
+
+/// A network namespace with loopback up. Made by leaving our own for a moment: the supervisor has one thread.
+///
+/// # Errors
+/// Those of unshare(2), of bringing loopback up, and of coming back, after which nothing may go on.
+pub fn network(proc_fd: BorrowedFd<'_>) -> Result<OwnedFd, Fault> {
+    let open = || openat(proc_fd, "self/ns/net", OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty());
+    let home = open().doing("open the own network namespace")?;
+    unshare(CloneFlags::CLONE_NEWNET).doing("make a network namespace")?;
+    let made = gaoler_sys::process::loopback_up()
+        .doing("bring loopback up")
+        .and_then(|()| open().doing("open a network namespace"));
+    // To stay in a cage's network would be worse than to stop.
+    setns(home.as_fd(), CloneFlags::CLONE_NEWNET).doing("return to the own network namespace")?;
+    made
+}
+
+/// The identity of an open namespace, as /proc shows it.
+///
+/// # Errors
+/// Those of fstat(2).
+pub fn identity(namespace: impl AsFd) -> std::io::Result<u64> {
+    Ok(nix::sys::stat::fstat(namespace)?.st_ino)
+}

@@ -1,0 +1,114 @@
+//! Starts the unprivileged processes beside the cages: frontend, egress, embedded upstream.
+//! Each gets its own uid, no capability, no file of the state, and exactly the descriptors named here.
+
+use std::ffi::CString;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use gaoler_sys::channel;
+use gaoler_sys::clone::{Child, Side, clone3};
+use gaoler_sys::process::{self, Strings};
+use nix::mount::{MntFlags, umount2};
+use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
+use nix::unistd::{Gid, Uid, setgroups, setresgid, setresuid};
+
+use crate::fault::{Doing, Fault};
+use crate::template::STATE;
+
+/// The network that a process lives in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Network {
+    /// The host's: it has to reach the upstream.
+    Host,
+    /// None at all.
+    Empty,
+}
+
+/// A process with a control socket.
+#[derive(Debug)]
+pub struct Attended {
+    /// The process.
+    pub child: Child,
+    /// Our end of its control socket.
+    pub control: OwnedFd,
+}
+
+/// Starts a program under this uid. It finds its control socket as descriptor 3 and `more` from 4 on.
+///
+/// # Errors
+/// Those of socketpair(2) and clone3(2). A failure after the fork shows as the end of the control socket.
+pub fn start(
+    program: BorrowedFd<'_>,
+    argv: &[&str],
+    uid: u32,
+    network: Network,
+    more: &[BorrowedFd<'_>],
+    wipe: impl FnOnce(),
+) -> Result<Attended, Fault> {
+    let (control, theirs) = channel::pair().doing("make a control socket")?;
+    let own = libc::CLONE_NEWNS | libc::CLONE_NEWPID | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS;
+    let net = if network == Network::Empty { libc::CLONE_NEWNET } else { 0 };
+    match clone3(own | net, None).doing(format!("fork {}", argv.first().unwrap_or(&"a process")))? {
+        Side::Parent(child) => Ok(Attended { child, control }),
+        Side::Child => {
+            wipe();
+            let fds: Vec<BorrowedFd<'_>> = std::iter::once(theirs.as_fd()).chain(more.iter().copied()).collect();
+            let fault = become_it(program, argv, uid, &fds);
+            crate::log::event("start_failed", &[("program", &argv.first().unwrap_or(&"?")), ("fault", &fault)]);
+            process::exit(125)
+        }
+    }
+}
+
+/// In the child: gives everything up and executes. Returns only with what went wrong.
+fn become_it(program: BorrowedFd<'_>, argv: &[&str], uid: u32, fds: &[BorrowedFd<'_>]) -> Fault {
+    let words = argv.iter().filter_map(|word| CString::new(*word).ok()).collect();
+    let (argv, environment) = (Strings::new(words), Strings::new(Vec::new()));
+    let given_up = || -> Result<OwnedFd, Fault> {
+        umount2(STATE, MntFlags::MNT_DETACH).doing("unmount the state folder")?;
+        let (owner, group) = (Uid::from_raw(uid), Gid::from_raw(uid));
+        setgroups(&[]).doing("drop groups")?;
+        setresgid(group, group, group).doing("change gid")?;
+        setresuid(owner, owner, owner).doing("change uid")?;
+        process::die_with_parent().doing("ask for the parent's death signal")?;
+        process::not_dumpable().doing("become untraceable")?;
+        process::no_new_privs().doing("set no_new_privs")?;
+        process::limit(libc::RLIMIT_CORE, 1).doing("forbid cores")?;
+        default_signals().doing("reset signals")?;
+        // Out of the way of the numbers that they are to have.
+        let high = |fd: &BorrowedFd<'_>| fd.try_clone_to_owned().and_then(|fd| above(&fd));
+        let program = high(&program).doing("copy a descriptor")?;
+        let fds = fds.iter().map(high).collect::<Result<Vec<_>, _>>().doing("copy a descriptor")?;
+        let null = std::fs::File::options().read(true).write(true).open("/dev/null").doing("open /dev/null")?;
+        process::place(&[null.as_fd(), null.as_fd()], 0).doing("place stdin and stdout")?;
+        let borrowed: Vec<BorrowedFd<'_>> = fds.iter().map(AsFd::as_fd).collect();
+        process::place(&borrowed, channel::CONTROL_FD).doing("place descriptors")?;
+        let mut keep: Vec<i32> = (0..channel::CONTROL_FD + fds.len() as i32).collect();
+        keep.push(std::os::fd::AsRawFd::as_raw_fd(&program));
+        process::close_all_but(&keep).doing("close descriptors")?;
+        process::drop_capabilities().doing("drop capabilities")?;
+        // Closed above already: their owners must not close the numbers again.
+        fds.into_iter().for_each(std::mem::forget);
+        std::mem::forget(null);
+        Ok(program)
+    };
+    match given_up() {
+        Ok(program) => Err::<(), _>(process::execute_file(program.as_fd(), &argv, &environment))
+            .doing("execute")
+            .expect_err("execveat returns only on error"),
+        Err(fault) => fault,
+    }
+}
+
+/// A copy above every number that is placed: 3 to 8.
+fn above(fd: &OwnedFd) -> std::io::Result<OwnedFd> {
+    process::copy_above(fd.as_fd(), 64)
+}
+
+/// Rust ignores SIGPIPE and the supervisor blocks what it reads from a signalfd: neither may be inherited.
+///
+/// # Errors
+/// Those of sigaction(2) and sigprocmask(2).
+pub fn default_signals() -> nix::Result<()> {
+    process::default_signal(Signal::SIGPIPE)?;
+    sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None)
+}

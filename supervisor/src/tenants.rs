@@ -1,0 +1,222 @@
+//! Tenants' folders: `<state>/tenants/<id>`, whose owner is the tenant's uid and so the allocation itself.
+//! Nothing below a tenant's folder may be listed, followed, copied or deleted by root.
+
+use std::fs::File;
+use std::os::fd::{AsFd, OwnedFd};
+
+use gaoler_protocol::TenantKey;
+use nix::dir::Dir;
+use nix::errno::Errno;
+use nix::fcntl::{AtFlags, Flock, FlockArg, OFlag, OpenHow, ResolveFlag, openat, openat2};
+use nix::sys::stat::{FileStat, Mode, fstat, fstatat, mkdirat};
+use nix::unistd::{Gid, Uid, fchownat};
+use sha2::{Digest, Sha256};
+
+use crate::fault::{Doing, Fault};
+
+/// The truncated SHA-256 of a tenant key, in hexadecimal: what names the folder, and what logs show.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct TenantId(pub String);
+
+impl TenantId {
+    /// The id of a key. 128 bits: nobody finds a second key for it.
+    pub fn of(key: &TenantKey) -> TenantId {
+        TenantId(Sha256::digest(key.0)[..16].iter().map(|byte| format!("{byte:02x}")).collect())
+    }
+}
+
+/// The folder of all tenants.
+#[derive(Debug)]
+pub struct Tenants {
+    folder: OwnedFd,
+    range: [u32; 2],
+}
+
+/// One tenant's folder, open.
+#[derive(Debug)]
+pub struct Tenant {
+    folder: OwnedFd,
+    /// The owner of everything in it.
+    pub uid: u32,
+}
+
+/// Why a tenant has no folder.
+#[derive(Debug)]
+pub enum Closed {
+    /// The range of uids is used up.
+    Full,
+    /// The kernel, or what lies there, said no.
+    Fault(Fault),
+}
+
+impl From<Fault> for Closed {
+    fn from(fault: Fault) -> Closed {
+        Closed::Fault(fault)
+    }
+}
+
+impl Tenants {
+    /// The tenants below this state folder, with uids out of `[first, count]`.
+    ///
+    /// # Errors
+    /// A folder that cannot be made or opened, or that others may enter.
+    pub fn open(state: &OwnedFd, range: [u32; 2]) -> Result<Tenants, Fault> {
+        let folder = private(state, "tenants", 0)?;
+        Ok(Tenants { folder, range })
+    }
+
+    /// The folder of a tenant who has one.
+    ///
+    /// # Errors
+    /// A folder that is not what this module makes.
+    pub fn find(&self, id: &TenantId) -> Result<Option<Tenant>, Fault> {
+        let folder = match beneath(&self.folder, &id.0) {
+            Err(Errno::ENOENT) => return Ok(None),
+            other => other.doing("open a tenant's folder")?,
+        };
+        let stat = fstat(&folder).doing("look at a tenant's folder")?;
+        let [first, count] = self.range;
+        let owned = (first..first.saturating_add(count)).contains(&stat.st_uid);
+        if !owned || stat.st_mode & 0o077 != 0 {
+            return Err(Fault::new("open a tenant's folder", "its owner or mode is not what gaoler gave it"));
+        }
+        Ok(Some(Tenant { folder, uid: stat.st_uid }))
+    }
+
+    /// The folder of a tenant, made if there is none. Under a lock, so that two supervisors never give one
+    /// uid to two tenants.
+    ///
+    /// # Errors
+    /// No uid left, or the kernel's refusal.
+    pub fn admit(&self, id: &TenantId) -> Result<Tenant, Closed> {
+        let lock = openat(&self.folder, ".", OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty());
+        let lock = File::from(lock.doing("open the tenants' folder")?);
+        let _held =
+            Flock::lock(lock, FlockArg::LockExclusive).map_err(|(_, errno)| errno).doing("lock the tenants' folder")?;
+        if let Some(tenant) = self.find(id)? {
+            return Ok(tenant);
+        }
+        let uid = self.free_uid()?.ok_or(Closed::Full)?;
+        // Made under another name and moved in place when it is whole: a crash leaves no half tenant.
+        let draft = format!(".{}", id.0);
+        let folder = private(&self.folder, &draft, uid)?;
+        let workspaces = private(&folder, "workspaces", uid)?;
+        private(&workspaces, "default", uid)?;
+        private(&folder, "sessions", uid)?;
+        nix::fcntl::renameat(&self.folder, draft.as_str(), &self.folder, id.0.as_str())
+            .doing("move a tenant's folder in place")?;
+        Ok(Tenant { folder, uid })
+    }
+
+    /// The lowest uid of the range that owns no folder.
+    fn free_uid(&self) -> Result<Option<u32>, Fault> {
+        let [first, count] = self.range;
+        let mut taken = vec![false; count as usize];
+        let mut list = Dir::openat(&self.folder, ".", OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())
+            .doing("list the tenants' folder")?;
+        for entry in list.iter() {
+            let entry = entry.doing("list the tenants' folder")?;
+            let stat: FileStat = fstatat(&self.folder, entry.file_name(), AtFlags::AT_SYMLINK_NOFOLLOW)
+                .doing("look at a tenant's folder")?;
+            if let Some(slot) = stat.st_uid.checked_sub(first).and_then(|n| taken.get_mut(n as usize)) {
+                *slot = true;
+            }
+        }
+        Ok(taken.iter().position(|taken| !taken).map(|n| first + n as u32))
+    }
+}
+
+impl Tenant {
+    /// The default workspace.
+    ///
+    /// # Errors
+    /// ELOOP or ENOENT where the tenant's tree is not what this module made.
+    pub fn workspace(&self) -> Result<OwnedFd, Fault> {
+        beneath(&self.folder, "workspaces/default").doing("open a workspace")
+    }
+
+    /// The folder of a session, made if there is none, and locked for this run.
+    ///
+    /// # Errors
+    /// `EWOULDBLOCK` where another run holds the session.
+    pub fn session(&self, session: &str) -> Result<Flock<File>, Fault> {
+        let sessions = beneath(&self.folder, "sessions").doing("open the sessions")?;
+        let folder = match beneath(&sessions, session) {
+            Err(Errno::ENOENT) => private(&sessions, session, self.uid)?,
+            other => other.doing("open a session")?,
+        };
+        Flock::lock(File::from(folder), FlockArg::LockExclusiveNonblock)
+            .map_err(|(_, errno)| errno)
+            .doing("lock a session")
+    }
+}
+
+/// Opens a folder below another; no link of any kind is followed, no mount crossed upwards.
+fn beneath(folder: &OwnedFd, path: &str) -> nix::Result<OwnedFd> {
+    let resolve = ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_SYMLINKS | ResolveFlag::RESOLVE_NO_MAGICLINKS;
+    let how = OpenHow::new()
+        .flags(OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW)
+        .resolve(resolve);
+    openat2(folder, path, how)
+}
+
+/// A folder of mode 0700 with this owner, made if it is missing.
+fn private(parent: &OwnedFd, name: &str, uid: u32) -> Result<OwnedFd, Fault> {
+    match mkdirat(parent.as_fd(), name, Mode::S_IRWXU) {
+        Ok(()) | Err(Errno::EEXIST) => {}
+        Err(errno) => return Err(errno).doing(format!("make a folder for {name}")),
+    }
+    let folder = beneath(parent, name).doing("open a folder that was just made")?;
+    fchownat(&folder, "", Some(Uid::from_raw(uid)), Some(Gid::from_raw(uid)), AtFlags::AT_EMPTY_PATH)
+        .doing("give a folder to its tenant")?;
+    Ok(folder)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn state(range: [u32; 2]) -> (tempfile::TempDir, Tenants) {
+        let dir = tempfile::tempdir().unwrap();
+        let fd = OwnedFd::from(File::open(dir.path()).unwrap());
+        let tenants = Tenants::open(&fd, range).unwrap();
+        (dir, tenants)
+    }
+
+    fn id(n: u8) -> TenantId {
+        TenantId::of(&TenantKey([n; 32]))
+    }
+
+    #[test]
+    fn a_full_range_refuses_new_tenants_only() {
+        let (_dir, tenants) = state([2_000_000, 2]);
+        let first = tenants.admit(&id(1)).unwrap();
+        let second = tenants.admit(&id(2)).unwrap();
+        assert_eq!((first.uid, second.uid), (2_000_000, 2_000_001));
+        assert!(matches!(tenants.admit(&id(3)), Err(Closed::Full)));
+        assert_eq!(tenants.admit(&id(1)).unwrap().uid, 2_000_000);
+        assert!(tenants.find(&id(3)).unwrap().is_none());
+    }
+
+    #[test]
+    fn a_workspace_swapped_for_a_link_is_refused() {
+        let (dir, tenants) = state([2_000_000, 2]);
+        let tenant = tenants.admit(&id(1)).unwrap();
+        assert!(tenant.workspace().is_ok());
+        let workspace = dir.path().join("tenants").join(id(1).0).join("workspaces/default");
+        std::fs::remove_dir(&workspace).unwrap();
+        std::os::unix::fs::symlink("/etc", &workspace).unwrap();
+        assert_eq!(tenant.workspace().unwrap_err().errno(), libc::ELOOP as u16);
+    }
+
+    #[test]
+    fn a_session_is_held_by_one_run_at_a_time() {
+        let (_dir, tenants) = state([2_000_000, 2]);
+        let tenant = tenants.admit(&id(1)).unwrap();
+        let held = tenant.session("11111111-1111-4111-8111-111111111111").unwrap();
+        let again = tenant.session("11111111-1111-4111-8111-111111111111");
+        assert_eq!(again.unwrap_err().errno(), libc::EWOULDBLOCK as u16);
+        drop(held);
+        assert!(tenant.session("11111111-1111-4111-8111-111111111111").is_ok());
+    }
+}
