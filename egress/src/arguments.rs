@@ -14,7 +14,7 @@ pub struct Arguments {
     pub upstream: Upstream,
     /// How long the upstream may stay silent.
     pub silence: Duration,
-    /// Requests of a run at most, where the run names no number of its own.
+    /// Requests of a run at most; the run or its level may name fewer.
     pub requests_max: u32,
     /// Certificates in PEM form that take the place of the built-in roots.
     pub ca_file: Option<PathBuf>,
@@ -32,11 +32,10 @@ pub struct Upstream {
 }
 
 /// Shown for a command line that cannot be read.
-pub const USAGE: &str = "usage: gaoler-egress --upstream URL [--silence-seconds N] [--requests-max N] [--ca-file FILE]
+pub const USAGE: &str =
+    "usage: gaoler-egress --upstream URL [--silence-seconds N] [--requests-max N] [--ca-file FILE]
 Started by the supervisor, with a control socket at descriptor 3.";
 
-/// Requests of a run where nobody names a number: far above a long agent's few hundred.
-const REQUESTS_MAX: u32 = 4096;
 /// The longest silence that the operator may allow; the CLI itself gives up before.
 const SILENCE_SECONDS_MAX: u64 = 3600;
 
@@ -48,7 +47,7 @@ impl Arguments {
     pub fn parse(words: impl Iterator<Item = String>) -> Result<Arguments, String> {
         let mut words = words;
         let (mut upstream, mut ca_file) = (None, None);
-        let (mut silence, mut requests_max) = (Duration::from_secs(120), REQUESTS_MAX);
+        let (mut silence, mut requests_max) = (Duration::from_secs(120), u32::MAX);
         while let Some(flag) = words.next() {
             let value = words.next().ok_or_else(|| format!("{flag} needs a value"))?;
             let bad = || format!("{flag} is not a number within its bounds");
@@ -133,8 +132,13 @@ mod tests {
         let parse = |line: &str| Arguments::parse(line.split(' ').map(str::to_owned));
         assert!(parse("--upstream https://a").is_ok());
         assert!(parse("--upstream https://a --silence-seconds 5 --requests-max 2").is_ok());
-        for bad in ["--upstream", "--silence-seconds 5", "--upstream https://a --silence-seconds 0",
-            "--upstream https://a --requests-max x", "--upstream https://a --other 1"] {
+        for bad in [
+            "--upstream",
+            "--silence-seconds 5",
+            "--upstream https://a --silence-seconds 0",
+            "--upstream https://a --requests-max x",
+            "--upstream https://a --other 1",
+        ] {
             assert!(parse(bad).is_err(), "{bad}");
         }
     }

@@ -4,15 +4,13 @@
 use std::collections::HashSet;
 use std::fmt;
 
-use gaoler_protocol::Level;
+use gaoler_policy::level::EgressPolicy;
 use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor};
-
-use crate::rules;
 
 /// Keys of one object at most; the largest tool schemas have a few hundred.
 const KEYS_MAX: usize = 4096;
-/// A `type` longer than this is not of the API.
-const KIND_BYTES_MAX: usize = 64;
+/// A `type` or a model's name that is longer than this is not of the API.
+const WORD_BYTES_MAX: usize = 128;
 
 /// Why a body is not forwarded.
 #[derive(Debug, PartialEq, Eq)]
@@ -21,21 +19,23 @@ pub enum Fault {
     Shape,
     /// It asks for something that the level does not let out.
     Policy,
+    /// It names a model that the level does not know.
+    Model,
 }
 
 /// Inspects a body.
 ///
 /// # Errors
 /// Why it may not go on.
-pub fn inspect(bytes: &[u8], level: Level) -> Result<(), Fault> {
-    let mut refused = false;
+pub fn inspect(bytes: &[u8], policy: &EgressPolicy) -> Result<(), Fault> {
+    let mut fault = None;
     let mut json = serde_json::Deserializer::from_slice(bytes);
-    let node = Node { place: Place::Top, level, refused: &mut refused };
-    let read = node.deserialize(&mut json).and_then(|_| json.end());
-    match (read, refused) {
+    let node = Node { place: Place::Top, policy, fault: &mut fault };
+    let read = node.deserialize(&mut json).and_then(|()| json.end());
+    match (read, fault) {
         (Err(_), _) => Err(Fault::Shape),
-        (Ok(()), true) => Err(Fault::Policy),
-        (Ok(()), false) => Ok(()),
+        (Ok(()), Some(fault)) => Err(fault),
+        (Ok(()), None) => Ok(()),
     }
 }
 
@@ -54,16 +54,14 @@ enum Place {
     Block,
     /// `source`.
     Source,
-    /// A `type` that a rule speaks of.
-    Kind(Kinds),
+    /// `model`.
+    Model,
+    /// The `type` of a tool.
+    ToolType,
+    /// The `type` of a source.
+    SourceType,
     /// Nothing of these.
     Other,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kinds {
-    Tool,
-    Source,
 }
 
 impl Place {
@@ -71,14 +69,15 @@ impl Place {
     fn field(self, key: &str) -> Place {
         match (self, key) {
             (Place::Top, "tools") => Place::Tools,
+            (Place::Top, "model") => Place::Model,
             (Place::Top, "messages" | "system") => Place::Blocks,
-            (Place::Tool, "type") => Place::Kind(Kinds::Tool),
+            (Place::Tool, "type") => Place::ToolType,
             (Place::Block, "content") => Place::Blocks,
             (Place::Block, "source") => Place::Source,
             // Tools may also be changed in mid-conversation, by blocks.
             (Place::Block, "tools") => Place::Tools,
             (Place::Block, "tool") => Place::Tool,
-            (Place::Source, "type") => Place::Kind(Kinds::Source),
+            (Place::Source, "type") => Place::SourceType,
             (Place::Source, "content") => Place::Blocks,
             _ => Place::Other,
         }
@@ -97,8 +96,9 @@ impl Place {
 /// One value on the way down. serde_json bounds the depth at 128.
 struct Node<'a> {
     place: Place,
-    level: Level,
-    refused: &'a mut bool,
+    policy: &'a EgressPolicy,
+    /// The first thing that may not go on.
+    fault: &'a mut Option<Fault>,
 }
 
 impl<'de> DeserializeSeed<'de> for Node<'_> {
@@ -116,35 +116,42 @@ impl<'de> Visitor<'de> for Node<'_> {
         f.write_str("a body of the Messages API")
     }
 
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+    fn visit_map<A: MapAccess<'de>>(mut self, mut map: A) -> Result<(), A::Error> {
+        self.word_only();
         let mut keys = HashSet::new();
         while let Some(key) = map.next_key::<String>()? {
             let place = self.place.field(&key);
-            *self.refused |= self.place == Place::Top && !rules::field_passes(self.level, &key);
+            if self.place == Place::Top && self.policy.denies_field(&key) {
+                self.fault.get_or_insert(Fault::Policy);
+            }
             if keys.len() >= KEYS_MAX || !keys.insert(key) {
                 return Err(A::Error::custom("a key twice, or too many keys"));
             }
-            map.next_value_seed(Node { place, level: self.level, refused: &mut *self.refused })?;
+            map.next_value_seed(Node { place, policy: self.policy, fault: &mut *self.fault })?;
         }
         Ok(())
     }
 
-    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<(), A::Error> {
+    fn visit_seq<A: SeqAccess<'de>>(mut self, mut list: A) -> Result<(), A::Error> {
+        self.word_only();
         self.object_only()?;
         let place = self.place.element();
-        while list.next_element_seed(Node { place, level: self.level, refused: &mut *self.refused })?.is_some() {}
+        while list.next_element_seed(Node { place, policy: self.policy, fault: &mut *self.fault })?.is_some()
+        {
+        }
         Ok(())
     }
 
     fn visit_str<E: Error>(self, text: &str) -> Result<(), E> {
         self.object_only()?;
-        let passes = match self.place {
-            Place::Kind(_) if text.len() > KIND_BYTES_MAX => false,
-            Place::Kind(Kinds::Tool) => rules::tool_passes(self.level, text),
-            Place::Kind(Kinds::Source) => rules::source_passes(self.level, text),
-            _ => true,
+        let fits = text.len() <= WORD_BYTES_MAX;
+        let fault = match self.place {
+            Place::Model if !fits || !self.policy.allows_model(text) => Fault::Model,
+            Place::ToolType if !fits || !self.policy.allows_tool(Some(text)) => Fault::Policy,
+            Place::SourceType if !fits || self.policy.denies_source(text) => Fault::Policy,
+            _ => return Ok(()),
         };
-        *self.refused |= !passes;
+        self.fault.get_or_insert(fault);
         Ok(())
     }
 
@@ -178,9 +185,15 @@ impl Node<'_> {
         }
     }
 
-    /// A `type` that is no string is of no API that a rule knows.
-    fn scalar<E: Error>(self) -> Result<(), E> {
-        *self.refused |= matches!(self.place, Place::Kind(_));
+    /// Where a rule speaks of a word, something else in its place is of no API that the rule knows.
+    fn word_only(&mut self) {
+        if matches!(self.place, Place::Model | Place::ToolType | Place::SourceType) {
+            self.fault.get_or_insert(Fault::Policy);
+        }
+    }
+
+    fn scalar<E: Error>(mut self) -> Result<(), E> {
+        self.word_only();
         self.object_only()
     }
 }
@@ -188,20 +201,39 @@ impl Node<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use gaoler_policy::level::LevelPolicy;
+    use gaoler_protocol::Level;
+
+    fn inspected(body: &[u8]) -> Result<(), Fault> {
+        inspect(body, &LevelPolicy::of(Level::Balanced).expect("a policy").egress)
+    }
 
     fn check(body: &str, expected: Result<(), Fault>) {
-        assert_eq!(inspect(body.as_bytes(), Level::Balanced), expected, "{body}");
+        assert_eq!(inspected(body.as_bytes()), expected, "{body}");
     }
 
     #[test]
     fn only_one_object_without_double_keys_passes() {
         check("{}", Ok(()));
         check(r#"{"a":{"b":1},"c":[{"b":1},{"b":-1.5e3},null,true]}"#, Ok(()));
-        for bad in ["", "[]", "1", "\"a\"", "null", "{} {}", "{\"a\":1,}", "{'a':1}", "{\"a\":NaN}",
-            r#"{"a":1,"a":1}"#, r#"{"a":1,"\u0061":1}"#, r#"{"a":{"b":[{"c":1,"c":2}]}}"#, r#"{"a":"\ud800"}"#] {
+        for bad in [
+            "",
+            "[]",
+            "1",
+            "\"a\"",
+            "null",
+            "{} {}",
+            "{\"a\":1,}",
+            "{'a':1}",
+            "{\"a\":NaN}",
+            r#"{"a":1,"a":1}"#,
+            r#"{"a":1,"\u0061":1}"#,
+            r#"{"a":{"b":[{"c":1,"c":2}]}}"#,
+            r#"{"a":"\ud800"}"#,
+        ] {
             check(bad, Err(Fault::Shape));
         }
-        assert_eq!(inspect(b"{\"a\":\"\xff\"}", Level::Balanced), Err(Fault::Shape));
+        assert_eq!(inspected(b"{\"a\":\"\xff\"}"), Err(Fault::Shape));
         check(&format!("{{\"a\":{}{}}}", "[".repeat(500), "]".repeat(500)), Err(Fault::Shape));
         let many: Vec<_> = (0..5000).map(|n| format!("\"{n}\":0")).collect();
         check(&format!("{{{}}}", many.join(",")), Err(Fault::Shape));
@@ -212,7 +244,8 @@ mod tests {
         let tool = |kind: &str| format!(r#"{{"tools":[{{"name":"a"}},{{"type":{kind},"name":"b"}}]}}"#);
         check(&tool("\"custom\""), Ok(()));
         check(&tool("null"), Ok(()));
-        for kind in ["\"web_search_20250305\"", "\"web_fetch_20250910\"", "\"code_execution_20250522\"", "7"] {
+        for kind in ["\"web_search_20250305\"", "\"web_fetch_20250910\"", "\"code_execution_20250522\"", "7"]
+        {
             check(&tool(kind), Err(Fault::Policy));
         }
         check(r#"{"mcp_servers":[]}"#, Err(Fault::Policy));
@@ -222,12 +255,18 @@ mod tests {
         check(&block(&image("base64")), Ok(()));
         check(&block(&image("url")), Err(Fault::Policy));
         check(&block(&image("file")), Err(Fault::Policy));
-        check(&block(&format!(r#"{{"type":"tool_result","content":[{}]}}"#, image("url"))), Err(Fault::Policy));
-        let nested = format!(r#"{{"type":"document","source":{{"type":"content","content":[{}]}}}}"#, image("url"));
+        check(
+            &block(&format!(r#"{{"type":"tool_result","content":[{}]}}"#, image("url"))),
+            Err(Fault::Policy),
+        );
+        let nested =
+            format!(r#"{{"type":"document","source":{{"type":"content","content":[{}]}}}}"#, image("url"));
         check(&block(&nested), Err(Fault::Policy));
         // What a tool is called with is data, whatever it looks like.
         let input = r#"{"type":"tool_use","input":{"source":{"type":"url"},"mcp_servers":[]}}"#;
         check(&block(input), Ok(()));
-        assert_eq!(inspect(tool("\"web_search_20250305\"").as_bytes(), Level::Developer), Ok(()));
+        check(r#"{"model":"claude-sonnet-5"}"#, Ok(()));
+        check(r#"{"model":"other"}"#, Err(Fault::Model));
+        check(r#"{"model":["claude-sonnet-5"]}"#, Err(Fault::Policy));
     }
 }

@@ -50,7 +50,9 @@ impl Usage {
 
     fn take(&mut self, json: &[u8]) {
         let Ok(counted) = serde_json::from_slice::<Counted>(json) else { return };
-        let Some(counts) = counted.usage.or(counted.message.and_then(|started| started.usage)) else { return };
+        let Some(counts) = counted.usage.or(counted.message.and_then(|started| started.usage)) else {
+            return;
+        };
         self.input = counts.input_tokens.unwrap_or(self.input);
         self.output = counts.output_tokens.unwrap_or(self.output);
         self.cache_write = counts.cache_creation_input_tokens.unwrap_or(self.cache_write);
