@@ -8,7 +8,7 @@ use std::process::{Command, Output};
 use gaoler_protocol::LayerName;
 
 #[test]
-fn t01_every_layer_is_tried_once_and_leaves_nothing_behind() {
+fn every_layer_is_tried_once_and_leaves_nothing_behind() {
     assert!(nix::unistd::geteuid().is_root(), "this suite needs root");
     let state = tempfile::tempdir().expect("a folder");
     let before = groups();
@@ -37,7 +37,7 @@ fn t01_every_layer_is_tried_once_and_leaves_nothing_behind() {
 }
 
 #[test]
-fn t02_an_ordinary_user_is_told_what_to_do() {
+fn an_ordinary_user_is_told_what_to_do() {
     assert!(nix::unistd::geteuid().is_root(), "this suite needs root");
     let state = tempfile::tempdir().expect("a folder");
     let output = doctor(&state.path().join("state"), Some(65_534));
