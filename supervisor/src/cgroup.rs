@@ -1,14 +1,13 @@
 //! Control groups, version 2 where its controllers are there and version 1 elsewhere: one leaf a run.
 //! A limit must never be believed: each is written, read back and compared, or the leaf is refused.
 
-use std::ffi::CString;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use gaoler_protocol::Limits;
 use nix::errno::Errno;
-use nix::fcntl::{AtFlags, Flock, FlockArg, OFlag, openat};
+use nix::fcntl::{Flock, FlockArg, OFlag, openat};
 use nix::sys::stat::{Mode, mkdirat};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
@@ -74,8 +73,9 @@ impl Cgroups {
         let mounts = read_at(proc_fd, "self/mountinfo").doing("read /proc/self/mountinfo")?;
         let own = read_at(proc_fd, "self/cgroup").doing("read /proc/self/cgroup")?;
         let name = format!("{PREFIX}{}", std::process::id());
-        let (version, paths) = hierarchies(&mounts, &own)
-            .ok_or_else(|| Fault::new("find a cgroup hierarchy", "none has the memory, pids and cpu controllers"))?;
+        let (version, paths) = hierarchies(&mounts, &own).ok_or_else(|| {
+            Fault::new("find a cgroup hierarchy", "none has the memory, pids and cpu controllers")
+        })?;
         let mut cgroups = Cgroups { version, folders: Vec::new(), parents: Vec::new(), name, next: 0 };
         for path in paths {
             let parent = folder(nix::fcntl::AT_FDCWD, &path).doing(format!("open {path}"))?;
@@ -116,8 +116,7 @@ impl Cgroups {
     pub fn leaf(&mut self, limits: Limits) -> Result<Leaf, Fault> {
         let name = format!("r{}", self.next);
         self.next += 1;
-        let mut leaf =
-            Leaf { version: self.version, name, folders: Vec::new(), tasks: Vec::new(), limits };
+        let mut leaf = Leaf { version: self.version, name, folders: Vec::new(), tasks: Vec::new(), limits };
         for parent in &self.folders {
             let made = make(parent.as_fd(), &leaf.name).and_then(|()| folder(parent.as_fd(), &leaf.name));
             match made {
@@ -137,8 +136,11 @@ impl Cgroups {
 
     /// Removes a leaf. `false` while something still lives in it.
     pub fn remove(&self, leaf: &Leaf) -> bool {
-        let gone = |parent: &Flock<File>| match unlinkat(parent.as_fd(), leaf.name.as_str(), UnlinkatFlags::RemoveDir)
-        {
+        let gone = |parent: &Flock<File>| match unlinkat(
+            parent.as_fd(),
+            leaf.name.as_str(),
+            UnlinkatFlags::RemoveDir,
+        ) {
             Ok(()) | Err(Errno::ENOENT) => true,
             Err(_) => false,
         };
@@ -156,9 +158,9 @@ impl Cgroups {
     fn sweep(&self) {
         let Some(first) = self.parents.first() else { return };
         for name in names(first.as_fd()) {
-            let dead = folder(first, &name).map(File::from).is_ok_and(|group| {
-                Flock::lock(group, FlockArg::LockExclusiveNonblock).is_ok()
-            });
+            let dead = folder(first, &name)
+                .map(File::from)
+                .is_ok_and(|group| Flock::lock(group, FlockArg::LockExclusiveNonblock).is_ok());
             if dead {
                 crate::log::event("swept_cgroup", &[("group", &name)]);
                 self.parents.iter().for_each(|parent| clear(parent.as_fd(), &name));
@@ -273,11 +275,13 @@ impl Leaf {
     /// What it saw so far.
     pub fn peaks(&self) -> Peaks {
         let number = |group: usize, file: &str| -> u64 {
-            let text = self.folders.get(group).and_then(|fd| read_at(fd.as_fd(), file).ok()).unwrap_or_default();
+            let text =
+                self.folders.get(group).and_then(|fd| read_at(fd.as_fd(), file).ok()).unwrap_or_default();
             text.trim().parse().unwrap_or(0)
         };
         let field = |group: usize, file: &str, key: &str| -> u32 {
-            let text = self.folders.get(group).and_then(|fd| read_at(fd.as_fd(), file).ok()).unwrap_or_default();
+            let text =
+                self.folders.get(group).and_then(|fd| read_at(fd.as_fd(), file).ok()).unwrap_or_default();
             let found = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(' ')?.parse().ok());
             found.unwrap_or(0)
         };
@@ -307,7 +311,8 @@ fn hierarchies(mounts: &str, own: &str) -> Option<(Version, Vec<String>)> {
             names.split(',').any(|name| name == controller).then(|| parts.next()).flatten()
         })
     };
-    let join = |mount: &str, path: &str| format!("{}/{}", mount.trim_end_matches('/'), path.trim_start_matches('/'));
+    let join =
+        |mount: &str, path: &str| format!("{}/{}", mount.trim_end_matches('/'), path.trim_start_matches('/'));
     let mounted = |kind: &str, option: &str| -> Option<String> {
         mounts.lines().find_map(|line| {
             let (left, right) = line.split_once(" - ")?;
@@ -328,8 +333,10 @@ fn hierarchies(mounts: &str, own: &str) -> Option<(Version, Vec<String>)> {
             return Some((Version::Two, vec![folder]));
         }
     }
-    let folders: Option<Vec<String>> =
-        V1.iter().map(|controller| Some(join(&mounted("cgroup", controller)?, path_of(controller)?))).collect();
+    let folders: Option<Vec<String>> = V1
+        .iter()
+        .map(|controller| Some(join(&mounted("cgroup", controller)?, path_of(controller)?)))
+        .collect();
     Some((Version::One, folders?))
 }
 
@@ -342,13 +349,15 @@ fn delegate(parent: &OwnedFd, name: &str) -> Result<(), Fault> {
     let own = format!("{name}.supervisor");
     make(parent.as_fd(), &own).doing("make the supervisor's own cgroup")?;
     let folder = folder(parent, &own).doing("open the supervisor's own cgroup")?;
-    write_at(folder.as_fd(), "cgroup.procs", &std::process::id().to_string()).doing("move into an own cgroup")?;
+    write_at(folder.as_fd(), "cgroup.procs", &std::process::id().to_string())
+        .doing("move into an own cgroup")?;
     write_at(parent.as_fd(), "cgroup.subtree_control", "+memory +pids +cpu").doing("hand down controllers")
 }
 
 /// Groups of ours directly in this folder.
 fn names(parent: BorrowedFd<'_>) -> Vec<String> {
-    let Ok(mut list) = nix::dir::Dir::openat(parent, ".", OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty()) else {
+    let Ok(mut list) = nix::dir::Dir::openat(parent, ".", OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())
+    else {
         return Vec::new();
     };
     let entries = list.iter().filter_map(|entry| entry.ok()?.file_name().to_str().ok().map(str::to_owned));
@@ -358,12 +367,14 @@ fn names(parent: BorrowedFd<'_>) -> Vec<String> {
 /// Kills and removes a group of a dead instance and its leaves. What cannot be removed now is found again.
 fn clear(parent: BorrowedFd<'_>, name: &str) {
     let Ok(group) = folder(parent, name) else { return };
-    let leaves: Vec<String> = nix::dir::Dir::openat(&group, ".", OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())
-        .map(|mut list| {
-            let entries = list.iter().filter_map(|entry| entry.ok()?.file_name().to_str().ok().map(str::to_owned));
-            entries.filter(|leaf| leaf.starts_with('r')).collect()
-        })
-        .unwrap_or_default();
+    let leaves: Vec<String> =
+        nix::dir::Dir::openat(&group, ".", OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())
+            .map(|mut list| {
+                let entries =
+                    list.iter().filter_map(|entry| entry.ok()?.file_name().to_str().ok().map(str::to_owned));
+                entries.filter(|leaf| leaf.starts_with('r')).collect()
+            })
+            .unwrap_or_default();
     for leaf in leaves {
         if let Ok(folder) = folder(&group, &leaf) {
             kill(folder.as_fd());
@@ -384,7 +395,8 @@ fn kill(group: BorrowedFd<'_>) {
     if write_at(group, "cgroup.kill", "1").is_ok() {
         return;
     }
-    for pid in read_at(group, "cgroup.procs").unwrap_or_default().lines().filter_map(|line| line.parse().ok()) {
+    for pid in read_at(group, "cgroup.procs").unwrap_or_default().lines().filter_map(|line| line.parse().ok())
+    {
         let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
     }
 }
@@ -395,7 +407,9 @@ fn hold(group: BorrowedFd<'_>, file: &str, value: &str) -> Result<(), Fault> {
     let found = read_at(group, file).doing(format!("read {file} back"))?;
     match found.trim() == value {
         true => Ok(()),
-        false => Err(Fault::new(format!("set {file} to {value}"), format!("it reads {} afterwards", found.trim()))),
+        false => {
+            Err(Fault::new(format!("set {file} to {value}"), format!("it reads {} afterwards", found.trim())))
+        }
     }
 }
 
@@ -414,7 +428,12 @@ fn make(parent: BorrowedFd<'_>, name: &str) -> nix::Result<()> {
 }
 
 fn folder(parent: impl AsFd, name: &str) -> nix::Result<OwnedFd> {
-    openat(parent, name, OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW, Mode::empty())
+    openat(
+        parent,
+        name,
+        OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW,
+        Mode::empty(),
+    )
 }
 
 /// The text of a small file of the kernel's, at most 64 KiB of it.

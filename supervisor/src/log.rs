@@ -3,9 +3,21 @@
 
 use std::fmt::Write as _;
 use std::io::Write as _;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+static DECISIONS: AtomicBool = AtomicBool::new(false);
+
+/// Whether decisions are written. The command line's own supervisor shares its stderr with a command, and
+/// tells what it decided by messages instead.
+pub fn decisions(on: bool) {
+    DECISIONS.store(on, Ordering::Relaxed);
+}
 
 /// Writes one line. A stderr that nobody reads loses the line, never the supervisor.
 pub fn event(name: &str, fields: &[(&str, &dyn std::fmt::Display)]) {
+    if !DECISIONS.load(Ordering::Relaxed) {
+        return;
+    }
     let mut line = format!("{{\"event\":\"{name}\"");
     for (key, value) in fields {
         let _ = write!(line, ",\"{key}\":\"{}\"", Plain(&value.to_string()));

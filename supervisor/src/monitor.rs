@@ -5,8 +5,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use gaoler_protocol::{
-    CREDENTIAL_BYTES_MAX, Empty, FRAME_BYTES, Kind, Layers, Level, Limits, Listen, Message, OPTIONS_BYTES_MAX,
-    Placeholder, Reason, Refusal, RunId, Spawn, Spawned, TenantKey, Tier,
+    CREDENTIAL_BYTES_MAX, Empty, FRAME_BYTES, Kind, Layers, Level, Limits, Listen, Message,
+    OPTIONS_BYTES_MAX, Placeholder, Reason, Refusal, RunId, Spawn, Spawned, TenantKey, Tier,
 };
 use gaoler_sys::{channel, memfd, mount, process};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -119,8 +119,19 @@ enum Happening {
 impl Monitor {
     /// A monitor over these parts.
     pub fn new(parts: Parts) -> Monitor {
-        let Parts { host, common, layers, cgroups, uids, egress_uids, tenants, peer, frontend, upstream, signals } =
-            parts;
+        let Parts {
+            host,
+            common,
+            layers,
+            cgroups,
+            uids,
+            egress_uids,
+            tenants,
+            peer,
+            frontend,
+            upstream,
+            signals,
+        } = parts;
         let stage = if host.mode == Mode::Serve { Stage::Confining } else { Stage::Serving };
         Monitor {
             host,
@@ -192,10 +203,12 @@ impl Monitor {
         let refill = self.status.is_none() && self.stage == Stage::Serving && self.pool.wants_more();
         let timeout = if refill { PollTimeout::ZERO } else { self.timeout() };
         let watched = self.watched();
-        let mut fds: Vec<PollFd<'_>> = watched.iter().map(|(_, fd)| PollFd::new(*fd, PollFlags::POLLIN)).collect();
+        let mut fds: Vec<PollFd<'_>> =
+            watched.iter().map(|(_, fd)| PollFd::new(*fd, PollFlags::POLLIN)).collect();
         let quiet = poll(&mut fds, timeout) == Ok(0);
         let ready = |fd: &PollFd<'_>| fd.revents().is_some_and(|events| !events.is_empty());
-        let found = watched.iter().zip(&fds).filter(|(_, fd)| ready(fd)).map(|((what, _), _)| *what).collect();
+        let found =
+            watched.iter().zip(&fds).filter(|(_, fd)| ready(fd)).map(|((what, _), _)| *what).collect();
         if quiet && refill {
             let limits = self.host.level.limits;
             let (pool, source) = self.source(limits);
@@ -207,8 +220,12 @@ impl Monitor {
     }
 
     fn source(&mut self, limits: Limits) -> (&mut Pool, Source<'_>) {
-        let source =
-            Source { proc_fd: self.host.proc_fd.as_fd(), uids: &mut self.uids, cgroups: &mut self.cgroups, limits };
+        let source = Source {
+            proc_fd: self.host.proc_fd.as_fd(),
+            uids: &mut self.uids,
+            cgroups: &mut self.cgroups,
+            limits,
+        };
         (&mut self.pool, source)
     }
 
@@ -302,7 +319,9 @@ impl Monitor {
                 (Stage::Proving | Stage::Serving | Stage::Draining(_), Message::Spawn(spawn)) => {
                     self.on_spawn(spawn, received.fds);
                 }
-                (Stage::Draining(_), Message::Drained(Empty {})) => self.stage = Stage::Draining(Instant::now()),
+                (Stage::Draining(_), Message::Drained(Empty {})) => {
+                    self.stage = Stage::Draining(Instant::now())
+                }
                 (_, other) => return self.hostile(&format!("{} out of turn", other.name())),
             }
             if self.status.is_some() {
@@ -480,12 +499,16 @@ impl Monitor {
     }
 
     fn start_egress(&mut self, run: &mut Run) -> Result<(), Fault> {
-        let slot = self.egress_uids.take().ok_or_else(|| Fault::new("take an egress uid", "the range is used up"))?;
+        let slot = self
+            .egress_uids
+            .take()
+            .ok_or_else(|| Fault::new("take an egress uid", "the range is used up"))?;
         let uid = self.egress_uids.uid(&slot);
         let url = if run.spawn.proof { &self.host.proving_url } else { &self.host.upstream_url };
         let silence = self.host.settings.runs.silence_seconds.to_string();
         let argv = ["gaoler-egress", "--upstream", url.as_str(), "--silence-seconds", silence.as_str()];
-        let program = self.host.egress.as_ref().ok_or_else(|| Fault::new("start egress", "its program is missing"))?;
+        let program =
+            self.host.egress.as_ref().ok_or_else(|| Fault::new("start egress", "its program is missing"))?;
         let runs = &mut self.runs;
         let wipe = || {
             run.placeholder = Placeholder([0; 32]);
@@ -516,7 +539,8 @@ impl Monitor {
     /// Hands egress the credential, and the listener where the cage has made it.
     fn serve(&self, run: &mut Run, vouch: bool, listener: Option<OwnedFd>) -> Result<(), Fault> {
         let message = run.serve(vouch);
-        let credential = run.credential.as_ref().ok_or_else(|| Fault::new("serve", "the credential is gone"))?;
+        let credential =
+            run.credential.as_ref().ok_or_else(|| Fault::new("serve", "the credential is gone"))?;
         let mut fds = vec![
             credential.try_clone().doing("copy a credential's descriptor")?,
             self.host.resolver().doing("open resolv.conf")?,
@@ -562,14 +586,16 @@ impl Monitor {
             let tenant: Tenant = self.tenants.admit(id)?;
             let map = namespaces::user(self.host.proc_fd.as_fd(), tenant.uid, uid)?;
             workspace = Some(mapped(&tenant.workspace()?, map.as_fd())?);
-            if run.spawn.kind == Kind::Cli && run.spawn.conversation == gaoler_protocol::Conversation::Session {
+            if run.spawn.kind == Kind::Cli && run.spawn.conversation == gaoler_protocol::Conversation::Session
+            {
                 let folder = tenant.session(&invocation::uuid(&run.spawn.session))?;
-                session = Some(mapped(&OwnedFd::from(folder.try_clone().doing("copy a session")?), map.as_fd())?);
+                session =
+                    Some(mapped(&OwnedFd::from(folder.try_clone().doing("copy a session")?), map.as_fd())?);
                 run.session = Some(folder);
             }
         }
         let command = match run.spawn.kind {
-            Kind::Cli => Command::Cli(invocation::of(&run.spawn, &run.placeholder, &self.host.level)),
+            Kind::Cli => Command::Cli(invocation::of(&run.spawn, &run.placeholder, &self.host.level.policy)),
             Kind::Exec => Command::Exec,
         };
         let blueprint = Blueprint {
@@ -691,7 +717,8 @@ impl Monitor {
     fn passed(&mut self, run: &mut Run) {
         run.gate = None;
         let pairs = channel::pair().and_then(|lease| Ok((lease, channel::pair()?)));
-        let (Ok(((lease, their_lease), (report, their_report))), Some(stdio)) = (pairs, run.stdio.take()) else {
+        let (Ok(((lease, their_lease), (report, their_report))), Some(stdio)) = (pairs, run.stdio.take())
+        else {
             run.refuse(Refusal::CageFailed, Step::Attest as u8, 0);
             return end(run);
         };
@@ -738,6 +765,7 @@ impl Monitor {
     }
 
     fn on_egress(&mut self, run: &mut Run) {
+        let id = run.id();
         for _ in 0..BURST {
             let Some(egress) = &mut run.egress else { return };
             let received = match channel::receive::<{ FRAME_BYTES + 1 }>(egress.process.control.as_fd()) {
@@ -752,12 +780,14 @@ impl Monitor {
             let decoded = Message::decode(&received.bytes);
             let fresh = |sequence: u64| egress.heard.is_none_or(|before| sequence > before);
             let message = match decoded {
-                Ok((sequence, message)) if !received.truncated && received.fds.is_empty() && fresh(sequence) => {
+                Ok((sequence, message))
+                    if !received.truncated && received.fds.is_empty() && fresh(sequence) =>
+                {
                     egress.heard = Some(sequence);
                     message
                 }
                 _ => {
-                    event("egress_hostile", &[("run", &run.id())]);
+                    event("egress_hostile", &[("run", &id)]);
                     return egress.process.child.kill();
                 }
             };
@@ -938,13 +968,16 @@ impl Monitor {
         if run.report.is_some() {
             let exit = run.exit(quarantined);
             run.tell(&Message::Exit(exit));
-            event("exit", &[
-                ("run", &run.id()),
-                ("reason", &exit.reason),
-                ("code", &exit.code),
-                ("signal", &exit.signal),
-                ("teardown_us", &exit.teardown_us),
-            ]);
+            event(
+                "exit",
+                &[
+                    ("run", &run.id()),
+                    ("reason", &exit.reason),
+                    ("code", &exit.code),
+                    ("signal", &exit.signal),
+                    ("teardown_us", &exit.teardown_us),
+                ],
+            );
         } else if let Some(refused) = run.refusal {
             event("refused", &[("run", &run.id()), ("reason", &refused.reason), ("errno", &refused.errno)]);
             self.say(&Message::Refused(refused), &[]);
@@ -983,7 +1016,9 @@ fn deadline(run: &Run) -> Instant {
     match run.phase {
         Phase::Vouching => run.arrived + VOUCH,
         Phase::Launching => run.arrived + VOUCH + LAUNCH,
-        Phase::Running => run.opened.unwrap_or(run.arrived) + Duration::from_millis(run.limits.wall_ms.into()),
+        Phase::Running => {
+            run.opened.unwrap_or(run.arrived) + Duration::from_millis(run.limits.wall_ms.into())
+        }
         Phase::Ending(since) => since + TEARDOWN,
     }
 }

@@ -51,9 +51,13 @@ pub fn start(
         Side::Parent(child) => Ok(Attended { child, control }),
         Side::Child => {
             wipe();
-            let fds: Vec<BorrowedFd<'_>> = std::iter::once(theirs.as_fd()).chain(more.iter().copied()).collect();
+            let fds: Vec<BorrowedFd<'_>> =
+                std::iter::once(theirs.as_fd()).chain(more.iter().copied()).collect();
             let fault = become_it(program, argv, uid, &fds);
-            crate::log::event("start_failed", &[("program", &argv.first().unwrap_or(&"?")), ("fault", &fault)]);
+            crate::log::event(
+                "start_failed",
+                &[("program", &argv.first().unwrap_or(&"?")), ("fault", &fault)],
+            );
             process::exit(125)
         }
     }
@@ -78,7 +82,8 @@ fn become_it(program: BorrowedFd<'_>, argv: &[&str], uid: u32, fds: &[BorrowedFd
         let high = |fd: &BorrowedFd<'_>| fd.try_clone_to_owned().and_then(|fd| above(&fd));
         let program = high(&program).doing("copy a descriptor")?;
         let fds = fds.iter().map(high).collect::<Result<Vec<_>, _>>().doing("copy a descriptor")?;
-        let null = std::fs::File::options().read(true).write(true).open("/dev/null").doing("open /dev/null")?;
+        let null =
+            std::fs::File::options().read(true).write(true).open("/dev/null").doing("open /dev/null")?;
         process::place(&[null.as_fd(), null.as_fd()], 0).doing("place stdin and stdout")?;
         let borrowed: Vec<BorrowedFd<'_>> = fds.iter().map(AsFd::as_fd).collect();
         process::place(&borrowed, channel::CONTROL_FD).doing("place descriptors")?;

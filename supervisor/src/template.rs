@@ -5,7 +5,7 @@
 use std::ffi::CString;
 use std::fs::{self, File, Permissions};
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, symlink};
 use std::path::Path;
 
 use gaoler_sys::mount::{Attributes, attach, clone_tree, restrict};
@@ -54,25 +54,33 @@ const FOLDERS: [(&str, u32); 17] = [
 ///
 /// # Errors
 /// The first call that the kernel refuses. The process must then end: it may be half way.
-pub fn enter(state: &OwnedFd, cli: Option<&OwnedFd>, managed_settings: &str) -> Result<(), Fault> {
+pub fn enter(state: &Path, cli: Option<&Path>, managed_settings: &str) -> Result<(), Fault> {
     unshare(CloneFlags::CLONE_NEWNS).doing("leave the host's mount namespace")?;
     let none: Option<&str> = None;
     mount(none, "/", none, MsFlags::MS_PRIVATE | MsFlags::MS_REC, none).doing("make mounts private")?;
 
     // All of the host that the new root takes along is copied before anything is covered.
+    // Opened here and not before: a mount can only be copied by a descriptor of this namespace.
+    let open = |path: &Path| File::options().read(true).custom_flags(libc::O_NOFOLLOW).open(path);
+    let state = open(state).doing("open the state folder")?;
     let state = clone_tree(state.as_fd(), false).doing("copy the state folder's mount")?;
     restrict(state.as_fd(), Attributes { nosuid: true, nodev: true, ..Attributes::default() }, false)
         .doing("restrict the state folder's mount")?;
-    let cli = cli.map(|file| clone_tree(file.as_fd(), false)).transpose().doing("copy the CLI's mount")?;
-    let programs = [("/usr", "usr"), ("/bin", "bin"), ("/sbin", "sbin"), ("/lib", "lib"), ("/lib64", "lib64")]
-        .into_iter()
-        .filter_map(|(host, name)| Program::of(host, name).transpose())
-        .collect::<Result<Vec<Program>, Fault>>()?;
+    let cli = cli
+        .map(|path| clone_tree(File::open(path)?.as_fd(), false))
+        .transpose()
+        .doing("copy the CLI's mount")?;
+    let programs =
+        [("/usr", "usr"), ("/bin", "bin"), ("/sbin", "sbin"), ("/lib", "lib"), ("/lib64", "lib64")]
+            .into_iter()
+            .filter_map(|(host, name)| Program::of(host, name).transpose())
+            .collect::<Result<Vec<Program>, Fault>>()?;
     let alternatives = Program::of("/etc/alternatives", "etc/alternatives")?;
-    let copies: Vec<(&str, Vec<u8>)> = ["etc/ld.so.cache", "etc/ssl/certs/ca-certificates.crt", "etc/localtime"]
-        .into_iter()
-        .filter_map(|name| Some((name, fs::read(Path::new("/").join(name)).ok()?)))
-        .collect();
+    let copies: Vec<(&str, Vec<u8>)> =
+        ["etc/ld.so.cache", "etc/ssl/certs/ca-certificates.crt", "etc/localtime"]
+            .into_iter()
+            .filter_map(|name| Some((name, fs::read(Path::new("/").join(name)).ok()?)))
+            .collect();
 
     // Any folder will do to hang the new root on: in this namespace nobody else sees it.
     let root = Path::new("/tmp");
@@ -83,10 +91,12 @@ pub fn enter(state: &OwnedFd, cli: Option<&OwnedFd>, managed_settings: &str) -> 
     }
     for (name, minor) in DEVICES {
         let path = root.join("dev").join(name);
-        mknod(&path, SFlag::S_IFCHR, Mode::from_bits_truncate(0o666), makedev(1, minor)).doing("make a device")?;
+        mknod(&path, SFlag::S_IFCHR, Mode::from_bits_truncate(0o666), makedev(1, minor))
+            .doing("make a device")?;
         fs::set_permissions(&path, Permissions::from_mode(0o666)).doing("open a device to all")?;
     }
-    for (name, target) in [("fd", "/proc/self/fd"), ("stdin", "fd/0"), ("stdout", "fd/1"), ("stderr", "fd/2")] {
+    for (name, target) in [("fd", "/proc/self/fd"), ("stdin", "fd/0"), ("stdout", "fd/1"), ("stderr", "fd/2")]
+    {
         symlink(target, root.join("dev").join(name)).doing("link a device")?;
     }
     folder(&root.join("var"), 0o755)?;
@@ -96,7 +106,10 @@ pub fn enter(state: &OwnedFd, cli: Option<&OwnedFd>, managed_settings: &str) -> 
     }
     let managed = managed_settings.as_bytes();
     for (name, text) in [
-        ("etc/passwd", &b"agent:x:1000:1000:agent:/home/agent:/bin/bash\nnobody:x:65534:65534:nobody:/:/bin/false\n"[..]),
+        (
+            "etc/passwd",
+            &b"agent:x:1000:1000:agent:/home/agent:/bin/bash\nnobody:x:65534:65534:nobody:/:/bin/false\n"[..],
+        ),
         ("etc/group", b"agent:x:1000:\nnogroup:x:65534:\n"),
         ("etc/hosts", b"127.0.0.1 localhost cage\n::1 localhost\n"),
         ("etc/hostname", b"cage\n"),
@@ -150,7 +163,9 @@ impl Program {
 
     fn place(self, root: &Path) -> Result<(), Fault> {
         match self {
-            Program::Link(name, target) => symlink(target, root.join(name)).doing("link a folder of programs"),
+            Program::Link(name, target) => {
+                symlink(target, root.join(name)).doing("link a folder of programs")
+            }
             Program::Mount(name, tree) => {
                 folder(&root.join(name), 0o755)?;
                 attach(tree.as_fd(), &c_path(&root.join(name))?).doing(format!("attach /{name}"))

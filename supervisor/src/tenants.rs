@@ -91,8 +91,9 @@ impl Tenants {
     pub fn admit(&self, id: &TenantId) -> Result<Tenant, Closed> {
         let lock = openat(&self.folder, ".", OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty());
         let lock = File::from(lock.doing("open the tenants' folder")?);
-        let _held =
-            Flock::lock(lock, FlockArg::LockExclusive).map_err(|(_, errno)| errno).doing("lock the tenants' folder")?;
+        let _held = Flock::lock(lock, FlockArg::LockExclusive)
+            .map_err(|(_, errno)| errno)
+            .doing("lock the tenants' folder")?;
         if let Some(tenant) = self.find(id)? {
             return Ok(tenant);
         }
@@ -153,9 +154,10 @@ impl Tenant {
 
 /// Opens a folder below another; no link of any kind is followed, no mount crossed upwards.
 fn beneath(folder: &OwnedFd, path: &str) -> nix::Result<OwnedFd> {
-    let resolve = ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_SYMLINKS | ResolveFlag::RESOLVE_NO_MAGICLINKS;
+    let resolve =
+        ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_SYMLINKS | ResolveFlag::RESOLVE_NO_MAGICLINKS;
     let how = OpenHow::new()
-        .flags(OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW)
+        .flags(OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC)
         .resolve(resolve);
     openat2(folder, path, how)
 }

@@ -27,14 +27,16 @@ impl Uids {
     /// # Errors
     /// Those of open(2).
     pub fn open(file: &Path, [first, count]: [u32; 2]) -> Result<Uids> {
-        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(file)?;
+        let file =
+            OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(file)?;
         Ok(Uids { file, first, taken: vec![false; count as usize], next: 0 })
     }
 
     /// A free number, or `None` where all are held. Round robin, so that a number rests before it comes again.
     pub fn take(&mut self) -> Option<Slot> {
         let count = self.taken.len();
-        let index = (0..count).map(|i| (self.next + i) % count).find(|&i| !self.taken[i] && self.lock(i, true))?;
+        let index =
+            (0..count).map(|i| (self.next + i) % count).find(|&i| !self.taken[i] && self.lock(i, true))?;
         self.taken[index] = true;
         self.next = index + 1;
         Some(Slot(index as u32))

@@ -33,16 +33,23 @@ pub struct Posture<'a> {
 /// The first thing that is not as it must be.
 pub fn attest(proc_fd: BorrowedFd<'_>, pid: i32, posture: &Posture<'_>) -> Result<String, Fault> {
     let wrong = |what: &str, found: &str| Err(Fault::new(format!("attest {what}"), format!("found {found}")));
-    let process = openat(proc_fd, pid.to_string().as_str(), OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())
-        .doing("open a process")?;
-    let mut tasks = nix::dir::Dir::openat(&process, "task", OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())
-        .doing("list a process's threads")?;
+    let process = openat(
+        proc_fd,
+        pid.to_string().as_str(),
+        OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC,
+        Mode::empty(),
+    )
+    .doing("open a process")?;
+    let mut tasks =
+        nix::dir::Dir::openat(&process, "task", OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())
+            .doing("list a process's threads")?;
     let mut threads = 0;
     for task in tasks.iter().filter_map(Result::ok) {
         let Ok(name) = task.file_name().to_str() else { continue };
         if !name.starts_with('.') {
             threads += 1;
-            let status = read_at(process.as_fd(), &format!("task/{name}/status")).doing("read a thread's status")?;
+            let status =
+                read_at(process.as_fd(), &format!("task/{name}/status")).doing("read a thread's status")?;
             thread(&status, posture)?;
         }
     }
@@ -64,7 +71,8 @@ pub fn attest(proc_fd: BorrowedFd<'_>, pid: i32, posture: &Posture<'_>) -> Resul
     }
     let mut list = nix::dir::Dir::openat(&process, "fd", OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())
         .doing("list a process's descriptors")?;
-    let count = list.iter().filter(|entry| entry.as_ref().is_ok_and(|e| e.file_name().to_bytes()[0] != b'.')).count();
+    let count =
+        list.iter().filter(|entry| entry.as_ref().is_ok_and(|e| e.file_name().to_bytes()[0] != b'.')).count();
     if posture.descriptors != 0 && count != posture.descriptors {
         return wrong("descriptors", &count.to_string());
     }
@@ -72,7 +80,8 @@ pub fn attest(proc_fd: BorrowedFd<'_>, pid: i32, posture: &Posture<'_>) -> Resul
         let mountinfo = read_at(process.as_fd(), "mountinfo").doing("read a process's mounts")?;
         // What the host has mounted below /usr came along read-only and is not counted.
         let points = mountinfo.lines().filter_map(|line| line.split(' ').nth(4));
-        let points = points.filter(|point| !point.starts_with("/usr/") && !point.starts_with("/etc/alternatives/"));
+        let points =
+            points.filter(|point| !point.starts_with("/usr/") && !point.starts_with("/etc/alternatives/"));
         if let Some(strange) = points.clone().find(|point| !posture.mounts.contains(point)) {
             return wrong("mounts", strange);
         }

@@ -30,8 +30,10 @@ pub(super) fn watch(common: &Common, command: &Child, ends: Ends) -> ! {
     }
     loop {
         // Orphans come to pid 1 without a descriptor to poll: they are reaped at least once a second.
-        let mut fds =
-            [PollFd::new(line.as_fd(), PollFlags::empty()), PollFd::new(command.pidfd.as_fd(), PollFlags::POLLIN)];
+        let mut fds = [
+            PollFd::new(line.as_fd(), PollFlags::empty()),
+            PollFd::new(command.pidfd.as_fd(), PollFlags::POLLIN),
+        ];
         let _ = poll(&mut fds, PollTimeout::from(1000u16));
         let hung_up = fds[0].revents().is_some_and(|events| !events.is_empty());
         if hung_up {

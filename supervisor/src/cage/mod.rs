@@ -31,6 +31,10 @@ pub struct Common {
     pub init_filter: Program,
     /// Landlock rules on the template's files.
     pub rules: CageRules,
+    /// `NAME=value` for every command.
+    pub environment: Vec<CString>,
+    /// Where a command without a slash is looked for, as in PATH.
+    pub path: String,
 }
 
 /// What this cage is made of. Everything in it is fresh and belongs to one run.
@@ -67,8 +71,8 @@ pub struct Invocation {
     pub session: String,
     /// Words between the constants and the session.
     pub words: Vec<CString>,
-    /// The placeholder, in the shape of a token.
-    pub token: CString,
+    /// `NAME=value` beside what every command has; the placeholder is in it.
+    pub environment: Vec<CString>,
     /// A self-test run: a hostile workspace is planted first.
     pub proof: bool,
 }
@@ -105,7 +109,12 @@ struct Ends {
 ///
 /// # Errors
 /// Those of pipe(2), socketpair(2) and clone3(2).
-pub fn begin(common: &Common, blueprint: &Blueprint, leaf: &Leaf, wipe: impl FnOnce()) -> Result<Begun, Fault> {
+pub fn begin(
+    common: &Common,
+    blueprint: &Blueprint,
+    leaf: &Leaf,
+    wipe: impl FnOnce(),
+) -> Result<Begun, Fault> {
     let pipe = || nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).doing("make a pipe");
     let (stdin_read, stdin) = pipe()?;
     let (stdout, stdout_write) = pipe()?;
@@ -119,8 +128,13 @@ pub fn begin(common: &Common, blueprint: &Blueprint, leaf: &Leaf, wipe: impl FnO
         Side::Child => {
             wipe();
             drop((line, gate, stdin, stdout, stderr));
-            let ends =
-                Ends { line: line_child, gate: gate_child, stdin: stdin_read, stdout: stdout_write, stderr: stderr_write };
+            let ends = Ends {
+                line: line_child,
+                gate: gate_child,
+                stdin: stdin_read,
+                stdout: stdout_write,
+                stderr: stderr_write,
+            };
             let tasks: Vec<_> = leaf.tasks().iter().map(AsFd::as_fd).collect();
             ritual::perform(common, blueprint, &tasks, ends)
         }

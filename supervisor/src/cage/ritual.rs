@@ -52,7 +52,7 @@ pub(super) struct Wishes {
 
 /// Performs the ritual, becomes pid 1 of the cage, and never returns.
 pub(super) fn perform(common: &Common, blueprint: &Blueprint, tasks: &[BorrowedFd<'_>], ends: Ends) -> ! {
-    let begun = enter(blueprint, tasks, &ends)
+    let begun = enter(common, blueprint, tasks, &ends)
         .and_then(|()| leave(blueprint))
         .and_then(|wishes| worker::fork(common, blueprint, &wishes, &ends));
     match begun {
@@ -65,8 +65,13 @@ pub(super) fn perform(common: &Common, blueprint: &Blueprint, tasks: &[BorrowedF
 }
 
 /// Steps 1 to 10, as the host's root.
-fn enter(blueprint: &Blueprint, tasks: &[BorrowedFd<'_>], ends: &Ends) -> Result<(), Failure> {
-    process::close_all_but(&kept(blueprint, tasks, ends)).at(Step::Descriptors)?;
+fn enter(
+    common: &Common,
+    blueprint: &Blueprint,
+    tasks: &[BorrowedFd<'_>],
+    ends: &Ends,
+) -> Result<(), Failure> {
+    process::close_all_but(&kept(common, blueprint, tasks, ends)).at(Step::Descriptors)?;
     for group in tasks {
         nix::unistd::write(group, b"0").at(Step::Cgroup)?;
     }
@@ -80,7 +85,8 @@ fn enter(blueprint: &Blueprint, tasks: &[BorrowedFd<'_>], ends: &Ends) -> Result
     tmpfs("/dev/shm", uid, mib, MsFlags::MS_NOEXEC).at(Step::Temporary)?;
     tmpfs("/home/agent", uid, mib, MsFlags::empty()).at(Step::Temporary)?;
     // The options are copied here and into the home.
-    tmpfs("/run/gaoler", uid, (OPTIONS_BYTES_MAX >> 20) as u32 + 1, MsFlags::MS_NOEXEC).at(Step::Temporary)?;
+    tmpfs("/run/gaoler", uid, (OPTIONS_BYTES_MAX >> 20) as u32 + 1, MsFlags::MS_NOEXEC)
+        .at(Step::Temporary)?;
     let hardened = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
     mount(Some("proc"), "/proc", Some("proc"), hardened, Some("hidepid=invisible")).at(Step::Proc)?;
 
@@ -91,7 +97,8 @@ fn enter(blueprint: &Blueprint, tasks: &[BorrowedFd<'_>], ends: &Ends) -> Result
     if let Some(tree) = &blueprint.session {
         for folder in ["/home/agent/.claude", "/home/agent/.claude/projects", SESSION] {
             DirBuilder::new().mode(0o700).create(folder).at(Step::Workspace)?;
-            nix::unistd::chown(folder, Some(Uid::from_raw(uid)), Some(Gid::from_raw(uid))).at(Step::Workspace)?;
+            nix::unistd::chown(folder, Some(Uid::from_raw(uid)), Some(Gid::from_raw(uid)))
+                .at(Step::Workspace)?;
         }
         mounts::attach(tree.as_fd(), c"/home/agent/.claude/projects/-workspace").at(Step::Workspace)?;
     }
@@ -177,14 +184,21 @@ fn write(path: &str, mode: u32, bytes: &[u8]) -> std::io::Result<()> {
 fn tmpfs(path: &str, uid: u32, mib: u32, more: MsFlags) -> nix::Result<()> {
     // One inode for every 4 KiB: as many files as the space could hold, and a bound on what they cost.
     let options = format!("mode=700,uid={uid},gid={uid},size={mib}m,nr_inodes={}", u64::from(mib) * 256);
-    mount(Some("gaoler"), path, Some("tmpfs"), MsFlags::MS_NOSUID | MsFlags::MS_NODEV | more, Some(options.as_str()))
+    mount(
+        Some("gaoler"),
+        path,
+        Some("tmpfs"),
+        MsFlags::MS_NOSUID | MsFlags::MS_NODEV | more,
+        Some(options.as_str()),
+    )
 }
 
 /// The descriptors that this cage needs, in ascending order.
-fn kept(blueprint: &Blueprint, tasks: &[BorrowedFd<'_>], ends: &Ends) -> Vec<RawFd> {
+fn kept(common: &Common, blueprint: &Blueprint, tasks: &[BorrowedFd<'_>], ends: &Ends) -> Vec<RawFd> {
     let mut keep: Vec<RawFd> = tasks.iter().map(AsRawFd::as_raw_fd).collect();
     let owned = |fd: &OwnedFd| fd.as_raw_fd();
     keep.extend([&blueprint.user_namespace, &blueprint.network_namespace, &blueprint.options].map(owned));
+    keep.extend(common.rules.base().iter().map(|(place, _)| place.as_raw_fd()));
     keep.extend(blueprint.workspace.as_ref().map(owned));
     keep.extend(blueprint.session.as_ref().map(owned));
     keep.extend([&ends.line, &ends.gate, &ends.stdin, &ends.stdout, &ends.stderr].map(owned));

@@ -27,20 +27,6 @@ const PER_RUN: [(&str, AccessClass); 6] = [
     ("/proc", AccessClass::Read),
 ];
 
-/// Where a command without a slash is looked for.
-const PATH: [&str; 4] = ["/usr/local/bin", "/usr/bin", "/bin", "/usr/sbin"];
-
-/// What every command in a cage has in its environment.
-const ENVIRONMENT: [&str; 7] = [
-    "PATH=/usr/local/bin:/usr/bin:/bin:/usr/sbin",
-    "HOME=/home/agent",
-    "USER=agent",
-    "LOGNAME=agent",
-    "SHELL=/bin/bash",
-    "LANG=C.UTF-8",
-    "TMPDIR=/tmp",
-];
-
 /// Forks the command's process. In pid 1 it returns; in the fork it never does.
 pub(super) fn fork(
     common: &Common,
@@ -52,7 +38,7 @@ pub(super) fn fork(
         Side::Parent(child) => Ok(child),
         Side::Child => {
             let word = match confine(common, blueprint, ends) {
-                Ok(()) => depart(&blueprint.command, wishes, ends),
+                Ok(()) => depart(common, &blueprint.command, wishes, ends),
                 Err(Failure(step, errno)) => Word::Failed(step as u8, errno as u16),
             };
             let _ = say(&ends.gate, word, &[]);
@@ -72,11 +58,11 @@ fn confine(common: &Common, blueprint: &Blueprint, ends: &Ends) -> Result<(), Fa
     let flags = fcntl(&ends.gate, FcntlArg::F_GETFL).at(Step::Process)?;
     let blocking = OFlag::from_bits_truncate(flags) & !OFlag::O_NONBLOCK;
     fcntl(&ends.gate, FcntlArg::F_SETFL(blocking)).at(Step::Process)?;
-    process::close_all_but(&[0, 1, 2, ends.gate.as_raw_fd()]).at(Step::Descriptors)?;
 
     // The positive control of the self-test: without Landlock the probe file opens.
     std::fs::File::open(PROBE).at(Step::SelfTest)?;
     landlock(common).at(Step::Landlock)?;
+    process::close_all_but(&[0, 1, 2, ends.gate.as_raw_fd()]).at(Step::Descriptors)?;
     common.cage_filter.install(Threads::One).at(Step::Seccomp)?;
 
     let wrong = || Failure(Step::SelfTest, 0);
@@ -118,8 +104,8 @@ fn bound(limits: &Limits) -> std::io::Result<()> {
 }
 
 /// Says that it is ready, waits for the gate, and executes. Returns only with what went wrong.
-fn depart(command: &Command, wishes: &Wishes, ends: &Ends) -> Word {
-    let (paths, argv, environment) = match prepare(command, wishes) {
+fn depart(common: &Common, command: &Command, wishes: &Wishes, ends: &Ends) -> Word {
+    let (paths, argv, environment) = match prepare(common, command, wishes) {
         Some(prepared) => prepared,
         None => return Word::ExecFailed(libc::EINVAL as u16),
     };
@@ -141,19 +127,20 @@ fn depart(command: &Command, wishes: &Wishes, ends: &Ends) -> Word {
     Word::ExecFailed(worst as u16)
 }
 
-fn prepare(command: &Command, wishes: &Wishes) -> Option<(Vec<CString>, Strings, Strings)> {
-    let mut environment: Vec<CString> = ENVIRONMENT.iter().filter_map(|s| CString::new(*s).ok()).collect();
+fn prepare(common: &Common, command: &Command, wishes: &Wishes) -> Option<(Vec<CString>, Strings, Strings)> {
+    let mut environment = common.environment.clone();
     let (paths, argv) = match command {
         Command::Cli(invocation) => {
-            environment.extend(cli_environment(invocation));
+            environment.extend(invocation.environment.iter().cloned());
             (vec![CString::new(CLI).ok()?], cli_argv(invocation, wishes))
         }
         Command::Exec => {
             let name = wishes.argv.first()?;
             let paths = match name.contains(&b'/') {
                 true => vec![CString::new(name.clone()).ok()?],
-                false => PATH
-                    .iter()
+                false => common
+                    .path
+                    .split(':')
                     .filter_map(|folder| {
                         let path = std::path::Path::new(folder).join(OsStr::from_bytes(name));
                         CString::new(path.as_os_str().as_bytes()).ok()
@@ -175,21 +162,4 @@ fn cli_argv(invocation: &Invocation, wishes: &Wishes) -> Vec<CString> {
     }
     argv.extend(constant(&[if wishes.resume { "--resume" } else { "--session-id" }, &invocation.session]));
     argv
-}
-
-fn cli_environment(invocation: &Invocation) -> Vec<CString> {
-    let mut token = b"CLAUDE_CODE_OAUTH_TOKEN=".to_vec();
-    token.extend_from_slice(invocation.token.as_bytes());
-    let constants = [
-        "ANTHROPIC_BASE_URL=http://localhost",
-        "ANTHROPIC_UNIX_SOCKET=/run/gaoler/api.sock",
-        "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC=1",
-        "DISABLE_AUTOUPDATER=1",
-        "CLAUDE_CODE_DISABLE_ATTACHMENTS=1",
-        "CLAUDE_CODE_DISABLE_AUTO_MEMORY=1",
-        "CLAUDE_CODE_DISABLE_CLAUDE_MDS=1",
-        "CLAUDE_CODE_TMPDIR=/tmp/cc",
-        "CLAUDE_CODE_MAX_RETRIES=2",
-    ];
-    constants.iter().filter_map(|s| CString::new(*s).ok()).chain(CString::new(token)).collect()
 }

@@ -45,7 +45,8 @@ pub fn clone3(flags: i32, cgroup: Option<BorrowedFd<'_>>) -> Result<Side> {
     }
     // SAFETY: without CLONE_VM and with stack 0 this is a fork: the child gets a copy of everything, and
     // the caller has one thread, so no lock of the allocator can be held by a thread that is not copied.
-    let pid = check(unsafe { libc::syscall(libc::SYS_clone3, &raw mut args, size_of::<libc::clone_args>()) })?;
+    let pid =
+        check(unsafe { libc::syscall(libc::SYS_clone3, &raw mut args, size_of::<libc::clone_args>()) })?;
     if pid == 0 {
         return Ok(Side::Child);
     }
@@ -103,7 +104,8 @@ pub fn wait(pid: i32, options: i32) -> Result<Option<(i32, Ended)>> {
     // SAFETY: rusage is plain integers.
     let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
     // SAFETY: both pointers are to live locals of the right types.
-    let found = check(unsafe { libc::wait4(pid, &raw mut status, options | libc::__WALL, &raw mut usage) }.into())?;
+    let found =
+        check(unsafe { libc::wait4(pid, &raw mut status, options | libc::__WALL, &raw mut usage) }.into())?;
     if found == 0 {
         return Ok(None);
     }

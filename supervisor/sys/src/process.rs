@@ -69,7 +69,8 @@ pub fn drop_capabilities() -> Result<()> {
 pub fn new_session_keyring() -> Result<()> {
     const KEYCTL_JOIN_SESSION_KEYRING: libc::c_long = 1;
     // SAFETY: a null name asks for an anonymous keyring.
-    check(unsafe { libc::syscall(libc::SYS_keyctl, KEYCTL_JOIN_SESSION_KEYRING, 0usize, 0, 0, 0) }).map(|_| ())
+    check(unsafe { libc::syscall(libc::SYS_keyctl, KEYCTL_JOIN_SESSION_KEYRING, 0usize, 0, 0, 0) })
+        .map(|_| ())
 }
 
 /// Closes every descriptor but these (in ascending order).
@@ -213,7 +214,9 @@ pub fn refusal(attempt: Attempt) -> i32 {
     // caller then ends.
     let result = unsafe {
         match attempt {
-            Attempt::Mount => libc::syscall(libc::SYS_mount, 0usize, c"/".as_ptr(), 0usize, libc::MS_REMOUNT, 0usize),
+            Attempt::Mount => {
+                libc::syscall(libc::SYS_mount, 0usize, c"/".as_ptr(), 0usize, libc::MS_REMOUNT, 0usize)
+            }
             Attempt::UnshareUser => libc::syscall(libc::SYS_unshare, libc::CLONE_NEWUSER),
             Attempt::SocketAlg => libc::syscall(libc::SYS_socket, libc::AF_ALG, libc::SOCK_SEQPACKET, 0),
             Attempt::IoUring => libc::syscall(libc::SYS_io_uring_setup, 1, 0usize),

@@ -1,0 +1,340 @@
+//! The command line: what may be asked of gaoler, in words that scripts rely on, and the exit codes.
+//! It must never start anything before every flag has been understood.
+
+use std::io::IsTerminal;
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use clap::{Args, Parser, Subcommand};
+use gaoler_policy::settings::Settings;
+use gaoler_protocol::{Message, Tier};
+
+use crate::config::{self, Flags};
+use crate::exec::{self, Request, STATUS_FAILED};
+use crate::supervisor::{Heard, Supervisor, hear};
+use crate::{doctor, serve};
+
+/// A failure while running.
+const FAILED: u8 = 1;
+/// A command line or a setting that gaoler does not understand or cannot honour.
+const USAGE: u8 = 2;
+/// Trying every layer takes a second or two.
+const DOCTOR_WAIT: Duration = Duration::from_secs(60);
+
+const OVERVIEW: &str = "\
+Start here:
+  gaoler doctor                           what this host's kernel offers, layer by layer
+  sudo gaoler exec -- id                  one command in a cage
+  sudo gaoler serve --upstream embedded   a server that needs no account and no network
+
+Every command explains itself and its exit codes: gaoler COMMAND --help";
+
+const SERVE: &str = "\
+Examples:
+  sudo gaoler serve --upstream embedded --cli ./claude
+      Try it without an account: the answers come from a small built-in model.
+  sudo gaoler serve --cli /usr/local/lib/gaoler/claude
+      The real upstream. Each tenant sends a token of their own.
+  curl http://127.0.0.1:8080/v1/messages -H 'authorization: Bearer TOKEN' \\
+      -H 'content-type: application/json' \\
+      -d '{\"model\":\"sonnet\",\"max_tokens\":1024,\"messages\":[{\"role\":\"user\",\"content\":\"Hello\"}]}'
+
+Settings: a flag wins over the environment, the environment over the file, the file over the default.
+Unknown keys end the command. A key such as isolation.minimum is written
+  [isolation]                             in the file of --config
+  minimum = \"kernel\"
+  GAOLER_ISOLATION__MINIMUM=kernel        in the environment
+
+  isolation.minimum     kernel            the weakest tier to start with; only kernel in this release
+  level.default         balanced          only balanced in this release
+  level.maximum         balanced          only balanced in this release
+  credentials.mode      broker            the token never enters a cage
+  server.listen         127.0.0.1:8080    loopback only in this release
+  state.dir             /var/lib/gaoler   tenants' folders; made 0700
+  uids.tenant           [2000000, 65536]  [first, count], one for each tenant, kept for ever
+  uids.run              [2100000, 1024]   one for each running cage
+  uids.egress           [2110000, 1024]   one for each running egress
+  uids.frontend         2120000
+  uids.upstream         2120001           of the embedded upstream
+  upstream.url          https://api.anthropic.com
+  cli.path              /usr/local/lib/gaoler/claude
+  cli.version           2.1.330           what the CLI must say of itself
+  runs.max              64                at the same time
+  runs.drain_seconds    30                after SIGTERM
+  runs.silence_seconds  120               of the upstream, after which a run is ended
+
+Prints one line `ready tier=TIER address=ADDRESS` when tenants may come. SIGTERM or SIGINT drains.
+
+Exit codes:
+  0  drained after SIGTERM or SIGINT
+  1  could not start, or had to stop; the reason is on stderr
+  2  a flag, a variable or a key that is unknown or cannot be honoured";
+
+const EXEC: &str = "\
+Examples:
+  sudo gaoler exec -- id                          another uid, no capability
+  sudo gaoler exec -- sh -c 'ls -la / ; ps ax'    the view from inside
+  echo hello | sudo gaoler exec -- tr a-z A-Z     stdio is relayed through pipes
+  sudo gaoler exec --timeout 5 -- sleep 60        exits with 124
+  sudo gaoler exec --report run.json -- make      what kept it apart and what it took
+  sudo gaoler exec --tenant build -- touch seen   a workspace that stays, under that name
+
+It works beside a running server on the same state. SIGINT, SIGTERM, SIGHUP and SIGQUIT end the run and
+everything in its cage.
+
+Exit codes:
+  N      the command's own status
+  124    --timeout, or the level's time limit, was reached
+  125    gaoler's own failure, a wrong flag or setting included; the reason is on stderr
+  126    the command was found but cannot be executed
+  127    the command was not found in the cage
+  128+N  signal N ended the command, or gaoler itself";
+
+const DOCTOR: &str = "\
+Examples:
+  sudo gaoler doctor           the table, with what is missing, why, and how to get it
+  sudo gaoler doctor --json    {tier, guarantees, layers} for a program
+
+Nothing is changed on the host: each layer is tried in a throw-away child.
+
+Exit codes:
+  0  the host reaches isolation.minimum
+  1  it does not, or could not be tried; the reason is on stderr
+  2  a flag or a variable that is unknown or cannot be honoured";
+
+/// Runs the real Claude Code CLI for mutually hostile tenants, each run in a cage of its own.
+#[derive(Parser)]
+#[command(name = "gaoler", version, after_help = OVERVIEW, max_term_width = 100)]
+struct CommandLine {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Serve the Messages API: each request is answered by the CLI in a cage of its own
+    #[command(after_help = SERVE)]
+    Serve(Serve),
+    /// Run any command in exactly the cage that a CLI run gets
+    #[command(after_help = EXEC)]
+    Exec(Exec),
+    /// Say what this host offers, layer by layer
+    #[command(after_help = DOCTOR)]
+    Doctor(Doctor),
+    /// The frontend of a supervisor, which alone can start it.
+    #[command(hide = true)]
+    Frontend,
+}
+
+#[derive(Args)]
+struct Serve {
+    /// A TOML file of settings
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Where to listen, HOST:PORT [default: 127.0.0.1:8080]
+    #[arg(long, value_name = "ADDR")]
+    listen: Option<String>,
+    /// The folder of durable state [default: /var/lib/gaoler]
+    #[arg(long, value_name = "DIR")]
+    state: Option<String>,
+    /// The Claude Code CLI, a native binary [default: /usr/local/lib/gaoler/claude]
+    #[arg(long, value_name = "PATH")]
+    cli: Option<String>,
+    /// The API that answers, or `embedded` [default: https://api.anthropic.com]
+    #[arg(long, value_name = "URL|embedded")]
+    upstream: Option<String>,
+    /// How strict runs are: paranoid, balanced or developer [default: balanced]
+    #[arg(long, value_name = "LEVEL")]
+    level: Option<String>,
+    /// The weakest tier to start with: kernel, namespaces, uid or directory [default: kernel]
+    #[arg(long, value_name = "TIER")]
+    minimum: Option<String>,
+}
+
+#[derive(Args)]
+struct Exec {
+    /// The folder of durable state [default: /var/lib/gaoler]
+    #[arg(long, value_name = "DIR")]
+    state: Option<String>,
+    /// Keep the workspace, under this name; without it the workspace dies with the run
+    #[arg(long, value_name = "NAME", value_parser = exec::tenant_name)]
+    tenant: Option<String>,
+    /// How strict the run is: paranoid, balanced or developer [default: balanced]
+    #[arg(long, value_name = "LEVEL")]
+    level: Option<String>,
+    /// The weakest tier to run in: kernel, namespaces, uid or directory [default: kernel]
+    #[arg(long, value_name = "TIER")]
+    minimum: Option<String>,
+    /// End the run after this many seconds, at most a week [default: the level's limit]
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..=604_800))]
+    timeout: Option<u32>,
+    /// Write a JSON report of the run
+    #[arg(long, value_name = "FILE")]
+    report: Option<PathBuf>,
+    /// The command and its arguments
+    #[arg(value_name = "COMMAND", required = true, last = true)]
+    argv: Vec<OsString>,
+}
+
+#[derive(Args)]
+struct Doctor {
+    /// For programs
+    #[arg(long)]
+    json: bool,
+}
+
+/// Parses the arguments, does what they ask, and says how it went.
+pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let arguments: Vec<OsString> = arguments.into_iter().collect();
+    // A status of `exec` that is not 125 must be the command's.
+    let is_exec = arguments.get(1).is_some_and(|word| word == "exec");
+    let usage = if is_exec { STATUS_FAILED } else { USAGE };
+    match CommandLine::try_parse_from(&arguments) {
+        // Its own way out: it ends when the supervisor does, and confines itself on the way in.
+        Ok(line) => act(line.command).into(),
+        Err(error) => {
+            // A closed stdout or stderr leaves nobody to tell.
+            let _ = error.print();
+            if error.use_stderr() { usage.into() } else { ExitCode::SUCCESS }
+        }
+    }
+}
+
+fn act(command: Command) -> u8 {
+    match command {
+        Command::Serve(asked) => match serve_settings(&asked) {
+            Ok(settings) => match serve::serve(&settings) {
+                Ok(never) => match never {},
+                Err(why) => failed(FAILED, &why),
+            },
+            Err(wrong) => failed(USAGE, &wrong.0),
+        },
+        Command::Exec(asked) => match exec_settings(&asked) {
+            Ok(settings) => execute(&settings, asked),
+            Err(wrong) => failed(STATUS_FAILED, &wrong.0),
+        },
+        Command::Doctor(asked) => match config::resolve(&Flags::default(), environment(), None) {
+            Ok(settings) => diagnose(&settings, &asked).unwrap_or_else(|why| failed(FAILED, &why)),
+            Err(wrong) => failed(USAGE, &wrong.0),
+        },
+        Command::Frontend => crate::frontend::from_descriptors(),
+    }
+}
+
+fn failed(status: u8, why: &str) -> u8 {
+    eprintln!("gaoler: {why}");
+    status
+}
+
+fn serve_settings(asked: &Serve) -> Result<Settings, config::Wrong> {
+    let flags = Flags::default()
+        .with("--listen", "server.listen", asked.listen.clone())
+        .with("--state", "state.dir", asked.state.clone())
+        .with("--cli", "cli.path", asked.cli.clone())
+        .with("--upstream", "upstream.url", asked.upstream.clone())
+        .with("--level", "level.default", asked.level.clone())
+        .with("--minimum", "isolation.minimum", asked.minimum.clone());
+    config::resolve(&flags, environment(), asked.config.as_deref())
+}
+
+fn exec_settings(asked: &Exec) -> Result<Settings, config::Wrong> {
+    let flags = Flags::default()
+        .with("--state", "state.dir", asked.state.clone())
+        .with("--level", "level.default", asked.level.clone())
+        .with("--minimum", "isolation.minimum", asked.minimum.clone());
+    config::resolve(&flags, environment(), None)
+}
+
+/// The variables that could be gaoler's. Others need not even be text.
+fn environment() -> impl Iterator<Item = (String, String)> {
+    std::env::vars_os()
+        .map(|(name, value)| (name.to_string_lossy().into_owned(), value.to_string_lossy().into_owned()))
+}
+
+fn execute(settings: &Settings, asked: Exec) -> u8 {
+    let Exec { tenant, timeout, report, argv, .. } = asked;
+    let request = Request { tenant, timeout_seconds: timeout, report, argv };
+    let status = config::level(&settings.level.default)
+        .and_then(|level| exec::exec(settings, level, &request))
+        .unwrap_or_else(|why| failed(STATUS_FAILED, &why));
+    // Threads of the relay may still be blocked on our own stdin; nothing waits for them.
+    status
+}
+
+fn diagnose(settings: &Settings, asked: &Doctor) -> Result<u8, String> {
+    let supervisor = Supervisor::start("doctor", settings)?;
+    let heard = hear(supervisor.control(), None, Some(Instant::now() + DOCTOR_WAIT));
+    supervisor.end();
+    let layers = match heard {
+        Heard::Message(Message::Layers(layers), _) => layers,
+        Heard::Message(other, _) => return Err(format!("the supervisor said {}", other.name())),
+        Heard::Ended => return Err("the supervisor did not start; its own message says why".into()),
+        Heard::Broken(why) => return Err(format!("the supervisor sent {why}")),
+        Heard::Interrupted | Heard::Late => {
+            return Err(format!("the layers were not tried in {} s", DOCTOR_WAIT.as_secs()));
+        }
+    };
+    match asked.json {
+        true => say(&format!("{:#}\n", doctor::json(&layers))),
+        false => say(&doctor::render_table(&layers, std::io::stdout().is_terminal())),
+    }
+    let minimum = Tier::from_name(&settings.isolation.minimum).unwrap_or(Tier::Kernel);
+    Ok(if layers.tier >= minimum { 0 } else { FAILED })
+}
+
+/// Prints; a reader who has gone away is not an error of ours.
+fn say(text: &str) {
+    let _ = std::io::Write::write_all(&mut std::io::stdout(), text.as_bytes());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        use clap::CommandFactory;
+        CommandLine::command().debug_assert();
+    }
+
+    #[test]
+    fn wrong_usage_has_its_status() {
+        let status = |words: &[&str]| format!("{:?}", run(words.iter().map(OsString::from)));
+        let code = |number: u8| format!("{:?}", ExitCode::from(number));
+        let rows: &[(&[&str], u8)] = &[
+            (&["gaoler"], 2),
+            (&["gaoler", "--help"], 0),
+            (&["gaoler", "--version"], 0),
+            (&["gaoler", "frontend", "x"], 2),
+            (&["gaoler", "serve", "--no-such-flag"], 2),
+            (&["gaoler", "serve", "--level", "paranoid"], 2),
+            (&["gaoler", "serve", "--minimum", "uid"], 2),
+            (&["gaoler", "serve", "--listen", "0.0.0.0:1"], 2),
+            (&["gaoler", "doctor", "--nope"], 2),
+            (&["gaoler", "exec"], 125),
+            (&["gaoler", "exec", "id"], 125),
+            (&["gaoler", "exec", "--help"], 0),
+            (&["gaoler", "exec", "--timeout", "0", "--", "id"], 125),
+            (&["gaoler", "exec", "--tenant", "../x", "--", "id"], 125),
+            (&["gaoler", "exec", "--level", "developer", "--", "id"], 125),
+        ];
+        for (words, expected) in rows {
+            assert_eq!(status(words), code(*expected), "{words:?}");
+        }
+    }
+
+    #[test]
+    fn serve_help_names_every_key_with_its_default() {
+        let table = toml::Table::try_from(Settings::default()).expect("a table");
+        for (section, keys) in &table {
+            for (key, value) in keys.as_table().expect("sections only") {
+                let name = format!("{section}.{key}");
+                let line = SERVE.lines().find(|line| line.trim_start().starts_with(&format!("{name} ")));
+                let value = value.as_str().map_or_else(|| value.to_string(), ToOwned::to_owned);
+                assert!(line.is_some_and(|line| line.contains(&value)), "{name} = {value}");
+            }
+        }
+    }
+}

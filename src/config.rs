@@ -1,0 +1,653 @@
+//! One [`Settings`] out of flags, environment, file and defaults, each value checked before anything starts.
+//! It must never guess: an unknown key, or a value that gaoler cannot honour, ends the command with its place.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+
+use gaoler_policy::settings::Settings;
+use gaoler_protocol::{Level, Tier};
+use toml::{Table, Value};
+
+/// The prefix of every environment variable that gaoler reads.
+const PREFIX: &str = "GAOLER_";
+/// Names with this prefix belong to the test suites and are passed over.
+const TEST_PREFIX: &str = "GAOLER_TEST_";
+/// A configuration file is a page of text; anything larger is not one.
+const FILE_BYTES_MAX: u64 = 1024 * 1024;
+
+/// The settings of a command, by the key that each flag stands for. Paths may be relative.
+#[derive(Debug, Default, Clone)]
+pub struct Flags {
+    values: Vec<(&'static str, &'static str, Value)>,
+}
+
+impl Flags {
+    /// Adds `--flag VALUE`, which stands for `section.key`, where it was given.
+    #[must_use]
+    pub fn with(mut self, flag: &'static str, key: &'static str, value: Option<impl Into<String>>) -> Flags {
+        self.values.extend(value.map(|value| (flag, key, Value::String(value.into()))));
+        self
+    }
+}
+
+/// What was wrong, where it was written, and what to do about it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Wrong(pub String);
+
+impl std::fmt::Display for Wrong {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Wrong {}
+
+/// The settings in force: flags before environment before file before defaults.
+///
+/// # Errors
+/// The first unknown key, unreadable file, value of a wrong type, or value that gaoler cannot honour.
+pub fn resolve(
+    flags: &Flags,
+    environment: impl IntoIterator<Item = (String, String)>,
+    file: Option<&Path>,
+) -> Result<Settings, Wrong> {
+    let mut layers = Layers::of_defaults();
+    if let Some(path) = file {
+        layers.add_file(path, &read_file(path)?)?;
+    }
+    // The order of an environment is nobody's promise; sorted, the first error is always the same one.
+    for (name, value) in environment.into_iter().collect::<BTreeMap<_, _>>() {
+        layers.add_variable(&name, &value)?;
+    }
+    for (flag, key, value) in &flags.values {
+        layers.set(key, value.clone(), (*flag).to_owned())?;
+    }
+    layers.finish()
+}
+
+/// The values so far, and where each was written.
+struct Layers {
+    known: Table,
+    values: Table,
+    places: BTreeMap<String, String>,
+}
+
+impl Layers {
+    fn of_defaults() -> Layers {
+        let known = Table::try_from(Settings::default()).unwrap_or_default();
+        Layers { values: known.clone(), known, places: BTreeMap::new() }
+    }
+
+    fn add_file(&mut self, path: &Path, text: &str) -> Result<(), Wrong> {
+        let place = path.display().to_string();
+        let table: Table = text.parse().map_err(|error| Wrong(format!("{place}: not TOML: {error}")))?;
+        for (section, body) in table {
+            let Some(keys) = self.known.get(&section).and_then(Value::as_table) else {
+                return Err(Wrong(format!(
+                    "{place}: unknown key `{section}`; the sections are {}",
+                    listed(self.known.keys())
+                )));
+            };
+            let Value::Table(body) = body else {
+                return Err(Wrong(format!("{place}: `{section}` is a section: write [{section}]")));
+            };
+            if let Some(key) = body.keys().find(|key| !keys.contains_key(*key)) {
+                return Err(Wrong(format!(
+                    "{place}: unknown key `{section}.{key}`; [{section}] knows {}",
+                    listed(keys.keys())
+                )));
+            }
+            for (key, value) in body {
+                self.set(&format!("{section}.{key}"), value, format!("{place}: {section}.{key}"))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn add_variable(&mut self, name: &str, value: &str) -> Result<(), Wrong> {
+        let Some(rest) = name.strip_prefix(PREFIX).filter(|_| !name.starts_with(TEST_PREFIX)) else {
+            return Ok(());
+        };
+        let path = rest.to_ascii_lowercase();
+        let Some((section, key)) = path.split_once("__").filter(|(s, k)| self.knows(s, k)) else {
+            let near = self.variables().into_iter().find(|known| known.replace("__", "_") == name);
+            let hint = near
+                .map_or("a setting is GAOLER_SECTION__KEY, see `gaoler serve --help`".into(), |near| {
+                    format!("did you mean {near}?")
+                });
+            return Err(Wrong(format!("environment: unknown variable {name}; {hint}")));
+        };
+        let key = format!("{section}.{key}");
+        let value = match self.default_of(&key) {
+            Some(Value::String(_)) => Value::String(value.to_owned()),
+            // Numbers and lists are written as in the file; what does not parse is a string of a wrong type.
+            _ => format!("v = {value}")
+                .parse::<Table>()
+                .ok()
+                .and_then(|mut table| table.remove("v"))
+                .unwrap_or_else(|| Value::String(value.to_owned())),
+        };
+        self.set(&key, value, name.to_owned())
+    }
+
+    fn set(&mut self, key: &str, value: Value, place: String) -> Result<(), Wrong> {
+        let expected = self.default_of(key).map_or("", Value::type_str);
+        if value.type_str() != expected {
+            return Err(Wrong(format!(
+                "{place}: must be {}, not {}",
+                article(expected),
+                article(value.type_str())
+            )));
+        }
+        if let Some((section, name)) = key.split_once('.')
+            && let Some(Value::Table(body)) = self.values.get_mut(section)
+        {
+            body.insert(name.to_owned(), value);
+        }
+        self.places.insert(key.to_owned(), place);
+        Ok(())
+    }
+
+    fn finish(self) -> Result<Settings, Wrong> {
+        let settings = Value::Table(self.values.clone()).try_into::<Settings>();
+        let settings = settings.map_err(|error| self.out_of_range(&error.to_string()))?;
+        check(settings, &|key| match self.places.get(key) {
+            Some(place) => place.clone(),
+            None => format!("{key} (default)"),
+        })
+    }
+
+    /// Types were checked before, so what serde still refuses is a number that does not fit.
+    fn out_of_range(&self, error: &str) -> Wrong {
+        let numbers = |value: &Value| match value {
+            Value::Integer(n) => u32::try_from(*n).is_err(),
+            Value::Array(list) => list.len() != 2 || list.iter().any(|n| !fits(n)),
+            _ => false,
+        };
+        let place = self.places.iter().find(|(key, _)| self.value_of(key).is_some_and(numbers));
+        let place = place.map_or("settings", |(_, place)| place);
+        Wrong(format!("{place}: {}", error.trim().replace('\n', " ")))
+    }
+
+    fn value_of(&self, key: &str) -> Option<&Value> {
+        let (section, name) = key.split_once('.')?;
+        self.values.get(section)?.get(name)
+    }
+
+    fn default_of(&self, key: &str) -> Option<&Value> {
+        let (section, name) = key.split_once('.')?;
+        self.known.get(section)?.get(name)
+    }
+
+    fn knows(&self, section: &str, key: &str) -> bool {
+        self.known.get(section).is_some_and(|keys| keys.get(key).is_some())
+    }
+
+    fn variables(&self) -> Vec<String> {
+        let sections = self.known.iter().filter_map(|(section, keys)| Some((section, keys.as_table()?)));
+        sections
+            .flat_map(|(section, keys)| keys.keys().map(move |key| format!("{section}__{key}")))
+            .map(|path| format!("{PREFIX}{}", path.to_ascii_uppercase()))
+            .collect()
+    }
+}
+
+fn fits(value: &Value) -> bool {
+    value.as_integer().is_some_and(|n| u32::try_from(n).is_ok())
+}
+
+fn article(kind: &str) -> String {
+    match kind {
+        "string" | "float" | "boolean" | "datetime" | "table" => format!("a {kind}"),
+        "array" => "a list of two numbers".to_owned(),
+        other => format!("an {other}"),
+    }
+}
+
+fn listed<'a>(names: impl Iterator<Item = &'a String>) -> String {
+    names.map(String::as_str).collect::<Vec<_>>().join(", ")
+}
+
+fn read_file(path: &Path) -> Result<String, Wrong> {
+    use std::os::unix::fs::MetadataExt;
+    let place = path.display();
+    let wrong =
+        |error: std::io::Error| Wrong(format!("--config {place}: {error}; give the path of a TOML file"));
+    let file = std::fs::File::open(path).map_err(wrong)?;
+    let meta = file.metadata().map_err(wrong)?;
+    if !meta.is_file() || meta.len() > FILE_BYTES_MAX {
+        return Err(Wrong(format!("--config {place}: not a regular file of at most {FILE_BYTES_MAX} bytes")));
+    }
+    // Whoever can write this file decides what root starts.
+    let ours = [0, nix::unistd::geteuid().as_raw()].contains(&meta.uid());
+    if !ours || meta.mode() & 0o022 != 0 {
+        return Err(Wrong(format!(
+            "--config {place}: others than root can write it; run: chown root {place} && chmod go-w {place}"
+        )));
+    }
+    let mut text = String::new();
+    std::io::Read::read_to_string(&mut std::io::Read::take(file, FILE_BYTES_MAX), &mut text)
+        .map_err(wrong)?;
+    Ok(text)
+}
+
+/// Checks every value, and makes paths absolute, because the supervisor starts from another folder.
+fn check(mut settings: Settings, place: &dyn Fn(&str) -> String) -> Result<Settings, Wrong> {
+    let wrong = |key: &str, what: String| Err(Wrong(format!("{}: {what}", place(key))));
+    let s = &mut settings;
+    if let Err(what) = tier(&s.isolation.minimum) {
+        return wrong("isolation.minimum", what);
+    }
+    for (key, name) in [("level.default", &s.level.default), ("level.maximum", &s.level.maximum)] {
+        if let Err(what) = level(name) {
+            return wrong(key, what);
+        }
+    }
+    match s.credentials.mode.as_str() {
+        "broker" => {}
+        "file" => return wrong("credentials.mode", "`file` comes with a later release; use `broker`".into()),
+        other => return wrong("credentials.mode", format!("`{other}` is not a mode; use `broker`")),
+    }
+    match listen(&s.server.listen) {
+        Ok(address) => s.server.listen = address.to_string(),
+        Err(what) => return wrong("server.listen", what),
+    }
+    for (key, path) in [("state.dir", &mut s.state.dir), ("cli.path", &mut s.cli.path)] {
+        match absolute(path) {
+            Ok(full) => *path = full,
+            Err(what) => return wrong(key, what),
+        }
+    }
+    if let Err(what) = upstream(&s.upstream.url) {
+        return wrong("upstream.url", what);
+    }
+    let version = s.cli.version.split('.').map(str::parse::<u16>).collect::<Result<Vec<_>, _>>();
+    if !version.is_ok_and(|numbers| numbers.len() == 3) {
+        return wrong("cli.version", format!("`{}` is not a version such as 2.1.330", s.cli.version));
+    }
+    if let Err((key, what)) = uids(s) {
+        return wrong(key, what);
+    }
+    let bounds = [
+        ("runs.max", s.runs.max, 1, s.uids.run[1].min(s.uids.egress[1]).min(1024)),
+        ("runs.drain_seconds", s.runs.drain_seconds, 1, 3600),
+        ("runs.silence_seconds", s.runs.silence_seconds, 1, 3600),
+    ];
+    match bounds.iter().find(|(_, value, low, high)| value < low || value > high) {
+        Some((key, value, low, high)) => wrong(key, format!("{value} is not between {low} and {high}")),
+        None => Ok(settings),
+    }
+}
+
+/// A tier that this release can be asked to insist on.
+fn tier(name: &str) -> Result<Tier, String> {
+    let known = || Tier::ALL.iter().rev().map(|tier| tier.name()).collect::<Vec<_>>().join(", ");
+    match Tier::from_name(name) {
+        Some(Tier::Kernel) => Ok(Tier::Kernel),
+        Some(other) => Err(format!("tier `{other}` comes with a later release; use `kernel`")),
+        None => Err(format!("`{name}` is not a tier; the tiers are {}", known())),
+    }
+}
+
+/// A level that this release can run at.
+pub fn level(name: &str) -> Result<Level, String> {
+    let known = || Level::ALL.iter().map(|level| level.name()).collect::<Vec<_>>().join(", ");
+    match Level::from_name(name) {
+        Some(Level::Balanced) => Ok(Level::Balanced),
+        Some(other) => Err(format!("level `{other}` comes with a later release; use `balanced`")),
+        None => Err(format!("`{name}` is not a level; the levels are {}", known())),
+    }
+}
+
+fn listen(text: &str) -> Result<SocketAddr, String> {
+    if text.starts_with("unix:") {
+        return Err("unix sockets come with a later release; use HOST:PORT such as 127.0.0.1:8080".into());
+    }
+    // The one name that needs no resolver.
+    let numeric = text.strip_prefix("localhost:").map(|port| format!("127.0.0.1:{port}"));
+    let address: SocketAddr = numeric.as_deref().unwrap_or(text).parse().map_err(|_| {
+        format!("`{text}` is not HOST:PORT; use an IP address and a port, such as 127.0.0.1:8080")
+    })?;
+    match address.ip().is_loopback() {
+        true => Ok(address),
+        false => Err(format!(
+            "`{text}` is not loopback, and gaoler speaks no TLS yet: tenants' tokens would cross the network in \
+             the clear; listen on 127.0.0.1 and put a TLS proxy in front"
+        )),
+    }
+}
+
+fn upstream(url: &str) -> Result<(), String> {
+    if url == "embedded" {
+        return Ok(());
+    }
+    let form = || format!("`{url}` is not `embedded`, https://HOST[:PORT] or http://LOOPBACK[:PORT]");
+    let (scheme, authority) = url.split_once("://").ok_or_else(form)?;
+    let authority = authority.strip_suffix('/').unwrap_or(authority);
+    let (host, port) = match authority.rsplit_once(':').filter(|_| !authority.ends_with(']')) {
+        Some((host, port)) => (host, Some(port)),
+        None => (authority, None),
+    };
+    let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
+    let is_name = !host.is_empty()
+        && host.len() <= 253
+        && host.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'.' || b == b'-');
+    let is_host = bare.map_or(is_name, |v6| v6.parse::<std::net::Ipv6Addr>().is_ok());
+    if !is_host || port.is_some_and(|port| !port.parse::<u16>().is_ok_and(|port| port != 0)) {
+        return Err(form());
+    }
+    let address = bare.unwrap_or(host).parse::<IpAddr>();
+    let is_loopback = host == "localhost" || address.is_ok_and(|address| address.is_loopback());
+    match scheme {
+        "https" => Ok(()),
+        "http" if is_loopback => Ok(()),
+        "http" => Err(format!("`{url}` would send tenants' tokens in the clear; use https://")),
+        _ => Err(form()),
+    }
+}
+
+fn absolute(path: &Path) -> Result<PathBuf, String> {
+    if path.as_os_str().is_empty() {
+        return Err("the path is empty".into());
+    }
+    let full = std::path::absolute(path).map_err(|error| format!("{}: {error}", path.display()))?;
+    if full.to_str().is_none() {
+        return Err(format!("{}: the path is not UTF-8; choose another", full.display()));
+    }
+    // The supervisor opens component by component and refuses to climb.
+    match full.components().any(|part| part == std::path::Component::ParentDir) {
+        true => Err(format!("{}: leave out the `..`", full.display())),
+        false => Ok(full),
+    }
+}
+
+/// Ranges that are not root's, do not overflow and do not touch.
+fn uids(settings: &Settings) -> Result<(), (&'static str, String)> {
+    let uids = &settings.uids;
+    let ranges = [
+        ("uids.tenant", uids.tenant),
+        ("uids.run", uids.run),
+        ("uids.egress", uids.egress),
+        ("uids.frontend", [uids.frontend, 1]),
+        ("uids.upstream", [uids.upstream, 1]),
+    ];
+    // 65534 is the kernel's overflow uid, and everything below belongs to the host's users.
+    const FIRST: u32 = 65_536;
+    for (at, (key, [first, count])) in ranges.iter().enumerate() {
+        let end = u64::from(*first) + u64::from(*count);
+        if *first < FIRST || *count == 0 || end > u64::from(u32::MAX) {
+            return Err((*key, format!("[{first}, {count}] is not a range of uids of {FIRST} or higher")));
+        }
+        let touches = |other: &&(&'static str, [u32; 2])| {
+            u64::from(other.1[0]) < end && u64::from(*first) < u64::from(other.1[0]) + u64::from(other.1[1])
+        };
+        if let Some(other) = ranges[at + 1..].iter().find(touches) {
+            return Err((*key, format!("overlaps with {}; uids belong to one of them only", other.0)));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Resolves a table row: a flag, an environment, a file's text.
+    fn resolved(
+        listen: Option<&str>,
+        environment: &[(&str, &str)],
+        file: Option<&str>,
+    ) -> Result<Settings, Wrong> {
+        let flags = Flags::default().with("--listen", "server.listen", listen);
+        let environment = environment.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("gaoler.toml");
+        if let Some(text) = file {
+            std::fs::write(&path, text).expect("a file");
+        }
+        let place = path.display().to_string();
+        let settings = resolve(&flags, environment, file.map(|_| path.as_path()));
+        settings.map_err(|wrong| Wrong(wrong.0.replace(&place, "FILE")))
+    }
+
+    #[test]
+    fn the_strongest_place_wins() {
+        let file = "[server]\nlisten = '127.0.0.1:3'";
+        let env: &[(&str, &str)] = &[("GAOLER_SERVER__LISTEN", "127.0.0.1:2"), ("HOME", "/root")];
+        let rows = [
+            (Some("127.0.0.1:1"), env, Some(file), "127.0.0.1:1"),
+            (None, env, Some(file), "127.0.0.1:2"),
+            (None, &[], Some(file), "127.0.0.1:3"),
+            (None, &[], None, "127.0.0.1:8080"),
+            (Some("localhost:9"), &[], None, "127.0.0.1:9"),
+            (Some("[::1]:9"), &[], None, "[::1]:9"),
+        ];
+        for (flag, env, file, expected) in rows {
+            let settings = resolved(flag, env, file).expect("good values");
+            assert_eq!(settings.server.listen, expected);
+        }
+    }
+
+    #[test]
+    fn every_key_can_come_from_the_environment() {
+        let env = [
+            ("GAOLER_RUNS__MAX", "7"),
+            ("GAOLER_UIDS__RUN", "[3000000, 10]"),
+            ("GAOLER_UPSTREAM__URL", "embedded"),
+            ("GAOLER_STATE__DIR", "/srv/gaoler"),
+            ("GAOLER_TEST_ANYTHING", "is not ours"),
+        ];
+        let settings = resolved(None, &env, None).expect("good values");
+        assert_eq!(settings.runs.max, 7);
+        assert_eq!(settings.uids.run, [3_000_000, 10]);
+        assert_eq!(settings.upstream.url, "embedded");
+        assert_eq!(settings.state.dir, Path::new("/srv/gaoler"));
+        let variables = Layers::of_defaults().variables();
+        assert!(variables.contains(&"GAOLER_ISOLATION__MINIMUM".to_owned()), "{variables:?}");
+    }
+
+    #[test]
+    fn relative_paths_become_absolute() {
+        let settings = resolved(None, &[("GAOLER_CLI__PATH", "bin/claude")], None).expect("good values");
+        assert_eq!(settings.cli.path, std::env::current_dir().expect("a folder").join("bin/claude"));
+    }
+
+    #[test]
+    fn every_wrong_value_says_what_and_where() {
+        type Row = (
+            Option<&'static str>,
+            &'static [(&'static str, &'static str)],
+            Option<&'static str>,
+            &'static str,
+        );
+        let rows: &[Row] = &[
+            (
+                None,
+                &[],
+                Some("[sever]\nlisten = 'x'"),
+                "FILE: unknown key `sever`; the sections are cli, \
+              credentials, isolation, level, runs, server, state, uids, upstream",
+            ),
+            (
+                None,
+                &[],
+                Some("[server]\nlissten = 'x'"),
+                "FILE: unknown key `server.lissten`; [server] knows listen",
+            ),
+            (None, &[], Some("server = 1"), "FILE: `server` is a section: write [server]"),
+            (
+                None,
+                &[],
+                Some("[server]\nlisten = 8080"),
+                "FILE: server.listen: must be a string, not an integer",
+            ),
+            (None, &[], Some("[runs]\nmax = '7'"), "FILE: runs.max: must be an integer, not a string"),
+            (None, &[], Some("[runs]\nmax = 0"), "FILE: runs.max: 0 is not between 1 and 1024"),
+            (
+                None,
+                &[],
+                Some("[uids]\nrun = [0, 5]"),
+                "FILE: uids.run: [0, 5] is not a range of uids of 65536 or higher",
+            ),
+            (
+                None,
+                &[],
+                Some("[uids]\nrun = [2000001, 5]\n[runs]\nmax = 5"),
+                "uids.tenant (default): overlaps with uids.run; uids belong to one of them only",
+            ),
+            (
+                None,
+                &[("GAOLER_RUNS__MAX", "many")],
+                None,
+                "GAOLER_RUNS__MAX: must be an integer, not a string",
+            ),
+            (
+                None,
+                &[("GAOLER_RUNS__MAXIMUM", "1")],
+                None,
+                "environment: unknown variable GAOLER_RUNS__MAXIMUM; a \
+              setting is GAOLER_SECTION__KEY, see `gaoler serve --help`",
+            ),
+            (
+                None,
+                &[("GAOLER_SERVER_LISTEN", "x")],
+                None,
+                "environment: unknown variable GAOLER_SERVER_LISTEN; \
+              did you mean GAOLER_SERVER__LISTEN?",
+            ),
+            (
+                Some("8080"),
+                &[],
+                None,
+                "--listen: `8080` is not HOST:PORT; use an IP address and a port, such as \
+              127.0.0.1:8080",
+            ),
+            (
+                Some("unix:/run/x"),
+                &[],
+                None,
+                "--listen: unix sockets come with a later release; use HOST:PORT such \
+              as 127.0.0.1:8080",
+            ),
+            (
+                Some("0.0.0.0:80"),
+                &[],
+                None,
+                "--listen: `0.0.0.0:80` is not loopback, and gaoler speaks no TLS yet: \
+              tenants' tokens would cross the network in the clear; listen on 127.0.0.1 and put a TLS proxy in front",
+            ),
+            (
+                None,
+                &[("GAOLER_LEVEL__DEFAULT", "paranoid")],
+                None,
+                "GAOLER_LEVEL__DEFAULT: level `paranoid` comes with a later release; use `balanced`",
+            ),
+            (
+                None,
+                &[("GAOLER_LEVEL__MAXIMUM", "lax")],
+                None,
+                "GAOLER_LEVEL__MAXIMUM: `lax` is not a level; the levels are paranoid, balanced, developer",
+            ),
+            (
+                None,
+                &[("GAOLER_ISOLATION__MINIMUM", "uid")],
+                None,
+                "GAOLER_ISOLATION__MINIMUM: tier `uid` comes with a later release; use `kernel`",
+            ),
+            (
+                None,
+                &[("GAOLER_ISOLATION__MINIMUM", "none")],
+                None,
+                "GAOLER_ISOLATION__MINIMUM: `none` is not a tier; \
+              the tiers are kernel, namespaces, uid, directory",
+            ),
+            (
+                None,
+                &[("GAOLER_CREDENTIALS__MODE", "file")],
+                None,
+                "GAOLER_CREDENTIALS__MODE: `file` comes with a later release; use `broker`",
+            ),
+            (
+                None,
+                &[("GAOLER_CLI__VERSION", "2.1")],
+                None,
+                "GAOLER_CLI__VERSION: `2.1` is not a version such as 2.1.330",
+            ),
+            (None, &[("GAOLER_STATE__DIR", "")], None, "GAOLER_STATE__DIR: the path is empty"),
+            (
+                None,
+                &[("GAOLER_STATE__DIR", "/a/../b")],
+                None,
+                "GAOLER_STATE__DIR: /a/../b: leave out the `..`",
+            ),
+            (
+                None,
+                &[("GAOLER_UPSTREAM__URL", "http://example.com")],
+                None,
+                "GAOLER_UPSTREAM__URL: \
+              `http://example.com` would send tenants' tokens in the clear; use https://",
+            ),
+            (
+                None,
+                &[("GAOLER_UPSTREAM__URL", "https://u@h")],
+                None,
+                "GAOLER_UPSTREAM__URL: `https://u@h` is not \
+              `embedded`, https://HOST[:PORT] or http://LOOPBACK[:PORT]",
+            ),
+        ];
+        for (flag, env, file, expected) in rows {
+            let wrong = resolved(*flag, env, *file).expect_err(expected);
+            assert_eq!(wrong.to_string(), *expected);
+        }
+    }
+
+    #[test]
+    fn text_that_is_not_toml_names_its_line() {
+        let wrong = resolved(None, &[], Some("[server\n")).expect_err("not TOML").to_string();
+        assert!(wrong.starts_with("FILE: not TOML: TOML parse error at line 1"), "{wrong}");
+        let wrong = resolved(None, &[], Some("[runs]\nmax = 5000000000")).expect_err("too large").to_string();
+        assert!(
+            wrong.starts_with("FILE: runs.max: invalid value: integer `5000000000`, expected u32"),
+            "{wrong}"
+        );
+    }
+
+    #[test]
+    fn upstreams_are_https_or_loopback() {
+        let good = [
+            "embedded",
+            "https://api.anthropic.com",
+            "https://h:8443/",
+            "http://127.0.0.1:9",
+            "http://[::1]:9",
+            "http://localhost:1",
+            "https://[2001:db8::1]",
+        ];
+        let bad = [
+            "",
+            "https://",
+            "https://h:0",
+            "https://h:x",
+            "https://h/v1",
+            "ftp://h",
+            "http://10.0.0.1",
+            "https://h?x",
+            "https://[::1",
+            "https://a b",
+        ];
+        good.iter().for_each(|url| assert_eq!(upstream(url), Ok(()), "{url}"));
+        bad.iter().for_each(|url| assert!(upstream(url).is_err(), "{url}"));
+    }
+
+    #[test]
+    fn a_file_that_others_can_write_is_refused() {
+        use std::os::unix::fs::PermissionsExt;
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        file.as_file().set_permissions(std::fs::Permissions::from_mode(0o666)).expect("chmod");
+        let wrong = resolve(&Flags::default(), [], Some(file.path())).expect_err("writable").to_string();
+        assert!(wrong.contains("others than root can write it; run: chown root"), "{wrong}");
+        let wrong = resolve(&Flags::default(), [], Some(Path::new("/nowhere.toml"))).expect_err("missing");
+        assert!(wrong.0.starts_with("--config /nowhere.toml: No such file"), "{wrong}");
+    }
+}

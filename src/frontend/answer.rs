@@ -1,0 +1,404 @@
+//! The merger: however many turns an agent takes, the client gets one well-formed message.
+//! Without I/O. It must never show a tool call of the CLI's own, nor a message that the CLI wrote by itself.
+
+use std::collections::HashSet;
+
+use uuid::Uuid;
+
+use gaoler_protocol::{Exit, Reason, RunId};
+
+use super::cli::decode::{Assistant, BlockStart, Delta, Event, Outcome, RateLimit, Stream, Usage};
+use super::error::ApiError;
+use super::job::{Shape, Thinking};
+
+/// Tool calls that are open at the same time, at most; more are not counted.
+const OPEN_TOOLS_MAX: usize = 1024;
+/// The model that the CLI names where it wrote a message by itself.
+const SYNTHETIC: &str = "<synthetic>";
+/// The upstream's stop reasons that a client may see. `tool_use` is not one: those tools were the CLI's.
+const STOP_REASONS: &[&str] =
+    &["end_turn", "max_tokens", "stop_sequence", "pause_turn", "refusal", "model_context_window_exceeded"];
+/// Seconds of `retry-after` beyond which an official client should not wait at all.
+const RETRY_AFTER_WORTH: u64 = 60;
+
+/// One step of the answer, to be written as a server-sent event.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Emit {
+    /// The message begins.
+    Start,
+    /// A block begins, empty.
+    BlockStart(usize, Kind),
+    /// Text is added to a block, of the kind that it has.
+    Text(usize, String),
+    /// Thinking is added.
+    Thinking(usize, String),
+    /// A signature is added.
+    Signature(usize, String),
+    /// A block ends.
+    BlockStop(usize),
+}
+
+/// The kind of a block that a client sees.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Kind {
+    /// Text.
+    Text,
+    /// Thinking.
+    Thinking,
+    /// Thinking that only the model can read; whole from the start.
+    Redacted(String),
+}
+
+/// A block as it is so far.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Shown {
+    /// Its kind.
+    pub kind: Kind,
+    /// Its text or thinking.
+    pub text: String,
+    /// Its signature, where it is thinking.
+    pub signature: String,
+}
+
+/// Who the answer is for, and what it is called.
+#[derive(Debug, Clone)]
+pub struct Heading {
+    /// The message's id.
+    pub id: String,
+    /// The session, where the request named one.
+    pub session: Option<Uuid>,
+    /// The run.
+    pub run: RunId,
+    /// The model that was asked for; the upstream's word replaces it.
+    pub model: String,
+}
+
+/// How it ended, once it has.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Ending {
+    /// With a message.
+    Done(Done),
+    /// Without.
+    Failed(ApiError),
+}
+
+/// The end of a message.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Done {
+    /// Why the model stopped.
+    pub stop_reason: &'static str,
+    /// What was used in all turns.
+    pub usage: Usage,
+    /// US dollars, by the CLI's price list.
+    pub cost_usd: Option<f64>,
+}
+
+/// The answer so far.
+#[derive(Debug)]
+pub struct Answer {
+    /// Its name.
+    pub heading: Heading,
+    /// Its blocks.
+    pub blocks: Vec<Shown>,
+    /// What the first turn had used when it began.
+    pub first_usage: Usage,
+    shape: Shape,
+    thinking: Thinking,
+    begun: bool,
+    /// The upstream's number of the block that is open, and ours.
+    open: Option<(u64, usize)>,
+    /// Our number of the first block of this turn.
+    turn_begins: usize,
+    /// The upstream's id of the message that was streamed last.
+    streamed: String,
+    open_tools: HashSet<String>,
+    tools_ran: bool,
+    rate_limit: Option<RateLimit>,
+    result_text: String,
+    ending: Option<Ending>,
+}
+
+impl Answer {
+    /// An answer with nothing in it.
+    pub fn new(heading: Heading, shape: Shape, thinking: Thinking) -> Answer {
+        Answer {
+            heading,
+            blocks: Vec::new(),
+            first_usage: Usage::default(),
+            shape,
+            thinking,
+            begun: false,
+            open: None,
+            turn_begins: 0,
+            streamed: String::new(),
+            open_tools: HashSet::new(),
+            tools_ran: false,
+            rate_limit: None,
+            result_text: String::new(),
+            ending: None,
+        }
+    }
+
+    /// Whether the upstream has begun to answer: from here on the credential is proven and the status is 200.
+    pub fn begun(&self) -> bool {
+        self.begun
+    }
+
+    /// How it ended, if it has.
+    pub fn ending(&self) -> Option<&Ending> {
+        self.ending.as_ref()
+    }
+
+    /// Whether a tool of the CLI is at work, so that silence is not the upstream's.
+    pub fn tool_at_work(&self) -> bool {
+        !self.open_tools.is_empty()
+    }
+
+    /// Takes one event in. Nothing follows an ending.
+    pub fn feed(&mut self, event: Event) -> Vec<Emit> {
+        let mut out = Vec::new();
+        if self.ending.is_some() {
+            return out;
+        }
+        match event {
+            Event::Init(_) | Event::Other => {}
+            Event::Stream(stream) => self.stream(stream, &mut out),
+            Event::Assistant(message) => self.assistant(message, &mut out),
+            Event::ToolResults(ids) => ids.iter().for_each(|id| {
+                self.open_tools.remove(id);
+            }),
+            // The CLI would repeat a request that no repetition can help; the client waits for nothing.
+            Event::Retry(Some(status @ (401 | 403))) => self.fail(ApiError::upstream(Some(status), "")),
+            Event::Retry(_) => self.retry(&mut out),
+            Event::RateLimit(rate_limit) => self.rate_limit = Some(rate_limit),
+            Event::Result(outcome) => self.result(*outcome, &mut out),
+        }
+        out
+    }
+
+    /// Ends the answer with this error, unless it has ended.
+    pub fn fail(&mut self, error: ApiError) {
+        self.ending.get_or_insert(Ending::Failed(error));
+    }
+
+    /// The run's end, after which nothing more can come: decides for an answer that has no ending yet.
+    pub fn exited(&mut self, exit: Option<&Exit>) {
+        if self.ending.is_some() {
+            return;
+        }
+        let error = match exit.map(|exit| exit.reason) {
+            Some(Reason::Oom) => {
+                ApiError::internal("memory_limit", "The run hit its memory limit.").final_word()
+            }
+            Some(Reason::Wall) => {
+                ApiError::new(504, "wall_limit", "The run hit its time limit.").final_word()
+            }
+            Some(Reason::EgressDied) => {
+                ApiError::internal("egress_died", "The run's way to the upstream API broke down.")
+            }
+            Some(Reason::Drained) => ApiError::draining(),
+            Some(Reason::Cancelled) => ApiError::internal("cancelled", "The run was cancelled."),
+            Some(Reason::Exited | Reason::Signaled | Reason::InitDied) => {
+                ApiError::internal("cli_exited", "The CLI ended without a result.")
+            }
+            None => ApiError::internal("run_lost", "The run ended and no word of it came."),
+        };
+        self.fail(error);
+    }
+
+    /// The ending, and the steps that are still missing before it. Call it once, after the last event.
+    pub fn finish(&mut self) -> (Vec<Emit>, Ending) {
+        let mut out = Vec::new();
+        match self.ending.take() {
+            Some(Ending::Done(done)) => {
+                self.begin(&mut out);
+                self.close(&mut out);
+                if !self.blocks.iter().any(|block| block.kind == Kind::Text) {
+                    // Clients read content[0].text; the CLI's own last word is the best that there is.
+                    let text = std::mem::take(&mut self.result_text);
+                    self.whole(Kind::Text, text, &mut out);
+                }
+                (out, Ending::Done(done))
+            }
+            Some(Ending::Failed(mut error)) => {
+                self.close(&mut out);
+                if self.tools_ran && error.status >= 429 {
+                    error.should_retry = Some(false);
+                }
+                (out, Ending::Failed(error))
+            }
+            None => {
+                self.exited(None);
+                self.finish()
+            }
+        }
+    }
+
+    fn begin(&mut self, out: &mut Vec<Emit>) {
+        if !self.begun {
+            self.begun = true;
+            out.push(Emit::Start);
+        }
+    }
+
+    fn stream(&mut self, stream: Stream, out: &mut Vec<Emit>) {
+        match stream {
+            Stream::Start { id, model, usage } => {
+                if !self.begun {
+                    self.first_usage = usage;
+                    self.heading.model = model;
+                }
+                self.begin(out);
+                self.close(out);
+                self.turn_begins = self.blocks.len();
+                self.streamed = id;
+            }
+            // A block before any message is a forgery or a fault; neither is shown.
+            _ if !self.begun => {}
+            Stream::BlockStart { index, block } => {
+                self.close(out);
+                if let Some((kind, text)) = self.shown(block) {
+                    let ours = self.start_block(kind, out);
+                    self.open = Some((index, ours));
+                    self.add(ours, Delta::Text(text), out);
+                }
+            }
+            Stream::Delta { index, delta } => match self.open {
+                Some((theirs, ours)) if theirs == index => self.add(ours, delta, out),
+                _ => {}
+            },
+            Stream::BlockStop { .. } | Stream::Stop => self.close(out),
+            Stream::Other => {}
+        }
+    }
+
+    /// A whole message that was not streamed: the CLI's answer after it gave up streaming.
+    fn assistant(&mut self, message: Assistant, out: &mut Vec<Emit>) {
+        if message.model == SYNTHETIC {
+            return;
+        }
+        if message.id == self.streamed && self.begun {
+            return;
+        }
+        if !self.begun {
+            self.heading.model = message.model;
+        }
+        self.begin(out);
+        for block in message.blocks {
+            if let Some((kind, text)) = self.shown(block) {
+                self.close(out);
+                self.whole(kind, text, out);
+            }
+        }
+    }
+
+    /// What of a block is shown: its kind and what it begins with.
+    fn shown(&mut self, block: BlockStart) -> Option<(Kind, String)> {
+        match block {
+            BlockStart::Text(text) => Some((Kind::Text, text)),
+            BlockStart::Thinking(text) => {
+                (self.thinking == Thinking::Shown).then_some((Kind::Thinking, text))
+            }
+            BlockStart::RedactedThinking(data) => {
+                (self.thinking == Thinking::Shown).then_some((Kind::Redacted(data), String::new()))
+            }
+            BlockStart::ToolUse(id) => {
+                self.tools_ran = true;
+                if self.open_tools.len() < OPEN_TOOLS_MAX {
+                    self.open_tools.insert(id);
+                }
+                None
+            }
+            BlockStart::Other => None,
+        }
+    }
+
+    fn start_block(&mut self, kind: Kind, out: &mut Vec<Emit>) -> usize {
+        let ours = self.blocks.len();
+        out.push(Emit::BlockStart(ours, kind.clone()));
+        self.blocks.push(Shown { kind, text: String::new(), signature: String::new() });
+        ours
+    }
+
+    fn whole(&mut self, kind: Kind, text: String, out: &mut Vec<Emit>) {
+        let ours = self.start_block(kind, out);
+        self.add(ours, Delta::Text(text), out);
+        out.push(Emit::BlockStop(ours));
+    }
+
+    fn add(&mut self, ours: usize, delta: Delta, out: &mut Vec<Emit>) {
+        let Some(block) = self.blocks.get_mut(ours) else { return };
+        match (&block.kind, delta) {
+            (_, Delta::Text(text) | Delta::Thinking(text)) if text.is_empty() => {}
+            (Kind::Text, Delta::Text(text)) => {
+                block.text.push_str(&text);
+                out.push(Emit::Text(ours, text));
+            }
+            (Kind::Thinking, Delta::Thinking(text) | Delta::Text(text)) => {
+                block.text.push_str(&text);
+                out.push(Emit::Thinking(ours, text));
+            }
+            (Kind::Thinking, Delta::Signature(signature)) => {
+                block.signature.push_str(&signature);
+                out.push(Emit::Signature(ours, signature));
+            }
+            // A delta of another kind than its block, or of no known kind, is not shown.
+            _ => {}
+        }
+    }
+
+    fn close(&mut self, out: &mut Vec<Emit>) {
+        if let Some((_, ours)) = self.open.take() {
+            out.push(Emit::BlockStop(ours));
+        }
+    }
+
+    /// The upstream's stream broke and the CLI asks again from the turn's start. What a client has already
+    /// got cannot be taken back; a JSON body has not been sent yet and leaves the broken piece out.
+    fn retry(&mut self, out: &mut Vec<Emit>) {
+        self.close(out);
+        if self.shape == Shape::Json {
+            self.blocks.truncate(self.turn_begins);
+        }
+    }
+
+    fn result(&mut self, outcome: Outcome, out: &mut Vec<Emit>) {
+        self.close(out);
+        let stop_reason = outcome.stop_reason.as_deref().unwrap_or_default();
+        let known = STOP_REASONS.iter().find(|&&reason| reason == stop_reason).copied();
+        let done = |stop_reason| {
+            Ending::Done(Done { stop_reason, usage: outcome.usage, cost_usd: outcome.total_cost_usd })
+        };
+        let claim = outcome.result.as_deref().unwrap_or_default();
+        // `subtype` stays "success" for most failures, so `is_error` and the status are asked first.
+        let ending = match (outcome.subtype.as_str(), outcome.is_error, outcome.api_error_status) {
+            ("error_max_turns", ..) => done("pause_turn"),
+            (_, true, Some(429)) => Ending::Failed(self.rate_limited(claim)),
+            (_, true, Some(status)) => Ending::Failed(ApiError::upstream(Some(status), claim)),
+            _ if stop_reason == "refusal" => done("refusal"),
+            ("success", true, None) => Ending::Failed(ApiError::upstream(None, "")),
+            ("success", false, _) => done(known.unwrap_or("end_turn")),
+            _ => Ending::Failed(ApiError::internal("cli_failed", "The CLI ended its turn with an error.")),
+        };
+        self.result_text = outcome.result.unwrap_or_default();
+        self.ending = Some(ending);
+    }
+
+    fn rate_limited(&self, claim: &str) -> ApiError {
+        let error = ApiError::upstream(Some(429), claim);
+        let now = std::time::SystemTime::now()
+            .duration_since(std::time::UNIX_EPOCH)
+            .map_or(0, |elapsed| elapsed.as_secs());
+        let resets_at = self.rate_limit.as_ref().filter(|r| r.status == "rejected").and_then(|r| r.resets_at);
+        match resets_at.map(|at| at.saturating_sub(now).max(1)) {
+            Some(seconds) if seconds > RETRY_AFTER_WORTH => {
+                ApiError { code: "plan_limit", ..error.after(seconds).final_word() }
+            }
+            Some(seconds) => error.after(seconds),
+            None => error,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,94 @@
+//! The lines that are written to the CLI's stdin. Stdin is a privileged channel (a line can run a shell
+//! command or change a setting), so these few are the only ones, and each is one line of JSON from a type.
+
+use serde::Serialize;
+
+use super::WireBlock;
+use crate::frontend::job::Block;
+
+#[derive(Serialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+enum Line<'a> {
+    User { message: Message<'a> },
+    ControlRequest { request_id: &'static str, request: Control },
+}
+
+#[derive(Serialize)]
+struct Message<'a> {
+    role: &'static str,
+    content: Vec<WireBlock<'a>>,
+}
+
+#[derive(Serialize)]
+#[serde(tag = "subtype", rename_all = "snake_case")]
+enum Control {
+    Interrupt,
+}
+
+/// The user's message.
+///
+/// The CLI takes the last text block of a message for a command where it begins with `/`, and not where a
+/// blank comes first (measured with 2.1.330). So a blank is put before every such text; the model sees one
+/// blank more, and nothing else changes. `@path` is left alone: attachments are off in the CLI's environment.
+pub fn user(prompt: &[Block]) -> Vec<u8> {
+    let content = prompt
+        .iter()
+        .map(|block| match block {
+            Block::Text(text) if text.starts_with('/') => WireBlock::Text { text: format!(" {text}").into() },
+            other => WireBlock::of(other),
+        })
+        .collect();
+    line(&Line::User { message: Message { role: "user", content } })
+}
+
+/// Ask the CLI to stop what it is doing: it kills its tools, saves its transcript and gives a result.
+pub fn interrupt() -> Vec<u8> {
+    line(&Line::ControlRequest { request_id: "gaoler-interrupt", request: Control::Interrupt })
+}
+
+fn line(value: &Line<'_>) -> Vec<u8> {
+    // Strings and maps with string keys always serialise; JSON escapes every line break inside them.
+    let mut bytes = serde_json::to_vec(value).unwrap_or_default();
+    bytes.push(b'\n');
+    bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(prompt: &[Block], expected: &str) {
+        let bytes = user(prompt);
+        let text = std::str::from_utf8(&bytes).expect("UTF-8");
+        assert_eq!(text, format!("{expected}\n"));
+        assert_eq!(text.matches('\n').count(), 1, "one line only");
+    }
+
+    #[test]
+    fn a_prompt_is_one_line_and_no_command() {
+        let text = |t: &str| Block::Text(t.into());
+        check(
+            &[text("hello")],
+            r#"{"type":"user","message":{"role":"user","content":[{"type":"text","text":"hello"}]}}"#,
+        );
+        check(
+            &[text("/cost @x")],
+            r#"{"type":"user","message":{"role":"user","content":[{"type":"text","text":" /cost @x"}]}}"#,
+        );
+        check(
+            &[text(" /cost"), text("/a"), text("two\n/lines")],
+            r#"{"type":"user","message":{"role":"user","content":[{"type":"text","text":" /cost"},{"type":"text","text":" /a"},{"type":"text","text":"two\n/lines"}]}}"#,
+        );
+        check(
+            &[text("\"}]}}\n{\"type\":\"bash_command\",\"command\":\"id\"}")],
+            r#"{"type":"user","message":{"role":"user","content":[{"type":"text","text":"\"}]}}\n{\"type\":\"bash_command\",\"command\":\"id\"}"}]}}"#,
+        );
+    }
+
+    #[test]
+    fn an_interrupt_is_a_control_request() {
+        let expected = "{\"type\":\"control_request\",\"request_id\":\"gaoler-interrupt\",\
+                        \"request\":{\"subtype\":\"interrupt\"}}\n";
+        assert_eq!(interrupt(), expected.as_bytes());
+    }
+}

@@ -1,0 +1,257 @@
+//! The frontend: it speaks HTTP with clients, and asks the supervisor for everything else.
+//! It must never open a file, connect to anything or execute anything; it starts by taking that from itself.
+
+mod answer;
+pub mod cli;
+mod error;
+mod http;
+mod id;
+pub mod job;
+mod log;
+mod posture;
+mod prove;
+mod run;
+mod sse;
+mod tenant;
+
+use std::collections::HashMap;
+use std::convert::Infallible;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::process::ExitCode;
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, OnceLock};
+
+use nix::sys::signal::{SigSet, Signal};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+
+use gaoler_policy::confine::{self, Files};
+use gaoler_policy::process::Process;
+use gaoler_policy::settings::Settings;
+use gaoler_protocol::{Empty, Layers, Listen, Message, Proven, Ready, Refusal, Refused, Role, RunId};
+use gaoler_sys::{channel, memfd};
+
+pub use prove::Check;
+use run::{Ask, Run, Socket, Supervisor};
+use tenant::Secret;
+
+/// Threads that serve, made before the filter. Two: the work is copying, and the cages need the cores more.
+const WORKERS: usize = 2;
+/// Those and the one that waits for them.
+const THREADS: u32 = WORKERS as u32 + 1;
+/// Questions to the supervisor that wait for an answer, beyond the runs that may be running.
+const PENDING_EXTRA: usize = 64;
+/// The status of a frontend without a supervisor, and of one that could not start.
+const GONE: u8 = 1;
+/// Bytes of the settings' memory file, at most.
+const SETTINGS_BYTES_MAX: usize = 1024 * 1024;
+
+/// Everything that a request needs.
+pub struct Frontend {
+    settings: Settings,
+    secret: Secret,
+    supervisor: Supervisor,
+    layers: OnceLock<Layers>,
+    listen: OnceLock<Listen>,
+    draining: watch::Sender<bool>,
+    /// One receiver a run that is alive: the frontend is drained when none is left.
+    busy: watch::Sender<()>,
+    /// KiB that bodies may take together.
+    bodies: Semaphore,
+}
+
+/// The hidden subcommand: takes descriptors 3 (control), 4 (settings) and 5 (the server's secret), and serves.
+///
+/// Returns only where it could not start, with the status to exit with.
+pub fn from_descriptors() -> u8 {
+    static SETTINGS: AtomicBool = AtomicBool::new(false);
+    static SECRET: AtomicBool = AtomicBool::new(false);
+    let inherited = || -> Option<(OwnedFd, Settings, [u8; 32])> {
+        let control = channel::inherited_control()?;
+        let settings = memfd::read(channel::take_inherited(4, &SETTINGS)?, SETTINGS_BYTES_MAX).ok()?;
+        let settings = toml::from_str(std::str::from_utf8(&settings).ok()?).ok()?;
+        let secret = memfd::read(channel::take_inherited(5, &SECRET)?, 32).ok()?;
+        Some((control, settings, secret.try_into().ok()?))
+    };
+    match inherited() {
+        Some((control, settings, secret)) => serve(control, settings, secret),
+        None => {
+            log::line("refused", &[("why", "gaoler frontend is started by gaoler-supervisor alone".into())]);
+            GONE
+        }
+    }
+}
+
+/// Confines this process and serves until the supervisor goes away.
+pub fn main(control: OwnedFd, settings: Settings, secret: [u8; 32]) -> ExitCode {
+    serve(control, settings, secret).into()
+}
+
+fn serve(control: OwnedFd, settings: Settings, secret: [u8; 32]) -> u8 {
+    match confined(control, settings, secret) {
+        Ok(never) => match never {},
+        Err((step, error)) => {
+            log::line("refused", &[("step", step.into()), ("error", error.to_string().into())]);
+            GONE
+        }
+    }
+}
+
+type Step = (&'static str, io::Error);
+
+fn confined(control: OwnedFd, settings: Settings, secret: [u8; 32]) -> Result<Infallible, Step> {
+    // The supervisor alone decides when to stop: it sends Drain, and a signal to the group means it, not us.
+    let signals: SigSet = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP].into_iter().collect();
+    signals.thread_block().map_err(|e| ("block signals", e.into()))?;
+    confine::before_threads(Files::None).map_err(|e| (e.step, e.error))?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(WORKERS)
+        .max_blocking_threads(1)
+        .enable_io()
+        .enable_time()
+        .build()
+        .map_err(|e| ("runtime", e))?;
+    confine::after_threads(Process::Frontend).map_err(|e| (e.step, e.error))?;
+    // A policy that does not hold is worse than none, for it is believed.
+    if !confine::failed_open() {
+        return Err(("a file could be opened after the confinement", io::ErrorKind::Other.into()));
+    }
+    runtime.block_on(converse(control, settings, secret));
+    // Exit takes every lease with it, so that no cage outlives this process. Nothing else is to be saved, and
+    // a runtime that waits for its tasks would only keep clients in the dark.
+    std::process::exit(i32::from(GONE))
+}
+
+/// What the rest of the frontend asks the control task to say.
+enum Notice {
+    Proven(Proven),
+    Drained,
+}
+
+/// Speaks with the supervisor until it goes away. This is the frontend without its confinement, which tests
+/// can run inside their own process.
+pub async fn converse(control: OwnedFd, settings: Settings, secret: [u8; 32]) {
+    let pending_max = settings.runs.max as usize + PENDING_EXTRA;
+    let (supervisor, asks) = Supervisor::new(pending_max);
+    let frontend = Arc::new(Frontend {
+        settings,
+        secret: Secret::new(secret),
+        supervisor,
+        layers: OnceLock::new(),
+        listen: OnceLock::new(),
+        draining: watch::Sender::new(false),
+        busy: watch::Sender::new(()),
+        bodies: Semaphore::new(http::BODIES_KIB_MAX),
+    });
+    let control = match Socket::new(control) {
+        Ok(control) => control,
+        Err(error) => return log::line("supervisor", &[("error", error.to_string().into())]),
+    };
+    let mut task = Control { socket: control, sequence: 0, pending: HashMap::new(), pending_max };
+    if let Err(error) = task.serve(&frontend, asks).await {
+        log::line("supervisor", &[("error", error.to_string().into())]);
+    }
+}
+
+/// The only owner of the control socket.
+struct Control {
+    socket: Socket,
+    sequence: u64,
+    pending: HashMap<RunId, oneshot::Sender<Result<Run, Refused>>>,
+    pending_max: usize,
+}
+
+impl Control {
+    async fn serve(&mut self, frontend: &Arc<Frontend>, mut asks: mpsc::Receiver<Ask>) -> io::Result<()> {
+        let (notices, mut noticed) = mpsc::channel(2);
+        self.send(&Message::Ready(Ready { role: Role::Frontend, threads: THREADS }), &[]).await?;
+        loop {
+            tokio::select! {
+                received = self.socket.receive() => match received? {
+                    Some((message, fds)) => self.handle(message, fds, frontend, &notices)?,
+                    None => return Ok(()),
+                },
+                Some(ask) = asks.recv() => self.ask(ask).await?,
+                Some(notice) = noticed.recv() => match notice {
+                    Notice::Proven(proven) => self.send(&Message::Proven(proven), &[]).await?,
+                    Notice::Drained => self.send(&Message::Drained(Empty {}), &[]).await?,
+                },
+            }
+        }
+    }
+
+    fn handle(
+        &mut self,
+        message: Message,
+        mut fds: Vec<OwnedFd>,
+        frontend: &Arc<Frontend>,
+        notices: &mpsc::Sender<Notice>,
+    ) -> io::Result<()> {
+        match message {
+            Message::Spawned(spawned) => {
+                // A run that nobody waits for any more is dropped here, and its lease with it.
+                let run = Run::new(spawned, fds)?;
+                if let Some(reply) = self.pending.remove(&spawned.run) {
+                    let _ = reply.send(Ok(run));
+                }
+            }
+            Message::Refused(refused) => {
+                if let Some(reply) = self.pending.remove(&refused.run) {
+                    let _ = reply.send(Err(refused));
+                }
+            }
+            Message::Layers(layers) => {
+                let _ = frontend.layers.set(layers);
+            }
+            Message::Prove(_) => {
+                let (frontend, notices) = (Arc::clone(frontend), notices.clone());
+                tokio::spawn(async move {
+                    let proven = prove::prove(&frontend).await;
+                    let _ = notices.send(Notice::Proven(proven)).await;
+                });
+            }
+            Message::Listen(listen) => {
+                let socket = fds.pop().ok_or_else(|| out_of_turn(&message))?;
+                frontend.listen.set(listen).map_err(|_| out_of_turn(&message))?;
+                let listener = http::listener(socket)?;
+                tokio::spawn(http::serve(listener, Arc::clone(frontend)));
+            }
+            Message::Drain(_) => {
+                frontend.draining.send_replace(true);
+                let (frontend, notices) = (Arc::clone(frontend), notices.clone());
+                tokio::spawn(async move {
+                    frontend.busy.closed().await;
+                    let _ = notices.send(Notice::Drained).await;
+                });
+            }
+            other => return Err(out_of_turn(&other)),
+        }
+        Ok(())
+    }
+
+    async fn ask(&mut self, ask: Ask) -> io::Result<()> {
+        let Ask { spawn, fds, reply } = ask;
+        if reply.is_closed() {
+            return Ok(());
+        }
+        let refusal = Refused { run: spawn.run, reason: Refusal::Busy, step: 0, errno: 0 };
+        if self.pending.len() >= self.pending_max {
+            let _ = reply.send(Err(refusal));
+            return Ok(());
+        }
+        let borrowed: Vec<BorrowedFd<'_>> = fds.iter().map(AsFd::as_fd).collect();
+        self.send(&Message::Spawn(spawn), &borrowed).await?;
+        self.pending.insert(spawn.run, reply);
+        Ok(())
+    }
+
+    async fn send(&mut self, message: &Message, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+        self.sequence += 1;
+        let frame = message.encode(self.sequence);
+        self.socket.send(&frame, fds).await
+    }
+}
+
+fn out_of_turn(message: &Message) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, format!("{} out of turn", message.name()))
+}

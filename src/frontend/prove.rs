@@ -1,0 +1,261 @@
+//! The self-test of the CLI's invocation: one run of the real CLI in a hostile workspace, against the embedded
+//! upstream. It must never pass where it has not looked: each check has a positive half.
+
+use std::time::Duration;
+
+use tokio::time::timeout;
+
+use gaoler_protocol::{Proven, Refused, Spawn};
+
+use super::answer::{Answer, Ending, Heading};
+use super::cli::decode::{self, Event, Init};
+use super::cli::input;
+use super::job::{self, Block, Job, Shape, Thinking};
+use super::run::Talk;
+use super::tenant::Credential;
+use super::{Frontend, http, id, log};
+
+/// How long all of it may take. It takes about one second; a CLI that hangs must not hang the start.
+const PROOF_WAIT: Duration = Duration::from_secs(60);
+const TOKEN: &str = "sk-ant-oat01-selftest-of-the-invocation";
+const PERMISSION_MODE: &str = "bypassPermissions";
+/// What the supervisor plants in the workspace of a proof run, or what that would leave behind.
+const CANARY_FILE: &str = "attach-canary.txt";
+const CANARY_ATTACHED: &str = "CANARY-ATTACHED";
+const CANARY_INSTRUCTIONS: &str = "CANARY-CLAUDE-MD";
+const HOOKED_BY_SETTINGS: &str = "hooked-by-settings";
+const HOOKED_BY_MCP: &str = "hooked-by-mcp";
+/// What this test itself gives to the CLI.
+const CANARY_SYSTEM: &str = "CANARY-SYSTEM-PROMPT";
+const CANARY_EARLIER: &str = "CANARY-EARLIER-ANSWER";
+
+macro_rules! checks {
+    ($($(#[$doc:meta])* $name:ident = $number:literal, $message:literal;)*) => {
+        /// One property of the invocation, by the number in Proven.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        #[repr(u32)]
+        pub enum Check { $($(#[$doc])* $name = $number,)* }
+
+        impl Check {
+            /// What it means that this check failed, for the operator.
+            pub const fn message(self) -> &'static str { match self { $(Check::$name => $message,)* } }
+
+            /// The check with this number.
+            pub fn from_number(number: u32) -> Option<Check> {
+                match number { $($number => Some(Check::$name),)* _ => None }
+            }
+        }
+    };
+}
+
+checks! {
+    /// The run starts.
+    Starts = 1, "a cage for the self-test could not be started; the supervisor's log says which step failed";
+    /// The CLI answers each prompt.
+    Answers = 2, "the CLI did not answer the self-test; see the lines of its stderr above";
+    /// It is the version that was measured.
+    Version = 3, "the CLI is not of the version in cli.version; fetch the pinned one, or its behaviour is unknown";
+    /// Tools are permitted as asked: the cage is the boundary.
+    PermissionMode = 4, "the CLI is not in the permission mode that it was started with";
+    /// No MCP server of the workspace is known.
+    McpConfig = 5, "the CLI took MCP servers from the workspace in spite of --strict-mcp-config";
+    /// A prompt that begins with `/` reaches the model.
+    Slash = 6, "the CLI took a prompt that begins with a slash for a command of its own";
+    /// `@file` in a prompt attaches nothing.
+    Attachment = 7, "the CLI attached a file that a prompt named with @";
+    /// The tools work, or the next three checks would prove nothing.
+    Tools = 8, "the CLI's Bash tool did not list the workspace of the self-test";
+    /// Hooks of the workspace's settings do not run.
+    SettingsHook = 9, "a hook in the workspace's .claude/settings.json ran in spite of --setting-sources";
+    /// MCP servers of the workspace do not start.
+    McpServer = 10, "a server in the workspace's .mcp.json was started";
+    /// CLAUDE.md is not read.
+    Instructions = 11, "the workspace's CLAUDE.md was sent to the model";
+    /// The system prompt arrives.
+    System = 12, "the system prompt of a request does not reach the model";
+    /// Earlier turns arrive.
+    History = 13, "the earlier turns of a request do not reach the model";
+}
+
+/// Runs the self-test and says what it found. The operator's messages go to the log.
+pub async fn prove(frontend: &Frontend) -> Proven {
+    let mut seen = Seen::default();
+    let verdict = match timeout(PROOF_WAIT, look(frontend, &mut seen)).await {
+        Ok(Ok(())) => judge(&seen, &frontend.settings.cli.version),
+        Ok(Err(check)) => Err(check),
+        Err(_) => Err(Check::Answers),
+    };
+    let failed = match verdict {
+        Ok(()) => 0,
+        Err(check) => {
+            let fields = [("check", (check as u32).into()), ("why", check.message().into())];
+            log::line("self_test_failed", &fields);
+            check as u32
+        }
+    };
+    Proven { failed, version: numbers(&seen.init.claude_code_version) }
+}
+
+/// What the run showed.
+#[derive(Debug, Default)]
+struct Seen {
+    init: Init,
+    /// The answer to each prompt, in order.
+    answers: Vec<String>,
+}
+
+/// The prompts, one turn each, all in one process. What each is for, [`judge`] says.
+fn prompts() -> [String; 4] {
+    [
+        format!("/cost @{CANARY_FILE} USERRAW?"),
+        "RUN: ls -A /workspace".to_string(),
+        "SYSTEM?".to_string(),
+        "HISTORY?".to_string(),
+    ]
+}
+
+async fn look(frontend: &Frontend, seen: &mut Seen) -> Result<(), Check> {
+    let job = job()?;
+    let credential = Credential::parse(TOKEN).map_err(|_| Check::Starts)?;
+    let level = gaoler_protocol::Level::from_name(&frontend.settings.level.default)
+        .unwrap_or(gaoler_protocol::Level::Balanced);
+    let version = &frontend.settings.cli.version;
+    let order = http::Order::new(&job, credential.tenant(&frontend.secret), level);
+    let spawn = Spawn { ephemeral: true, proof: true, ..order.spawn };
+    let fds = order.fds(&job, &credential, version).map_err(|_| Check::Starts)?;
+    let run = frontend.supervisor.spawn(spawn, fds).await.map_err(not_started)?;
+    let mut talk = Talk::new(run, http::bounds(frontend));
+    let result = turns(&mut talk, seen).await;
+    let (_, stderr) = talk.end_with_stderr().await;
+    if result.is_err() {
+        // This run is the operator's own, not a tenant's: what its CLI said may be shown.
+        String::from_utf8_lossy(&stderr)
+            .lines()
+            .take(20)
+            .for_each(|text| log::line("self_test_stderr", &[("text", text.into())]));
+    }
+    result
+}
+
+fn not_started(refused: Refused) -> Check {
+    let fields = [
+        ("reason", refused.reason.name().into()),
+        ("step", refused.step.into()),
+        ("errno", refused.errno.into()),
+    ];
+    log::line("self_test_refused", &fields);
+    Check::Starts
+}
+
+fn job() -> Result<Job, Check> {
+    let body = format!(
+        r#"{{"system":"{CANARY_SYSTEM}","messages":[{{"role":"user","content":"earlier"}},
+            {{"role":"assistant","content":"{CANARY_EARLIER}"}},{{"role":"user","content":"now"}}]}}"#
+    );
+    job::parse(body.as_bytes()).map_err(|_| Check::Starts)
+}
+
+async fn turns(talk: &mut Talk, seen: &mut Seen) -> Result<(), Check> {
+    for prompt in prompts() {
+        talk.say(input::user(&[Block::Text(prompt)]));
+        let heading = Heading { id: id::message(), session: None, run: id::run(), model: String::new() };
+        let mut answer = Answer::new(heading, Shape::Json, Thinking::Hidden);
+        while answer.ending().is_none() {
+            let Ok(Some(line)) = talk.line().await else { return Err(Check::Answers) };
+            match decode::event(&line) {
+                Ok(Event::Init(init)) => seen.init = init,
+                Ok(event) => drop(answer.feed(event)),
+                Err(_) => return Err(Check::Answers),
+            }
+        }
+        match answer.finish() {
+            (_, Ending::Done(_)) => {
+                seen.answers.push(answer.blocks.iter().map(|block| block.text.as_str()).collect());
+            }
+            (_, Ending::Failed(error)) => {
+                log::line("self_test_error", &[("status", error.status.into()), ("code", error.code.into())]);
+                return Err(Check::Answers);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Judges what was seen.
+fn judge(seen: &Seen, version: &str) -> Result<(), Check> {
+    let [raw, listing, system, history] = seen.answers.as_slice() else { return Err(Check::Answers) };
+    let hold = |held: bool, check: Check| if held { Ok(()) } else { Err(check) };
+    let nowhere = |canary: &str| !seen.answers.iter().any(|answer| answer.contains(canary));
+    hold(seen.init.claude_code_version == version, Check::Version)?;
+    hold(seen.init.permission_mode == PERMISSION_MODE, Check::PermissionMode)?;
+    hold(seen.init.mcp_servers == 0, Check::McpConfig)?;
+    hold(raw.contains("[embedded]") && raw.contains("/cost @"), Check::Slash)?;
+    hold(raw.contains(CANARY_FILE) && nowhere(CANARY_ATTACHED), Check::Attachment)?;
+    hold(listing.contains(CANARY_FILE), Check::Tools)?;
+    hold(!listing.contains(HOOKED_BY_SETTINGS), Check::SettingsHook)?;
+    hold(!listing.contains(HOOKED_BY_MCP), Check::McpServer)?;
+    hold(listing.contains("CLAUDE.md") && nowhere(CANARY_INSTRUCTIONS), Check::Instructions)?;
+    hold(system.contains(CANARY_SYSTEM), Check::System)?;
+    hold(history.contains(CANARY_EARLIER), Check::History)
+}
+
+/// A version as three numbers; zeros for what is none.
+fn numbers(version: &str) -> [u16; 3] {
+    let mut parts = version.split('.').map(|part| part.parse().unwrap_or(0));
+    [parts.next().unwrap_or(0), parts.next().unwrap_or(0), parts.next().unwrap_or(0)]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn good() -> Seen {
+        Seen {
+            init: Init {
+                claude_code_version: "2.1.330".into(),
+                permission_mode: PERMISSION_MODE.into(),
+                mcp_servers: 0,
+            },
+            answers: vec![
+                r#"[embedded] [{"type":"text","text":" /cost @attach-canary.txt USERRAW?"}]"#.into(),
+                "[embedded] RUN ok:\n.claude\n.mcp.json\nCLAUDE.md\nattach-canary.txt".into(),
+                "[embedded] … CANARY-SYSTEM-PROMPT".into(),
+                r#"[embedded] [["user","earlier"],["assistant","CANARY-EARLIER-ANSWER"]]"#.into(),
+            ],
+        }
+    }
+
+    #[test]
+    fn each_check_fails_by_its_own_fault_and_by_no_other() {
+        let check = |spoil: fn(&mut Seen), expected: Result<(), Check>| {
+            let mut seen = good();
+            spoil(&mut seen);
+            assert_eq!(judge(&seen, "2.1.330"), expected);
+        };
+        check(|_| {}, Ok(()));
+        check(|seen| drop(seen.answers.pop()), Err(Check::Answers));
+        check(|seen| seen.init.claude_code_version = "2.1.331".into(), Err(Check::Version));
+        check(|seen| seen.init.permission_mode = "default".into(), Err(Check::PermissionMode));
+        check(|seen| seen.init.mcp_servers = 1, Err(Check::McpConfig));
+        check(|seen| seen.answers[0] = "Total cost: $0".into(), Err(Check::Slash));
+        check(|seen| seen.answers[0].push_str(CANARY_ATTACHED), Err(Check::Attachment));
+        check(|seen| seen.answers[1] = "[embedded] RUN error:\n".into(), Err(Check::Tools));
+        check(|seen| seen.answers[1].push_str("\nhooked-by-settings"), Err(Check::SettingsHook));
+        check(|seen| seen.answers[1].push_str("\nhooked-by-mcp"), Err(Check::McpServer));
+        check(|seen| seen.answers[3].push_str(CANARY_INSTRUCTIONS), Err(Check::Instructions));
+        check(|seen| seen.answers[2].clear(), Err(Check::System));
+        check(|seen| seen.answers[3] = "[embedded] []".into(), Err(Check::History));
+    }
+
+    #[test]
+    fn every_check_has_its_number() {
+        for number in 1..=13 {
+            let check = Check::from_number(number).expect("a check");
+            assert_eq!(check as u32, number);
+            assert!(!check.message().is_empty());
+        }
+        assert_eq!(Check::from_number(0), None);
+        assert_eq!(numbers("2.1.330"), [2, 1, 330]);
+        assert_eq!(numbers("odd"), [0, 0, 0]);
+    }
+}

@@ -1,0 +1,466 @@
+//! The supervisor as the frontend sees it: a run is asked for, its pipes are served, its end is awaited.
+//! It must never outlive the lease: dropping a [`Run`] is what kills its cage.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
+
+use bytes::BytesMut;
+use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
+use tokio::net::UnixStream;
+use tokio::net::unix::pipe;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::{Instant, timeout_at};
+
+use gaoler_protocol::{Exit, FRAME_BYTES, Message, Refusal, Refused, RunId, Spawn, Spawned};
+use gaoler_sys::channel;
+
+use super::answer::{Answer, Ending};
+use super::cli::{decode, input};
+use super::error::ApiError;
+use super::log;
+
+/// Bytes of one read from a cage's stdout: the size of a pipe.
+const READ_BYTES: usize = 64 * 1024;
+/// Bytes of stderr that are kept. Only the operator's self-test looks at them.
+const STDERR_BYTES_MAX: usize = 64 * 1024;
+/// Lines waiting for a CLI's stdin: one prompt or one interrupt at a time.
+const STDIN_LINES_MAX: usize = 4;
+/// How long an interrupted CLI has to end by itself.
+const INTERRUPT_WAIT: Duration = Duration::from_secs(3);
+/// How much longer than the upstream a tool may be silent: the CLI itself ends a command after 10 minutes.
+const TOOL_EXTRA: Duration = Duration::from_secs(600);
+/// How long a client waits for its run's Exit. The supervisor's own deadline for a teardown is 2 s.
+const EXIT_WAIT: Duration = Duration::from_secs(5);
+/// Pieces of an answer between its run and its client. A slow client so slows its own CLI down, not us.
+const PIECES_MAX: usize = 64;
+/// How long a client may take nothing before it counts as gone.
+const CLIENT_WAIT: Duration = Duration::from_secs(120);
+
+/// A question to the supervisor, on its way to the control task.
+pub struct Ask {
+    /// The message.
+    pub spawn: Spawn,
+    /// Options, then the credential.
+    pub fds: Vec<OwnedFd>,
+    /// Where the answer goes.
+    pub reply: oneshot::Sender<Result<Run, Refused>>,
+}
+
+/// The way to the supervisor.
+#[derive(Clone)]
+pub struct Supervisor {
+    asks: mpsc::Sender<Ask>,
+}
+
+impl Supervisor {
+    /// A way, and the end of it that the control task serves.
+    pub fn new(pending_max: usize) -> (Supervisor, mpsc::Receiver<Ask>) {
+        let (asks, served) = mpsc::channel(pending_max);
+        (Supervisor { asks }, served)
+    }
+
+    /// Asks for a run. Dropping the future gives the run up, whenever it comes.
+    ///
+    /// # Errors
+    /// The supervisor's refusal; `Busy` where too many questions wait already.
+    pub async fn spawn(&self, spawn: Spawn, fds: Vec<OwnedFd>) -> Result<Run, Refused> {
+        let refusal = |reason| Refused { run: spawn.run, reason, step: 0, errno: 0 };
+        let (reply, answer) = oneshot::channel();
+        self.asks.try_send(Ask { spawn, fds, reply }).map_err(|_| refusal(Refusal::Busy))?;
+        answer.await.unwrap_or_else(|_| Err(refusal(Refusal::Draining)))
+    }
+}
+
+/// A run: its pipes, its lease and its report. Dropping it kills the cage.
+pub struct Run {
+    /// What the supervisor said of it.
+    pub spawned: Spawned,
+    stdin: pipe::Sender,
+    stdout: pipe::Receiver,
+    stderr: pipe::Receiver,
+    lease: OwnedFd,
+    report: Report,
+}
+
+impl Run {
+    /// A run out of the five descriptors of Spawned.
+    ///
+    /// # Errors
+    /// A descriptor that is not what it must be; then the supervisor is not what it must be either.
+    pub fn new(spawned: Spawned, fds: Vec<OwnedFd>) -> io::Result<Run> {
+        let [stdin, stdout, stderr, lease, report]: [OwnedFd; 5] =
+            fds.try_into().map_err(|_| io::Error::from(io::ErrorKind::InvalidData))?;
+        Ok(Run {
+            spawned,
+            stdin: pipe::Sender::from_owned_fd(stdin)?,
+            stdout: pipe::Receiver::from_owned_fd(stdout)?,
+            stderr: pipe::Receiver::from_owned_fd(stderr)?,
+            lease,
+            report: Report { socket: Socket::new(report)? },
+        })
+    }
+}
+
+/// The socket that only the supervisor writes to.
+struct Report {
+    socket: Socket,
+}
+
+impl Report {
+    /// Waits for Exit; `None` where the socket ends without one.
+    async fn exit(&mut self) -> Option<Exit> {
+        loop {
+            match self.socket.receive().await.ok()?? {
+                (Message::Exit(exit), _) => return Some(exit),
+                (Message::Violation(violation), _) => log::line(
+                    "violation",
+                    &[("run", violation.run.to_string().into()), ("what", violation.what.name().into())],
+                ),
+                _ => {}
+            }
+        }
+    }
+}
+
+/// A socket to the supervisor. tokio serves it as a stream socket, but only ever waits on it: frames go
+/// through sendmsg(2) and recvmsg(2) of our own.
+pub struct Socket {
+    inner: UnixStream,
+}
+
+impl Socket {
+    /// This socket, which must not block.
+    ///
+    /// # Errors
+    /// Those of epoll_ctl(2).
+    pub fn new(socket: OwnedFd) -> io::Result<Socket> {
+        Ok(Socket { inner: UnixStream::from_std(socket.into())? })
+    }
+
+    /// The next message; `None` at the end. Safe to drop while it waits.
+    ///
+    /// # Errors
+    /// A frame that is not one of the list, or was cut: the supervisor is not itself any more.
+    pub async fn receive(&self) -> io::Result<Option<(Message, Vec<OwnedFd>)>> {
+        let malformed = |what: String| io::Error::new(io::ErrorKind::InvalidData, what);
+        let received = self
+            .inner
+            .async_io(Interest::READABLE, || channel::receive::<FRAME_BYTES>(self.inner.as_fd()))
+            .await?;
+        if received.bytes.is_empty() {
+            return Ok(None);
+        }
+        if received.truncated {
+            return Err(malformed("a frame that the kernel cut".into()));
+        }
+        let (_, message) = Message::decode(&received.bytes).map_err(|e| malformed(e.to_string()))?;
+        match message.fds().contains(&received.fds.len()) {
+            true => Ok(Some((message, received.fds))),
+            false => Err(malformed(format!("{} with {} descriptors", message.name(), received.fds.len()))),
+        }
+    }
+
+    /// Sends one frame.
+    ///
+    /// # Errors
+    /// Those of sendmsg(2).
+    pub async fn send(&self, frame: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+        self.inner.async_io(Interest::WRITABLE, || channel::send(self.inner.as_fd(), frame, fds)).await
+    }
+}
+
+/// Bounds of one run's conversation.
+#[derive(Debug, Clone, Copy)]
+pub struct Bounds {
+    /// How long the upstream may be silent.
+    pub silence: Duration,
+    /// Bytes of stdout, at most. No answer of a model comes near it; a flood ends here.
+    pub output_bytes_max: usize,
+}
+
+/// A piece of an answer on its way to the client.
+pub enum Piece {
+    /// Bytes of events; for a JSON answer, empty: the sign that it has begun.
+    Begun(bytes::Bytes),
+    /// The end, after which nothing comes.
+    End(Box<Answer>, Ending),
+}
+
+/// How an answer's steps become bytes.
+pub type Render = fn(&Answer, &[super::answer::Emit]) -> bytes::Bytes;
+
+/// A conversation with one CLI, served by a task of its own. Dropping the receiver ends it and its cage.
+pub fn converse(
+    run: Run,
+    prompt: Vec<u8>,
+    answer: Answer,
+    render: Render,
+    bounds: Bounds,
+    guard: impl Send + 'static,
+) -> mpsc::Receiver<Piece> {
+    let (pieces, out) = mpsc::channel(PIECES_MAX);
+    tokio::spawn(async move {
+        let id = run.spawned.run;
+        let mut talk = Talk::new(run, bounds);
+        talk.say(prompt);
+        let mut answer = answer;
+        talk.turn(&mut answer, render, &pieces).await;
+        let exit = talk.end().await;
+        answer.exited(exit.as_ref());
+        let (rest, ending) = answer.finish();
+        if answer.begun() {
+            let bytes = render(&answer, &rest);
+            let _ = pieces.send_timeout(Piece::Begun(bytes), CLIENT_WAIT).await;
+        }
+        ended(id, &ending, exit.as_ref());
+        let _ = pieces.send_timeout(Piece::End(Box::new(answer), ending), CLIENT_WAIT).await;
+        drop(guard);
+    });
+    out
+}
+
+fn ended(run: RunId, ending: &Ending, exit: Option<&Exit>) {
+    let (status, code) = match ending {
+        Ending::Done(done) => (200, done.stop_reason),
+        Ending::Failed(error) => (error.status, error.code),
+    };
+    let mut fields = vec![("run", run.to_string().into()), ("status", status.into()), ("code", code.into())];
+    match exit {
+        Some(exit) => {
+            fields.push(("reason", exit.reason.name().into()));
+            fields.push(("wall_us", exit.wall_us.into()));
+            fields.push(("quarantined", exit.quarantined.into()));
+        }
+        None => fields.push(("reason", "unknown".into())),
+    }
+    log::line("run", &fields);
+}
+
+/// A run's pipes in use.
+pub struct Talk {
+    id: RunId,
+    stdin: Option<mpsc::Sender<Vec<u8>>>,
+    stdout: pipe::Receiver,
+    lease: Option<OwnedFd>,
+    report: Report,
+    /// Exit, where it came before stdout's end.
+    exit: Option<Option<Exit>>,
+    lines: decode::Lines,
+    read: BytesMut,
+    output_bytes: usize,
+    bounds: Bounds,
+    stderr: oneshot::Receiver<Vec<u8>>,
+}
+
+/// What came of waiting for a line.
+enum Heard {
+    Line(BytesMut),
+    End,
+    Garbage,
+    Flood,
+    Silence,
+    ClientGone,
+}
+
+impl Talk {
+    /// Takes the run's pipes into use.
+    pub fn new(run: Run, bounds: Bounds) -> Talk {
+        let Run { spawned, stdin, stdout, stderr, lease, report } = run;
+        Talk {
+            id: spawned.run,
+            stdin: Some(writer(stdin)),
+            stdout,
+            lease: Some(lease),
+            report,
+            exit: None,
+            lines: decode::Lines::default(),
+            read: BytesMut::new(),
+            output_bytes: 0,
+            bounds,
+            stderr: drain(stderr),
+        }
+    }
+
+    /// Queues a line for stdin. One that does not fit is not written: the CLI is stuck, and silence ends it.
+    pub fn say(&self, line: Vec<u8>) {
+        if let Some(stdin) = &self.stdin {
+            let _ = stdin.try_send(line);
+        }
+    }
+
+    /// Serves one turn until the answer has an ending, and leaves the run in a state that can only end.
+    async fn turn(&mut self, answer: &mut Answer, render: Render, pieces: &mpsc::Sender<Piece>) {
+        while answer.ending().is_none() {
+            let begun = answer.begun();
+            let steps = match self.hear(answer, pieces).await {
+                Heard::Line(line) => match decode::event(&line) {
+                    Ok(event) => answer.feed(event),
+                    Err(_) => return self.abort(answer, garbage()),
+                },
+                Heard::End => return,
+                Heard::Garbage => return self.abort(answer, garbage()),
+                Heard::Flood => {
+                    let error =
+                        ApiError::internal("output_limit", "The CLI wrote more than an answer may have.");
+                    return self.abort(answer, error.final_word());
+                }
+                Heard::Silence => return self.interrupt(answer).await,
+                Heard::ClientGone => {
+                    let gone = ApiError::new(499, "client_gone", "The client went away.");
+                    return self.abort(answer, gone);
+                }
+            };
+            if steps.is_empty() && begun == answer.begun() {
+                continue;
+            }
+            let piece = Piece::Begun(render(answer, &steps));
+            if pieces.send_timeout(piece, CLIENT_WAIT).await.is_err() {
+                return self.abort(answer, ApiError::new(499, "client_gone", "The client went away."));
+            }
+        }
+        if let Some(Ending::Failed(_)) = answer.ending() {
+            // Nothing that a failed turn still does is of use to anybody.
+            self.lease = None;
+        }
+    }
+
+    fn abort(&mut self, answer: &mut Answer, error: ApiError) {
+        answer.fail(error);
+        self.lease = None;
+    }
+
+    /// Ends a silent turn politely, so that the CLI saves its transcript, and then the cage.
+    async fn interrupt(&mut self, answer: &mut Answer) {
+        self.say(input::interrupt());
+        let deadline = Instant::now() + INTERRUPT_WAIT;
+        while let Ok(Ok(Some(line))) = timeout_at(deadline, self.line()).await {
+            if matches!(decode::event(&line), Ok(decode::Event::Result(_)) | Err(_)) {
+                break;
+            }
+        }
+        let error = ApiError::new(504, "upstream_silent", "The upstream API did not answer in time.");
+        self.abort(answer, error.final_word());
+    }
+
+    async fn hear(&mut self, answer: &Answer, pieces: &mpsc::Sender<Piece>) -> Heard {
+        let silence = match answer.tool_at_work() {
+            true => self.bounds.silence + TOOL_EXTRA,
+            false => self.bounds.silence,
+        };
+        let deadline = Instant::now() + silence;
+        tokio::select! {
+            biased;
+            () = pieces.closed() => Heard::ClientGone,
+            heard = timeout_at(deadline, self.line()) => match heard {
+                Ok(Ok(Some(line))) => Heard::Line(line),
+                Ok(Ok(None)) => Heard::End,
+                Ok(Err(Unheard::Garbage)) => Heard::Garbage,
+                Ok(Err(Unheard::Flood)) => Heard::Flood,
+                Err(_) => Heard::Silence,
+            },
+        }
+    }
+
+    /// The next line of stdout; `None` at its end. Safe to drop while it waits.
+    pub async fn line(&mut self) -> Result<Option<BytesMut>, Unheard> {
+        loop {
+            match self.lines.next() {
+                Ok(Some(line)) => return Ok(Some(line)),
+                Ok(None) => {}
+                Err(_) => return Err(Unheard::Garbage),
+            }
+            self.read.reserve(READ_BYTES);
+            let more = tokio::select! {
+                read = self.stdout.read_buf(&mut self.read) => read.is_ok_and(|n| n > 0),
+                exit = self.report.exit(), if self.exit.is_none() => {
+                    // A child that the CLI left behind may keep stdout open; Exit says that none is left.
+                    self.exit = Some(exit);
+                    continue;
+                }
+            };
+            if !more {
+                return Ok(None);
+            }
+            self.output_bytes += self.read.len();
+            if self.output_bytes > self.bounds.output_bytes_max {
+                return Err(Unheard::Flood);
+            }
+            self.lines.push(&self.read.split());
+        }
+    }
+
+    /// Lets the CLI end, and waits until nothing of the run is left.
+    pub async fn end(mut self) -> Option<Exit> {
+        self.stdin = None;
+        if let Some(exit) = self.exit {
+            return exit;
+        }
+        let deadline = Instant::now() + EXIT_WAIT;
+        let mut rest = BytesMut::with_capacity(READ_BYTES);
+        let mut open = true;
+        loop {
+            rest.clear();
+            tokio::select! {
+                exit = self.report.exit() => return exit,
+                read = self.stdout.read_buf(&mut rest), if open => open = read.is_ok_and(|n| n > 0),
+                () = tokio::time::sleep_until(deadline) => {
+                    log::line("exit_late", &[("run", self.id.to_string().into())]);
+                    return None;
+                }
+            }
+        }
+    }
+
+    /// The same, with what stderr said: for the operator's self-test only.
+    pub async fn end_with_stderr(mut self) -> (Option<Exit>, Vec<u8>) {
+        let (_, none) = oneshot::channel();
+        let stderr = std::mem::replace(&mut self.stderr, none);
+        let exit = self.end().await;
+        let said = tokio::time::timeout(Duration::from_secs(1), stderr).await;
+        (exit, said.ok().and_then(Result::ok).unwrap_or_default())
+    }
+}
+
+/// Why there is no line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unheard {
+    /// A line without end.
+    Garbage,
+    /// More output than a run may have.
+    Flood,
+}
+
+fn garbage() -> ApiError {
+    ApiError::internal("cli_garbage", "The CLI wrote something that is not its protocol.").final_word()
+}
+
+/// A task that writes lines to stdin, so that reading never waits for writing. It ends with its channel, and
+/// closes stdin then.
+fn writer(mut stdin: pipe::Sender) -> mpsc::Sender<Vec<u8>> {
+    let (lines, mut queue) = mpsc::channel::<Vec<u8>>(STDIN_LINES_MAX);
+    tokio::spawn(async move {
+        while let Some(line) = queue.recv().await {
+            if stdin.write_all(&line).await.is_err() {
+                return;
+            }
+        }
+    });
+    lines
+}
+
+/// A task that reads stderr to its end, so that the CLI never waits for it, and keeps the first part.
+fn drain(mut stderr: pipe::Receiver) -> oneshot::Receiver<Vec<u8>> {
+    let (done, kept) = oneshot::channel();
+    tokio::spawn(async move {
+        let mut first = Vec::new();
+        let mut buffer = BytesMut::with_capacity(4096);
+        while stderr.read_buf(&mut buffer).await.is_ok_and(|n| n > 0) {
+            let room = STDERR_BYTES_MAX.saturating_sub(first.len());
+            first.extend_from_slice(&buffer[..buffer.len().min(room)]);
+            buffer.clear();
+        }
+        let _ = done.send(first);
+    });
+    kept
+}

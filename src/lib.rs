@@ -1,0 +1,14 @@
+//! gaoler's command line and, behind a hidden subcommand, its frontend.
+//! Nothing here is ever privileged by itself: whatever needs a privilege is asked of the supervisor.
+
+#![forbid(unsafe_code)]
+
+pub mod command;
+pub mod config;
+pub mod doctor;
+pub mod exec;
+pub mod frontend;
+mod relay;
+pub mod report;
+pub mod serve;
+pub mod supervisor;

@@ -1,0 +1,54 @@
+//! The CLI's argv and environment for a run: the level's constants, validated enums and ids, nothing else.
+//! It must never let a word through that a client wrote: text travels in sealed memory files.
+
+use std::ffi::CString;
+
+use gaoler_policy::level::{Constant, LevelPolicy};
+use gaoler_protocol::{Effort, Placeholder, Spawn};
+
+use crate::cage::Invocation;
+
+/// The invocation of this run.
+pub fn of(spawn: &Spawn, placeholder: &Placeholder, level: &LevelPolicy) -> Invocation {
+    let mut words: Vec<String> = level.cli.argv.clone();
+    words.extend(["--managed-settings".into(), level.cli.managed_settings.clone()]);
+    let mut option = |name: &str, value: &str| words.extend([name.to_owned(), value.to_owned()]);
+    if !spawn.model.as_str().is_empty() {
+        option("--model", spawn.model.as_str());
+    }
+    if spawn.effort != Effort::Unset {
+        option("--effort", spawn.effort.name());
+    }
+    if spawn.turns_max != 0 {
+        option("--max-turns", &spawn.turns_max.to_string());
+    }
+    let token = format!("CLAUDE_CODE_OAUTH_TOKEN={}", placeholder.token());
+    Invocation {
+        session: uuid(&spawn.session),
+        words: words.into_iter().flat_map(CString::new).collect(),
+        environment: constants(&level.cli_env).chain(CString::new(token)).collect(),
+        proof: spawn.proof,
+    }
+}
+
+/// Constants of a level as `NAME=value`.
+pub fn constants(of: &[Constant]) -> impl Iterator<Item = CString> {
+    of.iter().flat_map(|constant| CString::new(format!("{}={}", constant.name, constant.value)))
+}
+
+/// A UUID's text.
+pub fn uuid(bytes: &[u8; 16]) -> String {
+    let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    [&hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]].join("-")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_uuid_reads_as_its_bytes() {
+        let bytes = [0x12, 0x34, 0x56, 0x78, 0x9a, 0xbc, 0x4d, 0xef, 0x81, 0x23, 0, 1, 2, 3, 4, 0xff];
+        assert_eq!(uuid(&bytes), "12345678-9abc-4def-8123-0001020304ff");
+    }
+}

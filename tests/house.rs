@@ -1,0 +1,502 @@
+//! The rules of the house, as tests: what the layout, the dependencies and the documents promise.
+//! It must never need root, a network or a built binary: it reads the tree and cargo's own metadata.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::process::Command;
+
+use serde_json::Value;
+
+/// Packages that run with privilege, or whose code such a process links.
+const PRIVILEGED: [&str; 4] = ["gaoler-supervisor", "gaoler-protocol", "gaoler-sys", "gaoler-policy"];
+/// What they may depend on directly, beside each other. A new line here needs a paragraph in its commit.
+const PRIVILEGED_MAY_USE: [&str; 12] = [
+    "caps",
+    "landlock",
+    "libc",
+    "nix",
+    "rand",
+    "seccompiler",
+    "serde",
+    "sha2",
+    "tempfile",
+    "toml",
+    "tracing",
+    "zerocopy",
+];
+/// One person can read this much in an afternoon.
+const PRIVILEGED_LINES_MAX: usize = 4000;
+/// Where `unsafe` may stand.
+const UNSAFE_MAY_STAND_IN: [&str; 2] = ["supervisor/sys/src/", "tests/probe/"];
+/// Crate roots that must forbid it.
+const UNPRIVILEGED_SOURCES: [&str; 3] = ["src", "egress/src", "upstream/src"];
+
+#[test]
+fn unsafe_stands_only_where_it_may() {
+    let found: Vec<String> = sources()
+        .into_iter()
+        .filter(|(path, _)| !UNSAFE_MAY_STAND_IN.iter().any(|place| path.starts_with(place)))
+        .filter(|(_, text)| words(&code(text)).any(|word| word == "unsafe"))
+        .map(|(path, _)| path)
+        .collect();
+    assert!(found.is_empty(), "unsafe in {found:?}");
+}
+
+#[test]
+fn unprivileged_crates_forbid_unsafe() {
+    for folder in UNPRIVILEGED_SOURCES {
+        for root in ["lib.rs", "main.rs"] {
+            let path = root_folder().join(folder).join(root);
+            if let Ok(text) = std::fs::read_to_string(&path) {
+                assert!(code(&text).contains("#![forbid(unsafe_code)]"), "{folder}/{root}");
+            }
+        }
+    }
+}
+
+#[test]
+fn every_source_says_what_it_is() {
+    let silent: Vec<String> =
+        sources().into_iter().filter(|(_, text)| !text.starts_with("//! ")).map(|(path, _)| path).collect();
+    assert!(silent.is_empty(), "without //! {silent:?}");
+}
+
+#[test]
+fn privileged_dependencies_are_the_listed_ones() {
+    let metadata = metadata();
+    for package in packages(&metadata).filter(|package| PRIVILEGED.contains(&name(package))) {
+        for dependency in package["dependencies"].as_array().into_iter().flatten() {
+            let used = name(dependency);
+            let is_test_only = dependency["kind"] == "dev";
+            let may = PRIVILEGED.contains(&used) || PRIVILEGED_MAY_USE.contains(&used);
+            assert!(is_test_only || may, "{} depends on {used}", name(package));
+        }
+    }
+}
+
+#[test]
+fn privileged_code_never_reaches_across_the_boundary() {
+    for (path, text) in sources().into_iter().filter(|(path, _)| path.starts_with("supervisor/")) {
+        let code = code(&text);
+        for foreign in ["gaoler_egress", "gaoler_upstream", "gaoler::"] {
+            assert!(!code.contains(foreign), "{path} names {foreign}");
+        }
+        assert!(!code.contains("#[path"), "{path} takes a module from elsewhere");
+    }
+}
+
+#[test]
+fn what_privileged_code_links_is_in_the_snapshot() {
+    let metadata = metadata();
+    let linked = linked(&metadata, "gaoler-supervisor");
+    let linked: String = linked.iter().map(|name| format!("{name}\n")).collect();
+    let path = root_folder().join("tests/snapshots/privileged-dependencies.txt");
+    if std::env::var_os("GAOLER_TEST_BLESS").is_some() {
+        std::fs::write(&path, &linked).expect("written");
+    }
+    let snapshot = std::fs::read_to_string(&path).expect("the snapshot");
+    assert_eq!(linked, snapshot, "if this is meant: GAOLER_TEST_BLESS=1 cargo test --test house");
+}
+
+#[test]
+fn privileged_code_is_an_afternoons_reading() {
+    let lines: BTreeMap<String, usize> = sources()
+        .into_iter()
+        .filter(|(path, _)| path.starts_with("supervisor/") && path.contains("/src/"))
+        .filter(|(path, _)| !path.ends_with("/tests.rs") && !path.contains("/tests/"))
+        .map(|(path, text)| (path, lines_of_code(&text)))
+        .collect();
+    let sum: usize = lines.values().sum();
+    println!("privileged lines: {sum} of {PRIVILEGED_LINES_MAX}");
+    assert!(sum < PRIVILEGED_LINES_MAX, "{sum} lines: {lines:#?}");
+}
+
+#[test]
+fn every_policy_rule_has_its_reason() {
+    let folder = root_folder().join("policies");
+    let mut files = 0;
+    for entry in std::fs::read_dir(&folder).expect("policies/") {
+        let path = entry.expect("an entry").path();
+        let text = std::fs::read_to_string(&path).expect("a policy");
+        let policy: toml::Table = text.parse().expect("TOML");
+        files += 1;
+        let place = path.display().to_string();
+        assert_eq!(unreasoned(&policy, &place), Vec::<String>::new());
+    }
+    assert!(files > 0, "no policies");
+}
+
+/// Rules without a reason: entries of a list of tables, and sections. What lies inside an entry is a part of it.
+fn unreasoned(table: &toml::Table, place: &str) -> Vec<String> {
+    let has_reason = |rule: &toml::Value| {
+        let why = rule.get("why").and_then(toml::Value::as_str).unwrap_or_default();
+        why.trim().len() > 3
+    };
+    let mut found = Vec::new();
+    for (section, body) in table {
+        let place = format!("{place} {section}");
+        let rules: Vec<&toml::Value> = match body {
+            toml::Value::Array(list) => list.iter().filter(|rule| rule.is_table()).collect(),
+            toml::Value::Table(inner) => {
+                found.extend(unreasoned(inner, &place));
+                vec![body]
+            }
+            _ => continue,
+        };
+        found.extend(rules.iter().filter(|rule| !has_reason(rule)).map(|rule| format!("{place}: {rule}")));
+    }
+    found
+}
+
+#[test]
+fn every_promise_is_a_test_and_every_promised_test_exists() {
+    let promised: BTreeSet<String> = words(&page("SECURITY.md")).filter(|word| is_promise(word)).collect();
+    // The suites are named after promises; a unit test beside its code may use such a name for itself.
+    let suites: BTreeSet<String> = tests("tests/").into_iter().filter(|test| is_promise(test)).collect();
+    let everywhere = tests("");
+    let untested: Vec<_> = promised.difference(&everywhere).collect();
+    let untold: Vec<_> = suites.difference(&promised).collect();
+    assert!(untested.is_empty(), "SECURITY.md promises, no test shows: {untested:#?}");
+    assert!(untold.is_empty(), "tests show, SECURITY.md does not say: {untold:#?}");
+}
+
+#[test]
+fn every_test_that_a_page_names_exists() {
+    let tests = tests("");
+    for name in ["README.md", "ARCHITECTURE.md", "SECURITY.md", "CONTRIBUTING.md", "CHANGELOG.md"] {
+        for quoted in page(name).split('`').skip(1).step_by(2) {
+            let is_sentence = quoted.split('_').count() >= 4
+                && quoted.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_');
+            assert!(!is_sentence || tests.contains(quoted), "{name} names {quoted}, which is no test");
+        }
+    }
+}
+
+#[test]
+fn lock_files_name_no_registry_host() {
+    let lock = page("Cargo.lock");
+    // Cargo's own name of its default registry, whichever mirror answers for it.
+    let default = "registry+https://github.com/rust-lang/crates.io-index";
+    for source in lock.lines().filter_map(|line| line.strip_prefix("source = ")) {
+        assert_eq!(source.trim_matches('"'), default);
+    }
+    let locks = files().into_iter().filter(|path| {
+        let in_matrix =
+            path.starts_with("tests/sdk/") && (path.ends_with(".txt") || path.ends_with("lock.json"));
+        in_matrix || path.ends_with(".lock") && path != "Cargo.lock"
+    });
+    let locks: Vec<String> = locks.collect();
+    assert!(locks.len() >= 6, "{locks:?}");
+    for path in locks {
+        let text = page(&path);
+        for mark in ["://", "\"resolved\"", "--index-url", "--extra-index-url", "--find-links"] {
+            assert!(!text.contains(mark), "{path} contains {mark}");
+        }
+    }
+}
+
+#[test]
+fn the_pinned_cli_is_the_same_everywhere() {
+    let lock = page("scripts/cli.lock");
+    let pinned = lock.lines().find_map(|line| line.strip_prefix("version ")).expect("a version");
+    assert_eq!(gaoler_policy::settings::Settings::default().cli.version, pinned);
+    assert!(page("README.md").contains(pinned), "README.md");
+}
+
+#[test]
+fn every_licence_is_an_allowed_one() {
+    let deny: toml::Table = page("deny.toml").parse().expect("TOML");
+    let allowed: Vec<&str> =
+        deny["licenses"]["allow"].as_array().into_iter().flatten().filter_map(toml::Value::as_str).collect();
+    let metadata = metadata();
+    for package in packages(&metadata).filter(|package| !package["source"].is_null()) {
+        let licence = package["license"].as_str().unwrap_or("none");
+        assert!(may_use(licence, &allowed), "{} is under {licence}", name(package));
+    }
+}
+
+#[test]
+fn licences_are_read_as_they_are_meant() {
+    let rows = [
+        ("MIT", true),
+        ("MIT OR GPL-3.0", true),
+        ("MIT/Apache-2.0", true),
+        ("MIT AND GPL-3.0", false),
+        ("(MIT OR GPL-3.0) AND Apache-2.0", true),
+        ("(MIT AND GPL-3.0) OR Apache-2.0", true),
+        ("GPL-3.0", false),
+        ("none", false),
+        ("", false),
+    ];
+    for (expression, expected) in rows {
+        assert_eq!(may_use(expression, &["MIT", "Apache-2.0"]), expected, "{expression}");
+    }
+}
+
+#[test]
+fn code_is_told_from_comments_and_text() {
+    let text = "//! unsafe\nfn a() { /* unsafe /* nested */ unsafe */ let b = \"unsafe \\\" unsafe\"; }\n\
+                let c = r#\"unsafe \" unsafe\"#; let d = '\"'; // unsafe\nlet e: &'static str;\n";
+    assert!(words(&code(text)).all(|word| word != "unsafe"), "{}", code(text));
+    assert!(words(&code(text)).any(|word| word == "static"));
+    let counted = "//! doc\n\nfn a() {}\n// why\nfn b() {\n}\n#[cfg(test)]\nmod tests {\n fn c() { \"}\"; }\n}\nfn d() {}\n";
+    assert_eq!(lines_of_code(counted), 4);
+}
+
+fn is_promise(word: &str) -> bool {
+    let digits = word.strip_prefix('t').and_then(|rest| rest.split_once('_')).map(|(digits, _)| digits);
+    digits.is_some_and(|digits| digits.len() >= 2 && digits.bytes().all(|b| b.is_ascii_digit()))
+}
+
+/// The names of the tests below a folder.
+fn tests(folder: &str) -> BTreeSet<String> {
+    let mut tests = BTreeSet::new();
+    for (_, text) in sources().into_iter().filter(|(path, _)| path.starts_with(folder)) {
+        let code = code(&text);
+        let mut is_test = false;
+        for line in code.lines().map(str::trim) {
+            if line.starts_with("#[test]") || line.starts_with("#[tokio::test") {
+                is_test = true;
+            }
+            let after = line.split_once("fn ").map(|(_, after)| after);
+            if let Some(after) = after.filter(|_| is_test) {
+                tests.extend(words(after).next());
+                is_test = false;
+            }
+        }
+    }
+    tests
+}
+
+fn root_folder() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn page(path: &str) -> String {
+    std::fs::read_to_string(root_folder().join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
+}
+
+/// Every file of the tree, but for what was built or fetched.
+fn files() -> Vec<String> {
+    let root = root_folder();
+    let mut found = Vec::new();
+    let mut folders = vec![root.clone()];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(&folder).expect("a folder") {
+            let path = entry.expect("an entry").path();
+            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            let skipped = ["target", "node_modules"].contains(&name.as_str()) || name.starts_with('.');
+            if path.is_dir() && !skipped {
+                folders.push(path);
+            } else if path.is_file() {
+                let relative = path.strip_prefix(&root).unwrap_or(&path);
+                found.push(relative.to_string_lossy().into_owned());
+            }
+        }
+    }
+    found.sort();
+    found
+}
+
+/// Every Rust source and its text.
+fn sources() -> Vec<(String, String)> {
+    let paths = files().into_iter().filter(|path| path.ends_with(".rs"));
+    paths.map(|path| (path.clone(), page(&path))).collect()
+}
+
+fn metadata() -> Value {
+    let output = Command::new(env!("CARGO"))
+        .args(["metadata", "--format-version=1", "--locked", "--offline"])
+        .args(["--filter-platform", &format!("{}-unknown-linux-gnu", std::env::consts::ARCH)])
+        .current_dir(root_folder())
+        .output()
+        .expect("cargo");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    serde_json::from_slice(&output.stdout).expect("JSON")
+}
+
+fn packages(metadata: &Value) -> impl Iterator<Item = &Value> {
+    metadata["packages"].as_array().into_iter().flatten()
+}
+
+fn name(value: &Value) -> &str {
+    value["name"].as_str().unwrap_or_default()
+}
+
+/// Names of all packages that end up in, or build, this one.
+fn linked(metadata: &Value, package: &str) -> BTreeSet<String> {
+    let names: BTreeMap<&str, &str> =
+        packages(metadata).filter_map(|package| Some((package["id"].as_str()?, name(package)))).collect();
+    let nodes = || metadata["resolve"]["nodes"].as_array().into_iter().flatten();
+    let start = names.iter().find(|(_, name)| **name == package).map(|(id, _)| *id).expect("the package");
+    let mut seen = BTreeSet::from([start]);
+    let mut waiting = vec![start];
+    while let Some(id) = waiting.pop() {
+        let node = nodes().find(|node| node["id"] == id).expect("a node");
+        for dependency in node["deps"].as_array().into_iter().flatten() {
+            let kinds = dependency["dep_kinds"].as_array().into_iter().flatten();
+            let is_linked = kinds.into_iter().any(|kind| kind["kind"] != "dev");
+            if let Some(id) = dependency["pkg"].as_str().filter(|id| is_linked && seen.insert(id)) {
+                waiting.push(id);
+            }
+        }
+    }
+    seen.remove(start);
+    seen.iter().filter_map(|id| names.get(id)).map(|name| (*name).to_owned()).collect()
+}
+
+/// Whether an SPDX expression can be met with these licences. `/` is cargo's old way to write OR.
+fn may_use(expression: &str, allowed: &[&str]) -> bool {
+    let spaced = expression.replace('/', " OR ").replace('(', " ( ").replace(')', " ) ");
+    let words: Vec<&str> = spaced.split_whitespace().collect();
+    any_of(&mut words.as_slice(), allowed)
+}
+
+fn any_of(words: &mut &[&str], allowed: &[&str]) -> bool {
+    let mut met = all_of(words, allowed);
+    while let Some((&"OR", rest)) = words.split_first() {
+        *words = rest;
+        let other = all_of(words, allowed);
+        met = met || other;
+    }
+    met
+}
+
+fn all_of(words: &mut &[&str], allowed: &[&str]) -> bool {
+    let mut met = one(words, allowed);
+    while let Some((&"AND", rest)) = words.split_first() {
+        *words = rest;
+        let other = one(words, allowed);
+        met = met && other;
+    }
+    met
+}
+
+fn one(words: &mut &[&str], allowed: &[&str]) -> bool {
+    let Some((&first, rest)) = words.split_first() else { return false };
+    *words = rest;
+    if first == "(" {
+        let met = any_of(words, allowed);
+        *words = words.get(1..).unwrap_or_default();
+        return met;
+    }
+    // An exception only adds permissions.
+    if let [_with, _exception, rest @ ..] = *words
+        && words.first() == Some(&"WITH")
+    {
+        *words = rest;
+    }
+    allowed.contains(&first)
+}
+
+fn words(text: &str) -> impl Iterator<Item = String> + '_ {
+    text.split(|c: char| !c.is_alphanumeric() && c != '_')
+        .filter(|word| !word.is_empty())
+        .map(ToOwned::to_owned)
+}
+
+/// The text without comments and without the insides of strings; lines stay lines.
+fn code(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    let bytes = text.as_bytes();
+    let mut at = 0;
+    let keep_lines = |skipped: &str, out: &mut String| out.extend(skipped.chars().filter(|c| *c == '\n'));
+    while at < bytes.len() {
+        let rest = &text[at..];
+        let skipped = if rest.starts_with("//") {
+            rest.find('\n').unwrap_or(rest.len())
+        } else if rest.starts_with("/*") {
+            comment_length(rest)
+        } else {
+            string_length(rest, at > 0 && is_word(bytes[at - 1])).unwrap_or_default()
+        };
+        if skipped == 0 {
+            let next = rest.chars().next().unwrap_or(' ');
+            out.push(next);
+            at += next.len_utf8();
+        } else {
+            keep_lines(&rest[..skipped], &mut out);
+            if !rest.starts_with('/') {
+                out.push('"');
+            }
+            at += skipped;
+        }
+    }
+    out
+}
+
+fn is_word(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || byte == b'_'
+}
+
+fn comment_length(text: &str) -> usize {
+    let (mut depth, mut at) = (0usize, 0);
+    while at < text.len() {
+        if text[at..].starts_with("/*") {
+            (depth, at) = (depth + 1, at + 2);
+        } else if text[at..].starts_with("*/") {
+            (depth, at) = (depth - 1, at + 2);
+            if depth == 0 {
+                return at;
+            }
+        } else {
+            at += text[at..].chars().next().map_or(1, char::len_utf8);
+        }
+    }
+    at
+}
+
+/// The length of the string or character literal that `text` begins with.
+fn string_length(text: &str, in_word: bool) -> Option<usize> {
+    let raw = text.strip_prefix("br").or_else(|| text.strip_prefix('r')).filter(|_| !in_word);
+    if let Some(after) = raw {
+        let marks = after.bytes().take_while(|b| *b == b'#').count();
+        if after[marks..].starts_with('"') {
+            let open = text.len() - after.len() + marks + 1;
+            let close = format!("\"{}", "#".repeat(marks));
+            return Some(text[open..].find(&close).map_or(text.len(), |end| open + end + close.len()));
+        }
+    }
+    if let Some(after) = text.strip_prefix('\'') {
+        // A lifetime has no closing quote right behind it.
+        let mut chars = after.char_indices();
+        let (_, first) = chars.next()?;
+        if first == '\\' {
+            return after[2..].find('\'').map(|end| 1 + 2 + end + 1);
+        }
+        let (second, quote) = chars.next()?;
+        return (quote == '\'').then_some(1 + second + 1);
+    }
+    let after = text.strip_prefix('"')?;
+    let mut escaped = false;
+    for (at, c) in after.char_indices() {
+        match c {
+            '\\' if !escaped => escaped = true,
+            '"' if !escaped => return Some(1 + at + 1),
+            _ => escaped = false,
+        }
+    }
+    Some(text.len())
+}
+
+/// Lines that are neither blank, comment nor test.
+fn lines_of_code(text: &str) -> usize {
+    let code = code(text);
+    let mut lines = code.lines().filter(|line| !line.trim().is_empty());
+    let mut count = 0;
+    while let Some(line) = lines.next() {
+        if line.trim() != "#[cfg(test)]" {
+            count += 1;
+            continue;
+        }
+        // The item behind the attribute: to its semicolon, or to its closing brace.
+        let mut depth = 0isize;
+        for line in lines.by_ref() {
+            depth += line.matches('{').count() as isize - line.matches('}').count() as isize;
+            if depth == 0 && (line.contains('}') || line.contains(';')) {
+                break;
+            }
+        }
+    }
+    count
+}
