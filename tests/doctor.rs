@@ -37,13 +37,26 @@ fn every_layer_is_tried_once_and_leaves_nothing_behind() {
 }
 
 #[test]
-fn an_ordinary_user_is_told_what_to_do() {
+fn an_ordinary_user_is_told_the_truth_and_what_to_do() {
     assert!(nix::unistd::geteuid().is_root(), "this suite needs root");
     let state = tempfile::tempdir().expect("a folder");
     let output = doctor(&state.path().join("state"), Some(65_534));
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert_eq!(output.status.code(), Some(1), "{said}");
-    assert!(said.contains("root"), "{said}");
+    assert!(output.status.code().is_some_and(|code| code < 2), "{said}");
+    let host = serde_json::from_slice::<serde_json::Value>(&output.stdout);
+    let host = host.unwrap_or_else(|error| panic!("{error}: {said}"));
+    assert_ne!(host["tier"], "kernel");
+    let rows = host["layers"].as_array().expect("rows");
+    assert_eq!(rows.len(), LayerName::ALL.len());
+    for row in rows {
+        println!("{:<24}{:<10}{}", row["name"].as_str().unwrap_or_default(), row["state"], row["errno"]);
+    }
+    let uid = rows.iter().find(|row| row["name"] == "uid").expect("the row");
+    assert_eq!((&uid["state"], &uid["errno"]), (&"absent".into(), &"EPERM".into()));
+    assert!(uid["fix"].as_str().is_some_and(|fix| fix.contains("root")), "{uid}");
+    let left = std::fs::read_dir(std::env::temp_dir()).expect("a list").flatten();
+    let left: Vec<_> = left.filter(|e| e.file_name().to_string_lossy().contains("gaoler-doctor")).collect();
+    assert!(left.is_empty(), "{left:?}");
 }
 
 fn doctor(state: &Path, uid: Option<u32>) -> Output {

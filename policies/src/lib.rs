@@ -2,6 +2,8 @@
 //! It must never be linked into a program that runs: build scripts alone use it, and they write what it made
 //! into their `OUT_DIR` as Rust, so that no confined or privileged process has a parser or a compiler of rules.
 
+#![forbid(unsafe_code)]
+
 mod level;
 mod process;
 mod seccomp;

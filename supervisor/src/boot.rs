@@ -74,7 +74,7 @@ pub struct Host {
 /// The level's policy with its limits at hand.
 pub struct LevelBounds {
     /// The policy.
-    pub policy: &'static LevelPolicy,
+    pub policy: LevelPolicy,
     /// Its own limits.
     pub limits: Limits,
 }
@@ -149,7 +149,7 @@ pub fn run(mode: Mode) -> Result<u8, Fault> {
 
     let mut host = Host {
         mode,
-        level: LevelBounds { policy: &BALANCED, limits: BALANCED.limits },
+        level: LevelBounds { policy: BALANCED, limits: BALANCED.limits },
         proc_fd,
         resolver,
         egress: None,
