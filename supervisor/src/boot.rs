@@ -26,7 +26,8 @@ use crate::cage::Common;
 use crate::cgroup::Cgroups;
 use crate::fault::{Doing, Fault};
 use crate::invocation;
-use crate::monitor::{Monitor, Parts};
+use crate::monitor::{Monitor, Stage};
+use crate::pool::Pool;
 use crate::spawn::{self, Network};
 use crate::tenants::Tenants;
 use crate::uids::Uids;
@@ -208,8 +209,8 @@ pub fn run(mode: Mode) -> Result<u8, Fault> {
         frontend = Some(attended);
         host.egress = Some(programs.egress);
     }
-    let peer = peer.ok_or_else(|| Fault::new("start", "nobody to answer to"))?;
-    let parts = Parts {
+    let monitor = Monitor {
+        stage: if mode == Mode::Serve { Stage::Confining } else { Stage::Serving },
         host,
         common,
         layers,
@@ -221,8 +222,13 @@ pub fn run(mode: Mode) -> Result<u8, Fault> {
         frontend,
         upstream,
         signals,
+        heard: None,
+        said: 0,
+        pool: Pool::default(),
+        runs: Vec::new(),
+        status: None,
     };
-    Ok(Monitor::new(parts).watch())
+    Ok(monitor.watch())
 }
 
 /// The programs beside this one.
@@ -337,8 +343,12 @@ fn common(level: &LevelPolicy) -> Result<Common, Fault> {
         (rule.path.as_path(), class)
     });
     let devices = level.device.iter().map(|rule| (rule.path.as_path(), AccessClass::Device));
-    let own =
-        [("/", AccessClass::List), ("/opt/claude", AccessClass::ReadExecute), ("/etc", AccessClass::Read), ("/dev", AccessClass::Read)];
+    let own = [
+        ("/", AccessClass::List),
+        ("/opt/claude", AccessClass::ReadExecute),
+        ("/etc", AccessClass::Read),
+        ("/dev", AccessClass::Read),
+    ];
     let own = own.iter().map(|(path, class)| (Path::new(path), *class));
     // A link's own inode needs no rule: what it leads to has one.
     let real = |(path, _): &(&Path, AccessClass)| !path.is_symlink();
