@@ -198,7 +198,12 @@ async fn t06_a_bad_request_is_refused_in_the_apis_form_and_starts_nothing() {
         (BEARER, b"{\"messages\":\"\xff\"}", 400, "invalid_request"),
         (BEARER, deep.as_bytes(), 400, "invalid_request"),
         (BEARER, br#"{"model":"gpt-4","messages":[{"role":"user","content":"x"}]}"#, 404, "model_not_found"),
-        (BEARER, br#"{"session_id":"x","messages":[{"role":"user","content":"x"}]}"#, 400, "invalid_session_id"),
+        (
+            BEARER,
+            br#"{"session_id":"x","messages":[{"role":"user","content":"x"}]}"#,
+            400,
+            "invalid_session_id",
+        ),
         (
             BEARER,
             br#"{"security_level":"DEVELOPER","messages":[{"role":"user","content":"x"}]}"#,
@@ -211,8 +216,16 @@ async fn t06_a_bad_request_is_refused_in_the_apis_form_and_starts_nothing() {
         // Without a credential the body is looked at first, for it may hold one: so it must be whole there.
         let body = if head.is_empty() { HELLO.as_bytes() } else { body };
         let reply = house.request(&format!("POST /v1/messages HTTP/1.1\r\n{head}"), body).await;
-        assert_eq!((reply.status, reply.code().as_str()), (status, code), "{}", String::from_utf8_lossy(body));
-        assert_eq!(reply.json()["request_id"].as_str().map(str::to_lowercase).as_deref(), reply.header("request-id"));
+        assert_eq!(
+            (reply.status, reply.code().as_str()),
+            (status, code),
+            "{}",
+            String::from_utf8_lossy(body)
+        );
+        assert_eq!(
+            reply.json()["request_id"].as_str().map(str::to_lowercase).as_deref(),
+            reply.header("request-id")
+        );
     }
 }
 
@@ -279,7 +292,8 @@ async fn t10_silence_of_the_upstream_is_interrupted_and_then_ended() {
     assert_eq!(reply.header("x-should-retry"), Some("false"));
     let seen = house.seen().await;
     assert!(seen.lease_dropped);
-    let interrupt = r#"{"type":"control_request","request_id":"gaoler-interrupt","request":{"subtype":"interrupt"}}"#;
+    let interrupt =
+        r#"{"type":"control_request","request_id":"gaoler-interrupt","request":{"subtype":"interrupt"}}"#;
     assert_eq!(seen.stdin.lines().nth(1), Some(interrupt));
 }
 
@@ -353,8 +367,14 @@ async fn t13_a_request_becomes_a_spawn_a_prompt_and_sealed_options() {
     assert_eq!(reply.header("x-gaoler-ignored"), Some("max_tokens,other,temperature"));
     let seen = house.seen().await;
     let spawn = seen.spawn;
-    assert_eq!((spawn.kind, spawn.level, spawn.conversation), (Kind::Cli, Level::Balanced, Conversation::Stateless));
-    assert_eq!((spawn.effort, spawn.turns_max, spawn.model.as_str()), (Effort::Low, 7, "claude-opus-4-8[1m]"));
+    assert_eq!(
+        (spawn.kind, spawn.level, spawn.conversation),
+        (Kind::Cli, Level::Balanced, Conversation::Stateless)
+    );
+    assert_eq!(
+        (spawn.effort, spawn.turns_max, spawn.model.as_str()),
+        (Effort::Low, 7, "claude-opus-4-8[1m]")
+    );
     assert!(!spawn.ephemeral && !spawn.proof);
     assert_eq!(seen.credential, b"\x01sk-ant-oat01-a-tenants-own-token");
     let prompt = r#"{"type":"user","message":{"role":"user","content":[{"type":"text","text":" /cost"}]}}"#;

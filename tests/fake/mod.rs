@@ -11,8 +11,8 @@ use std::time::Duration;
 use gaoler::frontend;
 use gaoler_policy::settings::Settings;
 use gaoler_protocol::{
-    Empty, Exit, FRAME_BYTES, LayerName, LayerRow, LayerState, Layers, Level, Limits, Listen, Message, Reason,
-    Refusal, Refused, Rows, RunId, Section, Spawn, Spawned, Tier, sections,
+    Empty, Exit, FRAME_BYTES, LayerName, LayerRow, LayerState, Layers, Level, Limits, Listen, Message,
+    Reason, Refusal, Refused, Rows, RunId, Section, Spawn, Spawned, Tier, sections,
 };
 use gaoler_sys::{channel, memfd};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};

@@ -9,7 +9,7 @@ in this file. Nothing here is part of the product: paths, ids of processes and t
 is written, so that a recording says nothing of the machine that it was made on.
 """
 
-import argparse, base64, http.server, json, os, re, shutil, signal, subprocess, sys, tempfile, threading, time, uuid
+import argparse, base64, http.server, json, os, re, shutil, signal, subprocess, sys, threading, uuid
 
 TOKEN = "sk-ant-oat01-" + "0" * 64
 FLAGS = ["-p", "--setting-sources", "", "--strict-mcp-config", "--input-format", "stream-json",
@@ -97,7 +97,7 @@ class Double(http.server.BaseHTTPRequestHandler):
         body = json.loads(self.rfile.read(int(self.headers.get("content-length") or 0)))
         texts = [b["text"] for m in body["messages"] if m["role"] == "user" and not isinstance(m["content"], str)
                  for b in m["content"] if b.get("type") == "text" and not b["text"].startswith("<system-reminder>")]
-        wish = texts[0] if texts else ""
+        wish = texts[0].strip() if texts else ""
         plan = {"anthropic-ratelimit-unified-status": {"rejected": "rejected", "warning": "allowed_warning"}.get(wish),
                 "anthropic-ratelimit-unified-reset": "4102444800",
                 "anthropic-ratelimit-unified-representative-claim": "five_hour"}
@@ -129,7 +129,11 @@ class Double(http.server.BaseHTTPRequestHandler):
 
 
 def record(name, case, cli, upstream, root):
-    home, ws = (tempfile.mkdtemp(prefix=f"record-{part}-") for part in ("home", "ws"))
+    # Constant paths: a stream cuts them in pieces, so that not every one can be replaced afterwards.
+    home, ws = "/tmp/gaoler-record/home", "/tmp/gaoler-record/workspace"
+    shutil.rmtree("/tmp/gaoler-record", ignore_errors=True)
+    os.makedirs(home)
+    os.makedirs(ws)
     with open(f"{ws}/note.txt", "w") as note:
         note.write("a note\n")
     ids = {}
@@ -189,8 +193,7 @@ def record(name, case, cli, upstream, root):
         os.killpg(process.pid, signal.SIGKILL)
     except ProcessLookupError:
         pass
-    for folder in (home, ws):
-        shutil.rmtree(folder, ignore_errors=True)
+    shutil.rmtree("/tmp/gaoler-record", ignore_errors=True)
     return out, status
 
 
