@@ -11,4 +11,4 @@ pub mod frontend;
 mod relay;
 pub mod report;
 pub mod serve;
-mod supervisor;
+pub mod supervisor;

@@ -132,7 +132,12 @@ pub fn run(mode: Mode) -> Result<u8, Fault> {
     };
 
     let state = state(&settings.state.dir)?;
-    let layers = tiers::judge(layers::probe(state.as_fd()));
+    let uids_file = settings.state.dir.join("uids");
+    let mut uids = Uids::open(&uids_file, settings.uids.run).doing("open the state's uids")?;
+    // Held while it is tried, so that no other supervisor's run has it.
+    let tried = uids.take().ok_or_else(|| Fault::new("take a run's uid", "the range is used up"))?;
+    let layers = layers::probe(state.as_fd(), uids.uid(&tried));
+    uids.release(tried);
     if mode == Mode::Doctor {
         let control = control.ok_or_else(|| Fault::new("report", "no control socket"))?;
         channel::send(control.as_fd(), &Message::Layers(layers).encode(1), &[]).doing("report")?;
@@ -147,10 +152,7 @@ pub fn run(mode: Mode) -> Result<u8, Fault> {
         .ok()
         .and_then(|path| Some((folder(path.parent()?.to_str()?).ok()?, path.file_name()?.to_owned())));
     let cgroups = Cgroups::open(proc_fd.as_fd())?;
-    let uids =
-        Uids::open(&settings.state.dir.join("uids"), settings.uids.run).doing("open the state's uids")?;
-    let egress_uids =
-        Uids::open(&settings.state.dir.join("uids"), settings.uids.egress).doing("open the state's uids")?;
+    let egress_uids = Uids::open(&uids_file, settings.uids.egress).doing("open the state's uids")?;
     let cli = cli(&settings, mode)?;
     let (mut listener, mut address, mut programs) = (None, String::new(), None);
     if mode == Mode::Serve {
@@ -336,7 +338,7 @@ fn common(level: &LevelPolicy) -> Result<Common, Fault> {
     });
     let devices = level.device.iter().map(|rule| (rule.path.as_path(), AccessClass::Device));
     let own =
-        [("/opt/claude", AccessClass::ReadExecute), ("/etc", AccessClass::Read), ("/dev", AccessClass::Read)];
+        [("/", AccessClass::List), ("/opt/claude", AccessClass::ReadExecute), ("/etc", AccessClass::Read), ("/dev", AccessClass::Read)];
     let own = own.iter().map(|(path, class)| (Path::new(path), *class));
     // A link's own inode needs no rule: what it leads to has one.
     let real = |(path, _): &(&Path, AccessClass)| !path.is_symlink();

@@ -74,9 +74,9 @@ pub fn receive<const N: usize>(from: BorrowedFd<'_>) -> Result<Received> {
         if let Ok(list) = message.cmsgs() {
             for control in list {
                 match control {
-                    // SAFETY: the kernel has just installed these descriptors for this process; nothing
-                    // else knows their numbers yet.
                     ControlMessageOwned::ScmRights(raw) => {
+                        // SAFETY: the kernel has just installed these descriptors for this process; nothing
+                        // else knows their numbers yet.
                         fds.extend(raw.into_iter().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }));
                     }
                     ControlMessageOwned::ScmCredentials(sender) => pid = Some(sender.pid()),

@@ -1,0 +1,82 @@
+//! `make bench`: what a cage costs, as ratios taken in one run, contenders interleaved in random order.
+//! It must never compare figures of different runs, nor leave a server or a folder behind.
+
+#![forbid(unsafe_code)]
+
+mod launch;
+mod request;
+mod table;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Parser;
+use serde_json::json;
+
+/// Measures the launch of a cage and a whole request. Needs root, bubblewrap, and an otherwise idle machine.
+#[derive(Parser)]
+struct Asked {
+    /// Launches of each contender, back to back, and again with 30 ms gaps
+    #[arg(long, default_value_t = 200)]
+    launches: u32,
+    /// Whole requests of each contender; 0 = none
+    #[arg(long, default_value_t = 20)]
+    requests: u32,
+    /// The Claude Code CLI
+    #[arg(long)]
+    cli: PathBuf,
+    /// One JSON object instead of tables
+    #[arg(long)]
+    json: bool,
+}
+
+fn main() -> ExitCode {
+    let asked = Asked::parse();
+    match measure(&asked) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(why) => {
+            eprintln!("bench: {why}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn measure(asked: &Asked) -> Result<(), String> {
+    let mut tables = Vec::new();
+    tables.push(launch::back_to_back(asked.launches)?);
+    tables.push(launch::with_gaps(asked.launches)?);
+    let mut memory = None;
+    if asked.requests > 0 {
+        let (table, rss_kib) = request::whole(asked.requests, &asked.cli)?;
+        tables.push(table);
+        memory = Some(rss_kib);
+    }
+    let machine = machine();
+    if asked.json {
+        let tables: Vec<_> = tables.iter().map(table::Table::json).collect();
+        println!("{:#}", json!({ "machine": machine, "tables": tables, "supervisor_rss_kib": memory }));
+        return Ok(());
+    }
+    println!("{machine}");
+    tables.iter().for_each(|table| println!("\n{table}"));
+    if let Some(rss_kib) = memory {
+        println!("\nsupervisor, resident after these requests: {rss_kib} KiB");
+    }
+    Ok(())
+}
+
+/// The machine that the figures belong to.
+fn machine() -> String {
+    let line = |path: &str, key: &str| {
+        let text = std::fs::read_to_string(path).unwrap_or_default();
+        let line = text.lines().find(|line| line.starts_with(key)).unwrap_or_default().to_owned();
+        line.split_once(':').map_or(line.clone(), |(_, value)| value.trim().to_owned())
+    };
+    let cores = std::thread::available_parallelism().map_or(0, usize::from);
+    let memory = line("/proc/meminfo", "MemTotal");
+    format!(
+        "{}, {cores} cores, {memory}, Linux {}",
+        line("/proc/cpuinfo", "model name"),
+        line("/proc/sys/kernel/osrelease", "")
+    )
+}

@@ -1,0 +1,267 @@
+//! A whole request: over HTTP to a server of ours, and the bare CLI with the same argv, environment and
+//! upstream. It must never let the bare CLI do less than the one in the cage.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::os::unix::fs::chown;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use gaoler_policy::level::LevelPolicy;
+use gaoler_protocol::Level;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::table::{Row, Table};
+
+/// A cold cache makes the first of each a measurement of the disk.
+const WARM_UP: u32 = 2;
+/// Start-up self-tests run the CLI a few times.
+const READY_WAIT: Duration = Duration::from_secs(120);
+/// A uid that owns nothing.
+const NOBODY: u32 = 65_534;
+const TOKEN: &str = "sk-ant-oat01-bench-0000000000000000000000000000000000000000";
+const PROMPT: &str = "ECHO: hello";
+const MODEL: &str = "claude-sonnet-5";
+
+/// Whole requests of both, interleaved, and the supervisor's resident memory after them, KiB.
+///
+/// # Errors
+/// Whatever could not be started, or answered wrongly.
+pub fn whole(rounds: u32, cli: &Path) -> Result<(Table, u64), String> {
+    let folder = tempfile::tempdir().map_err(|error| format!("a folder: {error}"))?;
+    let cli = std::fs::canonicalize(cli).map_err(|error| format!("{}: {error}", cli.display()))?;
+    let server = Server::start(folder.path(), &cli)?;
+    let upstream = Upstream::start()?;
+    let bare = Bare::new(folder.path(), cli, &upstream.address)?;
+    let mut rows = [Row::new("gaoler, over HTTP"), Row::new("bare CLI")];
+    for round in 0..rounds + WARM_UP {
+        // Two contenders: a coin says who begins.
+        let ours_first = rand::random::<bool>();
+        for contender in if ours_first { [0, 1] } else { [1, 0] } {
+            let (first, end) = if contender == 0 { server.request()? } else { bare.run()? };
+            if round >= WARM_UP {
+                rows[contender].first.push(first);
+                rows[contender].end.push(end);
+            }
+        }
+    }
+    let rss_kib = server.rss_kib()?;
+    server.end()?;
+    Ok((Table { title: format!("whole request, streamed: {rounds} rounds"), rows: rows.into() }, rss_kib))
+}
+
+/// `gaoler serve`, whose process id becomes the supervisor's.
+struct Server {
+    child: Child,
+    address: String,
+}
+
+impl Server {
+    fn start(folder: &Path, cli: &Path) -> Result<Server, String> {
+        let mut child = Command::new(beside("gaoler")?)
+            .args(["serve", "--upstream", "embedded", "--listen", "127.0.0.1:0"])
+            .arg("--state")
+            .arg(folder.join("state"))
+            .arg("--cli")
+            .arg(cli)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()
+            .map_err(|error| format!("gaoler serve: {error}"))?;
+        let address = ready_line(&mut child, |line| {
+            let word = line.strip_prefix("ready ")?.split(' ').find_map(|word| word.strip_prefix("address="));
+            word.map(ToOwned::to_owned)
+        })?;
+        Ok(Server { child, address })
+    }
+
+    /// To the first byte of text, and to the end of the response, which comes after the run's Exit.
+    fn request(&self) -> Result<(Duration, Duration), String> {
+        let body = format!(
+            r#"{{"model":"{MODEL}","max_tokens":64,"stream":true,"messages":[{{"role":"user","content":"{PROMPT}"}}]}}"#
+        );
+        let started = Instant::now();
+        let mut stream = TcpStream::connect(&self.address).map_err(|error| format!("connect: {error}"))?;
+        let head = format!(
+            "POST /v1/messages HTTP/1.1\r\nhost: {}\r\nauthorization: Bearer {TOKEN}\r\n\
+             content-type: application/json\r\ncontent-length: {}\r\nconnection: close\r\n\r\n",
+            self.address,
+            body.len()
+        );
+        stream.write_all(format!("{head}{body}").as_bytes()).map_err(|error| format!("send: {error}"))?;
+        until_end(stream, started, "[embedded]", "message_stop")
+    }
+
+    fn rss_kib(&self) -> Result<u64, String> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id()));
+        let status = status.map_err(|error| format!("/proc: {error}"))?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        line.and_then(|line| line.split_whitespace().next()?.parse().ok()).ok_or_else(|| "no VmRSS".into())
+    }
+
+    fn end(mut self) -> Result<(), String> {
+        let pid = i32::try_from(self.child.id()).map_err(|error| error.to_string())?;
+        kill(Pid::from_raw(pid), Signal::SIGTERM).map_err(|errno| format!("kill: {errno}"))?;
+        let status = self.child.wait().map_err(|error| format!("wait: {error}"))?;
+        if status.success() { Ok(()) } else { Err(format!("gaoler serve ended with {status}")) }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // After a clean end this fails, and nobody minds.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The embedded upstream by itself.
+struct Upstream {
+    child: Child,
+    address: String,
+}
+
+impl Upstream {
+    fn start() -> Result<Upstream, String> {
+        let mut child = Command::new(beside("gaoler-upstream")?)
+            .args(["--listen", "127.0.0.1:0"])
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()
+            .map_err(|error| format!("gaoler-upstream: {error}"))?;
+        let address = ready_line(&mut child, |line| line.strip_prefix("ready ").map(ToOwned::to_owned))?;
+        Ok(Upstream { child, address })
+    }
+}
+
+impl Drop for Upstream {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The CLI as the level's policy runs it, without a cage.
+struct Bare {
+    cli: PathBuf,
+    policy: LevelPolicy,
+    homes: PathBuf,
+    upstream: String,
+}
+
+impl Bare {
+    fn new(folder: &Path, cli: PathBuf, upstream: &str) -> Result<Bare, String> {
+        let homes = folder.join("homes");
+        std::fs::create_dir(&homes).map_err(|error| format!("homes: {error}"))?;
+        // The CLI runs as nobody, who must get through to its home.
+        for place in [folder, &homes] {
+            let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+            std::fs::set_permissions(place, open).map_err(|error| format!("chmod: {error}"))?;
+        }
+        let policy = LevelPolicy::of(Level::Balanced)?;
+        Ok(Bare { cli, policy, homes, upstream: format!("http://{upstream}") })
+    }
+
+    fn run(&self) -> Result<(Duration, Duration), String> {
+        let home = tempfile::tempdir_in(&self.homes).map_err(|error| format!("home: {error}"))?;
+        let workspace = home.path().join("workspace");
+        std::fs::create_dir(&workspace).map_err(|error| format!("workspace: {error}"))?;
+        for place in [home.path(), &workspace] {
+            chown(place, Some(NOBODY), Some(NOBODY)).map_err(|error| format!("chown: {error}"))?;
+        }
+        let started = Instant::now();
+        let mut command = Command::new(&self.cli);
+        command
+            .args(&self.policy.cli.argv)
+            .args(["--managed-settings", &self.policy.cli.managed_settings, "--model", MODEL])
+            .env_clear()
+            .envs(self.policy.env.iter().chain(&self.policy.cli_env).map(|it| (&it.name, &it.value)))
+            .env_remove("ANTHROPIC_UNIX_SOCKET")
+            .env("ANTHROPIC_BASE_URL", &self.upstream)
+            .env("CLAUDE_CODE_OAUTH_TOKEN", TOKEN)
+            .env("HOME", home.path())
+            .env("CLAUDE_CODE_TMPDIR", home.path())
+            .current_dir(&workspace)
+            .uid(NOBODY)
+            .gid(NOBODY)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null());
+        let mut child = command.spawn().map_err(|error| format!("{}: {error}", self.cli.display()))?;
+        let line = format!(
+            r#"{{"type":"user","message":{{"role":"user","content":[{{"type":"text","text":"{PROMPT}"}}]}}}}"#
+        );
+        let mut stdin = child.stdin.take().ok_or("no stdin")?;
+        writeln!(stdin, "{line}").map_err(|error| format!("stdin: {error}"))?;
+        drop(stdin);
+        let stdout = child.stdout.take().ok_or("no stdout")?;
+        let (first, _) = until_end(stdout, started, "[embedded]", "\"type\":\"result\"")?;
+        child.wait().map_err(|error| format!("wait: {error}"))?;
+        Ok((first, started.elapsed()))
+    }
+}
+
+/// Reads to the end of the stream; the time of `first`, and of the end, which must have been preceded by
+/// `last`.
+fn until_end(
+    mut from: impl Read,
+    started: Instant,
+    first: &str,
+    last: &str,
+) -> Result<(Duration, Duration), String> {
+    let (mut text, mut buffer, mut seen) = (Vec::new(), [0; 16 * 1024], None);
+    loop {
+        let length = from.read(&mut buffer).map_err(|error| format!("read: {error}"))?;
+        if length == 0 {
+            break;
+        }
+        text.extend_from_slice(&buffer[..length]);
+        if seen.is_none() && find(&text, first) {
+            seen = Some(started.elapsed());
+        }
+    }
+    match seen {
+        Some(seen) if find(&text, last) => Ok((seen, started.elapsed())),
+        _ => Err(format!("a wrong answer: {}", String::from_utf8_lossy(&text))),
+    }
+}
+
+fn find(text: &[u8], word: &str) -> bool {
+    text.windows(word.len()).any(|window| window == word.as_bytes())
+}
+
+/// A child's address, out of the line that says it is ready. The rest of its output is read and dropped.
+fn ready_line(child: &mut Child, parse: impl Fn(&str) -> Option<String>) -> Result<String, String> {
+    let stdout = child.stdout.take().ok_or("no stdout")?;
+    let (sender, receiver) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        for line in BufReader::new(stdout).lines().map_while(Result::ok) {
+            if sender.send(line).is_err() {
+                continue;
+            }
+        }
+    });
+    let deadline = Instant::now() + READY_WAIT;
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        match receiver.recv_timeout(left) {
+            Ok(line) => {
+                if let Some(address) = parse(&line) {
+                    return Ok(address);
+                }
+            }
+            Err(_) => {
+                let _ = child.kill();
+                return Err("it did not become ready".into());
+            }
+        }
+    }
+}
+
+fn beside(name: &str) -> Result<PathBuf, String> {
+    let own = std::env::current_exe().map_err(|error| format!("/proc/self/exe: {error}"))?;
+    Ok(own.with_file_name(name))
+}
