@@ -2,6 +2,7 @@
 //! It must never start anything before every flag has been understood.
 
 use std::ffi::OsString;
+use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -13,7 +14,7 @@ use gaoler_protocol::{Message, Tier};
 use crate::config::{self, Flags};
 use crate::exec::{self, Request, STATUS_FAILED};
 use crate::supervisor::{Heard, Supervisor, hear};
-use crate::{doctor, serve};
+use crate::{doctor, frontend, serve};
 
 /// A failure while running.
 const FAILED: u8 = 1;
@@ -192,7 +193,8 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let usage = if is_exec { STATUS_FAILED } else { USAGE };
     match CommandLine::try_parse_from(&arguments) {
         // Its own way out: it ends when the supervisor does, and confines itself on the way in.
-        Ok(line) => act(line.command),
+        Ok(CommandLine { command: Command::Frontend }) => crate::frontend::from_descriptors(),
+        Ok(line) => act(line.command).into(),
         Err(error) => {
             // A closed stdout or stderr leaves nobody to tell.
             let _ = error.print();
@@ -201,8 +203,8 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     }
 }
 
-fn act(command: Command) -> ExitCode {
-    let status = match command {
+fn act(command: Command) -> u8 {
+    match command {
         Command::Serve(asked) => match serve_settings(&asked) {
             Ok(settings) => match serve::serve(&settings) {
                 Ok(never) => match never {},
@@ -218,9 +220,8 @@ fn act(command: Command) -> ExitCode {
             Ok(settings) => diagnose(&settings, &asked).unwrap_or_else(|why| failed(FAILED, &why)),
             Err(wrong) => failed(USAGE, &wrong.0),
         },
-        Command::Frontend => return crate::frontend::from_descriptors(),
-    };
-    status.into()
+        Command::Frontend => frontend::from_descriptors(),
+    }
 }
 
 fn failed(status: u8, why: &str) -> u8 {
@@ -278,7 +279,7 @@ fn diagnose(settings: &Settings, asked: &Doctor) -> Result<u8, String> {
     };
     match asked.json {
         true => say(&format!("{:#}\n", doctor::json(&layers))),
-        false => say(&doctor::render_table(&layers)),
+        false => say(&doctor::render_table(&layers, std::io::stdout().is_terminal())),
     }
     let minimum = Tier::from_name(&settings.isolation.minimum).unwrap_or(Tier::Kernel);
     Ok(if layers.tier >= minimum { 0 } else { FAILED })

@@ -15,7 +15,7 @@ mod sse;
 mod tenant;
 
 use std::collections::HashMap;
-use std::fs::File;
+use std::convert::Infallible;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::process::ExitCode;
@@ -25,6 +25,8 @@ use std::sync::{Arc, OnceLock};
 use nix::sys::signal::{SigSet, Signal};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
+use gaoler_policy::confine::{self, Files};
+use gaoler_policy::process::Process;
 use gaoler_policy::settings::Settings;
 use gaoler_protocol::{Empty, Layers, Listen, Message, Proven, Ready, Refusal, Refused, Role, RunId};
 use gaoler_sys::{channel, memfd};
@@ -39,6 +41,8 @@ const WORKERS: usize = 2;
 const THREADS: u32 = WORKERS as u32 + 1;
 /// Questions to the supervisor that wait for an answer, beyond the runs that may be running.
 const PENDING_EXTRA: usize = 64;
+/// The status of a frontend without a supervisor, and of one that could not start.
+const GONE: u8 = 1;
 /// Bytes of the settings' memory file, at most.
 const SETTINGS_BYTES_MAX: usize = 1024 * 1024;
 
@@ -57,7 +61,9 @@ pub struct Frontend {
 }
 
 /// The hidden subcommand: takes descriptors 3 (control), 4 (settings) and 5 (the server's secret), and serves.
-pub fn from_descriptors() -> ExitCode {
+///
+/// Returns only where it could not start, with the status to exit with.
+pub fn from_descriptors() -> u8 {
     static SETTINGS: AtomicBool = AtomicBool::new(false);
     static SECRET: AtomicBool = AtomicBool::new(false);
     let inherited = || -> Option<(OwnedFd, Settings, [u8; 32])> {
@@ -68,32 +74,36 @@ pub fn from_descriptors() -> ExitCode {
         Some((control, settings, secret.try_into().ok()?))
     };
     match inherited() {
-        Some((control, settings, secret)) => main(control, settings, secret),
+        Some((control, settings, secret)) => serve(control, settings, secret),
         None => {
-            log::line("refused", &[("why", "gaoler frontend is started by the supervisor only".into())]);
-            ExitCode::FAILURE
+            log::line("refused", &[("why", "gaoler frontend is started by gaoler-supervisor alone".into())]);
+            GONE
         }
     }
 }
 
 /// Confines this process and serves until the supervisor goes away.
 pub fn main(control: OwnedFd, settings: Settings, secret: [u8; 32]) -> ExitCode {
+    serve(control, settings, secret).into()
+}
+
+fn serve(control: OwnedFd, settings: Settings, secret: [u8; 32]) -> u8 {
     match confined(control, settings, secret) {
-        Ok(code) => code,
+        Ok(never) => match never {},
         Err((step, error)) => {
-            log::line("refused", &[("step", step.into()), ("errno", error.raw_os_error().into())]);
-            ExitCode::FAILURE
+            log::line("refused", &[("step", step.into()), ("error", error.to_string().into())]);
+            GONE
         }
     }
 }
 
 type Step = (&'static str, io::Error);
 
-fn confined(control: OwnedFd, settings: Settings, secret: [u8; 32]) -> Result<ExitCode, Step> {
+fn confined(control: OwnedFd, settings: Settings, secret: [u8; 32]) -> Result<Infallible, Step> {
     // The supervisor alone decides when to stop: it sends Drain, and a signal to the group means it, not us.
     let signals: SigSet = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP].into_iter().collect();
     signals.thread_block().map_err(|e| ("block signals", e.into()))?;
-    confine_before_threads().map_err(|e| ("landlock", e))?;
+    confine::before_threads(Files::None).map_err(|e| (e.step, e.error))?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(WORKERS)
         .max_blocking_threads(1)
@@ -101,30 +111,15 @@ fn confined(control: OwnedFd, settings: Settings, secret: [u8; 32]) -> Result<Ex
         .enable_time()
         .build()
         .map_err(|e| ("runtime", e))?;
-    confine_all_threads().map_err(|e| ("seccomp", e))?;
-    shown_confined().map_err(|e| ("open of / was not refused", e))?;
-    let code = runtime.block_on(converse(control, settings, secret));
-    // Exit takes every lease with it, so that no cage outlives this process. Nothing else is to be saved.
-    std::process::exit(if code == ExitCode::SUCCESS { 0 } else { 1 })
-}
-
-/// CONFINEMENT-CALL-SITE: Landlock without a rule, before any thread exists, for a thread can only restrict itself.
-fn confine_before_threads() -> io::Result<()> {
-    Ok(())
-}
-
-/// CONFINEMENT-CALL-SITE: the `frontend` seccomp policy on all threads at once.
-fn confine_all_threads() -> io::Result<()> {
-    Ok(())
-}
-
-/// A policy that does not hold is worse than none, for it is believed. `/` exists on every host.
-fn shown_confined() -> io::Result<()> {
-    match File::open("/") {
-        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(()),
-        Err(error) => Err(error),
-        Ok(_) => Err(io::Error::from(io::ErrorKind::Other)),
+    confine::after_threads(Process::Frontend).map_err(|e| (e.step, e.error))?;
+    // A policy that does not hold is worse than none, for it is believed.
+    if !confine::failed_open() {
+        return Err(("a file could be opened after the confinement", io::ErrorKind::Other.into()));
     }
+    runtime.block_on(converse(control, settings, secret));
+    // Exit takes every lease with it, so that no cage outlives this process. Nothing else is to be saved, and
+    // a runtime that waits for its tasks would only keep clients in the dark.
+    std::process::exit(i32::from(GONE))
 }
 
 /// What the rest of the frontend asks the control task to say.
@@ -135,7 +130,7 @@ enum Notice {
 
 /// Speaks with the supervisor until it goes away. This is the frontend without its confinement, which tests
 /// can run inside their own process.
-pub async fn converse(control: OwnedFd, settings: Settings, secret: [u8; 32]) -> ExitCode {
+pub async fn converse(control: OwnedFd, settings: Settings, secret: [u8; 32]) {
     let pending_max = settings.runs.max as usize + PENDING_EXTRA;
     let (supervisor, asks) = Supervisor::new(pending_max);
     let frontend = Arc::new(Frontend {
@@ -150,15 +145,11 @@ pub async fn converse(control: OwnedFd, settings: Settings, secret: [u8; 32]) ->
     });
     let control = match Socket::new(control) {
         Ok(control) => control,
-        Err(_) => return ExitCode::FAILURE,
+        Err(error) => return log::line("supervisor", &[("error", error.to_string().into())]),
     };
     let mut task = Control { socket: control, sequence: 0, pending: HashMap::new(), pending_max };
-    match task.serve(&frontend, asks).await {
-        Ok(()) => ExitCode::FAILURE,
-        Err(error) => {
-            log::line("supervisor", &[("error", error.to_string().into())]);
-            ExitCode::FAILURE
-        }
+    if let Err(error) = task.serve(&frontend, asks).await {
+        log::line("supervisor", &[("error", error.to_string().into())]);
     }
 }
 

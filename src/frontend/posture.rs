@@ -36,18 +36,11 @@ pub fn security(listen: Option<&Listen>, layers: Option<&Layers>) -> Value {
             "missing": missing,
         })
     };
-    json!({
-        "tier": layers.map(|layers| layers.tier.name()),
-        "level": listen.map(|listen| listen.level.name()),
-        "guarantees": Guarantee::ALL.iter().map(guarantee).collect::<Vec<_>>(),
-        "layers": rows
-            .iter()
-            .map(|row| json!({
-                "name": row.name.name(),
-                "state": row.state.name(),
-                "errno": if row.errno == 0 { Value::Null } else { row.errno.into() },
-            }))
-            .collect::<Vec<_>>(),
-        "credentials": "broker",
-    })
+    let mut security = layers.map_or_else(|| json!({}), crate::doctor::json);
+    security["level"] = json!(listen.map(|listen| listen.level.name()));
+    security["credentials"] = json!("broker");
+    if security["guarantees"].is_null() {
+        security["guarantees"] = Guarantee::ALL.iter().map(guarantee).collect();
+    }
+    security
 }

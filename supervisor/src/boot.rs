@@ -132,7 +132,9 @@ pub fn run(mode: Mode) -> Result<u8, Fault> {
     };
 
     let state = state(&settings.state.dir)?;
-    let layers = tiers::judge(layers::probe(state.as_fd()));
+    // The last run uid is the one least likely to be a run's of another instance just now.
+    let [first, count] = settings.uids.run;
+    let layers = layers::probe(state.as_fd(), first.saturating_add(count.saturating_sub(1)));
     if mode == Mode::Doctor {
         let control = control.ok_or_else(|| Fault::new("report", "no control socket"))?;
         channel::send(control.as_fd(), &Message::Layers(layers).encode(1), &[]).doing("report")?;
@@ -147,10 +149,7 @@ pub fn run(mode: Mode) -> Result<u8, Fault> {
         .ok()
         .and_then(|path| Some((folder(path.parent()?.to_str()?).ok()?, path.file_name()?.to_owned())));
     let cgroups = Cgroups::open(proc_fd.as_fd())?;
-    let uids =
-        Uids::open(&settings.state.dir.join("uids"), settings.uids.run).doing("open the state's uids")?;
-    let egress_uids =
-        Uids::open(&settings.state.dir.join("uids"), settings.uids.egress).doing("open the state's uids")?;
+    let egress_uids = Uids::open(&uids_file, settings.uids.egress).doing("open the state's uids")?;
     let cli = cli(&settings, mode)?;
     let (mut listener, mut address, mut programs) = (None, String::new(), None);
     if mode == Mode::Serve {

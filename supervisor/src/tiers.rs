@@ -1,8 +1,114 @@
-//! temporary
-use gaoler_protocol::*;
-pub fn judge(rows: Vec<LayerRow>) -> Layers {
-    Layers { tier: Tier::Kernel, landlock_abi: 7, cgroup: 1, rows: Rows::new(rows) }
+//! Which tier the layers of a host make, and which are missing for another one. Pure.
+//! It must never call a layer held that was not seen to hold.
+
+use gaoler_protocol::{LayerName, LayerRow, LayerState, Tier};
+
+/// The strongest tier that these rows carry.
+#[must_use]
+pub fn tier(rows: &[LayerRow]) -> Tier {
+    Tier::ALL.iter().rev().copied().find(|tier| missing(*tier, rows).is_empty()).unwrap_or(Tier::Directory)
 }
-pub fn missing(_: Tier, _: &[LayerRow]) -> Vec<LayerRow> {
-    Vec::new()
+
+/// The layers that this tier needs and these rows do not have.
+#[must_use]
+pub fn missing(wanted: Tier, rows: &[LayerRow]) -> Vec<LayerRow> {
+    let unseen = |name| LayerRow { name, state: LayerState::Absent, errno: 0 };
+    let row = |name: LayerName| rows.iter().copied().find(|row| row.name == name).unwrap_or(unseen(name));
+    let (layers, least) = needs(wanted);
+    let lacks = |row: &LayerRow| match row.state {
+        LayerState::Enforced => false,
+        LayerState::Degraded => least == LayerState::Enforced,
+        LayerState::Absent => true,
+    };
+    layers.iter().map(|name| row(*name)).filter(lacks).collect()
+}
+
+/// The layers of a tier, and the weakest state in which they count.
+fn needs(tier: Tier) -> (&'static [LayerName], LayerState) {
+    use LayerName::*;
+    match tier {
+        Tier::Directory => (&[], LayerState::Enforced),
+        Tier::Uid => (&[Uid, Rlimits], LayerState::Enforced),
+        // An ordinary user gets these only inside a user namespace, which doctor reports as degraded.
+        Tier::Namespaces => (
+            &[PidNamespace, MountNamespace, NetworkNamespace, IpcNamespace, Seccomp, NoNewPrivs],
+            LayerState::Degraded,
+        ),
+        Tier::Kernel => (
+            &[
+                Uid,
+                UserNamespace,
+                PidNamespace,
+                MountNamespace,
+                NetworkNamespace,
+                IpcNamespace,
+                UtsNamespace,
+                CgroupNamespace,
+                Clone3,
+                PivotRoot,
+                MountApi,
+                IdMappedMounts,
+                Proc,
+                LandlockFiles,
+                Seccomp,
+                NoNewPrivs,
+                Capabilities,
+                CgroupMemory,
+                CgroupTasks,
+                CgroupCpu,
+                Rlimits,
+                TmpfsSize,
+                ParentDeath,
+                Openat2,
+                MemfdSeals,
+                Keyring,
+            ],
+            LayerState::Enforced,
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rows(state: impl Fn(LayerName) -> LayerState) -> Vec<LayerRow> {
+        LayerName::ALL.iter().map(|&name| LayerRow { name, state: state(name), errno: 1 }).collect()
+    }
+
+    #[test]
+    fn t01_hosts_get_the_tier_of_what_held() {
+        use LayerName::*;
+        use LayerState::*;
+        let check = |expected: Tier, state: &dyn Fn(LayerName) -> LayerState| {
+            assert_eq!(tier(&rows(state)), expected);
+        };
+        check(Tier::Kernel, &|_| Enforced);
+        // Landlock older than ports, ioctl and scopes is enough: ABI 2 is the minimum.
+        check(Tier::Kernel, &|name| match name {
+            LandlockTcp | LandlockIoctl | LandlockScopes => Absent,
+            _ => Enforced,
+        });
+        check(Tier::Namespaces, &|name| if name == CgroupTasks { Absent } else { Enforced });
+        check(Tier::Namespaces, &|name| if name == PidNamespace { Degraded } else { Enforced });
+        check(Tier::Uid, &|name| if name == PidNamespace { Absent } else { Enforced });
+        check(Tier::Directory, &|name| match name {
+            PidNamespace => Absent,
+            Uid => Degraded,
+            _ => Enforced,
+        });
+        check(Tier::Directory, &|_| Absent);
+        assert_eq!(tier(&[]), Tier::Directory);
+    }
+
+    #[test]
+    fn t02_what_is_missing_comes_with_its_errno() {
+        let found = rows(|name| match name {
+            LayerName::MountApi => LayerState::Absent,
+            _ => LayerState::Enforced,
+        });
+        let expected = LayerRow { name: LayerName::MountApi, state: LayerState::Absent, errno: 1 };
+        assert_eq!(missing(Tier::Kernel, &found), [expected]);
+        assert_eq!(missing(Tier::Kernel, &[]).len(), 26);
+    }
 }

@@ -61,7 +61,16 @@ impl AccessClass {
 /// Those of open(2); ELOOP where the last part is a symbolic link.
 pub fn place(path: &Path) -> Result<OwnedFd> {
     let flags = OFlag::O_PATH | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW;
-    Ok(nix::fcntl::open(path, flags, Mode::empty())?)
+    let fd = nix::fcntl::open(path, flags, Mode::empty())?;
+    // With O_PATH the kernel opens the link itself; a rule for it would cover nothing.
+    match kind(fd.as_fd())? == SFlag::S_IFLNK {
+        true => Err(Error::from_raw_os_error(libc::ELOOP)),
+        false => Ok(fd),
+    }
+}
+
+fn kind(fd: BorrowedFd<'_>) -> Result<SFlag> {
+    Ok(SFlag::from_bits_truncate(fstat(fd)?.st_mode) & SFlag::S_IFMT)
 }
 
 /// The ABI that restrictions use on this kernel.
@@ -115,16 +124,17 @@ pub struct CageRules {
 }
 
 impl CageRules {
-    /// Opens these places. One that does not exist is left out: what is not there needs no rule.
+    /// Opens these places. One that does not exist is left out, since what is not there needs no rule; and so
+    /// is a symbolic link, whose target is covered by its own place or by none.
     ///
     /// # Errors
-    /// Those of open(2) other than ENOENT.
+    /// Those of open(2) other than ENOENT and ELOOP.
     pub fn open<'a>(places: impl IntoIterator<Item = (&'a Path, AccessClass)>) -> Result<CageRules> {
         let mut out = Vec::new();
         for (path, class) in places {
             match place(path) {
                 Ok(fd) => out.push((fd, class)),
-                Err(error) if error.kind() == ErrorKind::NotFound => {}
+                Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ELOOP)) => {}
                 Err(error) => return Err(error),
             }
         }
@@ -154,8 +164,7 @@ fn restrict(places: &[&[(BorrowedFd<'_>, AccessClass)]], connect: &[u16]) -> Res
     }
     let mut created = ruleset.create().map_err(|error| refused(&error))?;
     for &(fd, class) in places.iter().copied().flatten() {
-        let kind = SFlag::from_bits_truncate(fstat(fd)?.st_mode) & SFlag::S_IFMT;
-        let rights = match kind == SFlag::S_IFDIR {
+        let rights = match kind(fd)? == SFlag::S_IFDIR {
             true => class.rights(abi),
             // The rights of folders mean nothing on a file, and the kernel refuses a rule that has them.
             false => class.rights(abi) & AccessFs::from_file(abi),

@@ -594,7 +594,7 @@ impl Field for Rows {
         for slot in &mut rows.rows {
             let [layer, state] = from.take();
             let errno = u16::take(from, name)?;
-            if layer == 0 {
+            if [layer, state] == [0, 0] && errno == 0 {
                 break;
             }
             let (layer, state) = (LayerName::from_number(layer)?, LayerState::from_number(state)?);
