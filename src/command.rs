@@ -1,8 +1,8 @@
 //! The command line: what may be asked of gaoler, in words that scripts rely on, and the exit codes.
 //! It must never start anything before every flag has been understood.
 
-use std::ffi::OsString;
 use std::io::IsTerminal;
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -14,7 +14,7 @@ use gaoler_protocol::{Message, Tier};
 use crate::config::{self, Flags};
 use crate::exec::{self, Request, STATUS_FAILED};
 use crate::supervisor::{Heard, Supervisor, hear};
-use crate::{doctor, frontend, serve};
+use crate::{doctor, serve};
 
 /// A failure while running.
 const FAILED: u8 = 1;
@@ -193,7 +193,6 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let usage = if is_exec { STATUS_FAILED } else { USAGE };
     match CommandLine::try_parse_from(&arguments) {
         // Its own way out: it ends when the supervisor does, and confines itself on the way in.
-        Ok(CommandLine { command: Command::Frontend }) => crate::frontend::from_descriptors(),
         Ok(line) => act(line.command).into(),
         Err(error) => {
             // A closed stdout or stderr leaves nobody to tell.
@@ -220,7 +219,7 @@ fn act(command: Command) -> u8 {
             Ok(settings) => diagnose(&settings, &asked).unwrap_or_else(|why| failed(FAILED, &why)),
             Err(wrong) => failed(USAGE, &wrong.0),
         },
-        Command::Frontend => frontend::from_descriptors(),
+        Command::Frontend => crate::frontend::from_descriptors(),
     }
 }
 
