@@ -1,2 +1,297 @@
-//! Placeholder, replaced in this milestone.
-fn main() {}
+//! `gaoler-egress`: the credential broker of one run, the only door out of its cage. It holds exactly one
+//! credential, speaks to exactly one upstream, and must never outlive its run or show what it holds.
+//!
+//! The way of a request: [`head`] judges where it goes, [`body`] what it asks for, [`relay`] takes it to the
+//! [`upstream`] and the answer back past [`meter`] and [`scan`]; [`tally`] keeps the counts, which [`control`]
+//! tells the supervisor.
+
+#![forbid(unsafe_code)]
+
+mod arguments;
+mod body;
+mod control;
+mod credential;
+mod head;
+mod meter;
+mod refusal;
+mod relay;
+mod resolve;
+mod scan;
+mod tally;
+mod upstream;
+
+use std::cell::Cell;
+use std::convert::Infallible;
+use std::io::{Error, ErrorKind, Result};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixListener as StdUnixListener;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use gaoler_policy::confine::{self, Files};
+use gaoler_policy::level::LevelPolicy;
+use gaoler_policy::process::Process;
+use gaoler_protocol::{Denial, Message, Ready, Role, RunId, Serve, Totals, Vouched};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::task::JoinSet;
+
+use crate::arguments::{Arguments, USAGE};
+use crate::control::Control;
+use crate::credential::Credential;
+use crate::relay::Job;
+use crate::tally::Tally;
+
+/// How long the cage may take for a request's head.
+const HEAD_TIME: Duration = Duration::from_secs(30);
+/// The port of name servers, which are asked over TCP where an answer is too long for UDP.
+const DNS_PORT: u16 = 53;
+/// The least buffer that hyper takes for a head.
+const HEAD_BYTES_MIN: usize = 8192;
+/// Statuses of this process.
+const USAGE_ERROR: u8 = 64;
+const HOSTILE_CONTROL: u8 = 2;
+
+fn main() -> ExitCode {
+    let arguments = match Arguments::parse(std::env::args().skip(1)) {
+        Ok(arguments) => arguments,
+        Err(why) => {
+            eprintln!("gaoler-egress: {why}\n{USAGE}");
+            return ExitCode::from(USAGE_ERROR);
+        }
+    };
+    let log = Log::default();
+    match run(arguments, &log) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // The error's text is ours or the kernel's: nothing of a tenant or an upstream gets into one.
+            log.event("failed", &[("error", &error.to_string())]);
+            ExitCode::from(if error.kind() == ErrorKind::InvalidData { HOSTILE_CONTROL } else { 1 })
+        }
+    }
+}
+
+/// Makes ready, confines itself, serves.
+fn run(arguments: Arguments, log: &Log) -> Result<()> {
+    let tls = upstream::tls(arguments.ca_file.as_deref())?;
+    let ports = [arguments.upstream.port, DNS_PORT];
+    confine::before_threads(Files::ButConnect(&ports)).map_err(Error::other)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let control = Control::take()?;
+        confine::after_threads(Process::Egress).map_err(Error::other)?;
+        if !confine::failed_open() {
+            return Err(Error::other("a file could be opened after the confinement"));
+        }
+        control.send(Message::Ready(Ready { role: Role::Egress, threads: 1 })).await?;
+        Broker { arguments, tls, control, log }.attend().await
+    })
+}
+
+/// What the supervisor said.
+enum Told {
+    Serve(Serve, Vec<OwnedFd>),
+    Revoke,
+    /// The supervisor is gone.
+    End,
+}
+
+/// This process, once it is confined.
+struct Broker<'a> {
+    arguments: Arguments,
+    tls: rustls::ClientConfig,
+    control: Control,
+    log: &'a Log,
+}
+
+impl Broker<'_> {
+    /// Does what it is told until the end: vouches where asked to, then serves.
+    async fn attend(&self) -> Result<()> {
+        let (serve, fds) = match self.told().await? {
+            Told::Serve(serve, fds) => (serve, fds),
+            Told::Revoke => return self.revoked(nothing(RunId([0; 16]))).await,
+            Told::End => return Ok(()),
+        };
+        self.log.run.set(Some(serve.run));
+        let (job, listener) = self.job(serve, fds)?;
+        if serve.vouch {
+            let status = tokio::select! {
+                status = job.vouch() => status,
+                told = self.told() => return self.end(told?, &job.tally).await,
+            };
+            let accepted = upstream::is_accepted(status);
+            self.log.event("vouched", &[("status", &status.to_string())]);
+            self.control.send(Message::Vouched(Vouched { run: serve.run, accepted, status })).await?;
+        }
+        if let Some(listener) = listener {
+            return self.serve(job, listener).await;
+        }
+        if !serve.vouch {
+            return Err(hostile("neither a listener nor something to vouch for"));
+        }
+        let (again, fds) = match self.told().await? {
+            Told::Serve(again, fds) if again.run == serve.run && !again.vouch => (again, fds),
+            Told::Serve(..) => return Err(hostile("a second run, or a second vouching")),
+            told => return self.end(told, &job.tally).await,
+        };
+        match self.job(again, fds)? {
+            (job, Some(listener)) => self.serve(job, listener).await,
+            (_, None) => Err(hostile("nothing to serve")),
+        }
+    }
+
+    /// Reads what came beside a Serve.
+    fn job(&self, serve: Serve, fds: Vec<OwnedFd>) -> Result<(Job, Option<UnixListener>)> {
+        let mut fds = fds.into_iter();
+        let (Some(credential), Some(resolv_conf)) = (fds.next(), fds.next()) else {
+            return Err(hostile("descriptors are missing"));
+        };
+        let credential = Credential::read(credential).ok_or_else(|| hostile("the credential is unusable"))?;
+        let policy = LevelPolicy::of(serve.level).map_err(Error::other)?.egress;
+        let Arguments { upstream, silence, requests_max, .. } = &self.arguments;
+        let client = upstream::client(self.tls.clone(), upstream, resolv_conf)?;
+        let listener = fds.next().map(listener).transpose()?;
+        let job = Job::new(serve, policy, credential, client, upstream.clone(), *silence, *requests_max);
+        Ok((job, listener))
+    }
+
+    /// Serves the cage until it is told to stop.
+    async fn serve(&self, job: Job, listener: UnixListener) -> Result<()> {
+        let job = Arc::new(job);
+        let connections_max = usize::try_from(job.policy.connections_max).unwrap_or(1);
+        let requests = Arc::new(AtomicU64::new(0));
+        let mut connections = JoinSet::new();
+        let told = loop {
+            let open = connections.len() < connections_max && job.tally.is_open();
+            tokio::select! {
+                told = self.told() => break told?,
+                () = job.tally.changed() => self.tell(&job.tally).await?,
+                Some(_) = connections.join_next(), if !connections.is_empty() => {}
+                accepted = listener.accept(), if open => {
+                    if let Ok((stream, _)) = accepted {
+                        connections.spawn(connection(job.clone(), stream, requests.clone()));
+                    }
+                }
+            }
+        };
+        if matches!(told, Told::Serve(..)) {
+            return Err(hostile("a second listener"));
+        }
+        // The door first, then who stands in it: what they had counted is in the totals after that.
+        drop(listener);
+        connections.shutdown().await;
+        let tally = job.tally.clone();
+        // The last owner: this zeroes the credential.
+        drop(job);
+        self.end(told, &tally).await
+    }
+
+    /// Waits for the supervisor's next word.
+    async fn told(&self) -> Result<Told> {
+        match self.control.next().await? {
+            None => Ok(Told::End),
+            Some((Message::Serve(serve), fds)) => Ok(Told::Serve(serve, fds)),
+            Some((Message::Revoke(_), _)) => Ok(Told::Revoke),
+            Some((other, _)) => Err(hostile(other.name())),
+        }
+    }
+
+    async fn end(&self, told: Told, tally: &Tally) -> Result<()> {
+        match told {
+            Told::End => Ok(()),
+            Told::Serve(..) => Err(hostile("Serve out of turn")),
+            Told::Revoke => {
+                self.tell(tally).await?;
+                self.revoked(tally.totals()).await
+            }
+        }
+    }
+
+    async fn revoked(&self, totals: Totals) -> Result<()> {
+        self.log.event("revoked", &[("requests", &totals.requests.to_string())]);
+        self.control.send(Message::Revoked(totals)).await
+    }
+
+    /// Tells the supervisor what it has not heard yet.
+    async fn tell(&self, tally: &Tally) -> Result<()> {
+        for message in tally.take_untold() {
+            match &message {
+                Message::Denied(denied) => self.log.event("denied", &[("what", denied.what.name())]),
+                Message::Counted(totals) => {
+                    self.log.event("answered", &[("status", &totals.status.to_string())])
+                }
+                _ => {}
+            }
+            self.control.send(message).await?;
+        }
+        Ok(())
+    }
+}
+
+/// One connection from the cage: one request. Without keep-alive there is no second request whose beginning
+/// anybody could argue about, and on this machine a new connection costs next to nothing.
+async fn connection(job: Arc<Job>, stream: UnixStream, requests: Arc<AtomicU64>) {
+    let head_bytes =
+        usize::try_from(job.policy.header_bytes_max).unwrap_or(HEAD_BYTES_MIN).max(HEAD_BYTES_MIN);
+    let tally = job.tally.clone();
+    let answer = service_fn(move |request| {
+        let (job, number) = (job.clone(), requests.fetch_add(1, Ordering::Relaxed));
+        async move {
+            let id = format!("req_gaoler{number:08x}");
+            Ok::<_, Infallible>(job.answer(request, &id).await)
+        }
+    });
+    let mut builder = http1::Builder::new();
+    builder
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIME)
+        .max_buf_size(head_bytes)
+        .keep_alive(false);
+    // hyper has answered what it could not parse with 400 or 431; that is a denial like any other.
+    if let Err(error) = builder.serve_connection(TokioIo::new(stream), answer).await
+        && error.is_parse()
+    {
+        tally.deny(Denial::Path);
+    }
+}
+
+/// The cage's listener, if that is what it is: a listening unix socket.
+fn listener(fd: OwnedFd) -> Result<UnixListener> {
+    let listener = StdUnixListener::from(fd);
+    // Fails for a socket of another family, and for what is no socket.
+    listener.local_addr().map_err(|_| hostile("the listener is no unix socket"))?;
+    listener.set_nonblocking(true)?;
+    UnixListener::from_std(listener)
+}
+
+fn nothing(run: RunId) -> Totals {
+    Tally::new(run).totals()
+}
+
+/// The supervisor, or whoever took its place, does not keep to the list.
+fn hostile(what: &str) -> Error {
+    Error::new(ErrorKind::InvalidData, format!("control: {what}"))
+}
+
+/// One JSON line per decision on stderr: ids and words of ours only.
+#[derive(Default)]
+struct Log {
+    run: Cell<Option<RunId>>,
+}
+
+impl Log {
+    fn event(&self, event: &str, more: &[(&str, &str)]) {
+        let mut line = serde_json::Map::new();
+        line.insert("process".into(), "egress".into());
+        line.insert("event".into(), event.into());
+        if let Some(run) = self.run.get() {
+            line.insert("run".into(), run.to_string().into());
+        }
+        line.extend(more.iter().map(|(key, value)| ((*key).to_owned(), (*value).into())));
+        eprintln!("{}", serde_json::Value::Object(line));
+    }
+}

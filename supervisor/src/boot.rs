@@ -132,9 +132,12 @@ pub fn run(mode: Mode) -> Result<u8, Fault> {
     };
 
     let state = state(&settings.state.dir)?;
-    // The last run uid is the one least likely to be a run's of another instance just now.
-    let [first, count] = settings.uids.run;
-    let layers = layers::probe(state.as_fd(), first.saturating_add(count.saturating_sub(1)));
+    let uids_file = settings.state.dir.join("uids");
+    let mut uids = Uids::open(&uids_file, settings.uids.run).doing("open the state's uids")?;
+    // Held while it is tried, so that no other supervisor's run has it.
+    let tried = uids.take().ok_or_else(|| Fault::new("take a run's uid", "the range is used up"))?;
+    let layers = layers::probe(state.as_fd(), uids.uid(&tried));
+    uids.release(tried);
     if mode == Mode::Doctor {
         let control = control.ok_or_else(|| Fault::new("report", "no control socket"))?;
         channel::send(control.as_fd(), &Message::Layers(layers).encode(1), &[]).doing("report")?;

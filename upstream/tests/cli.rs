@@ -58,8 +58,8 @@ fn turn(upstream: &Upstream, prompt: &str) -> Value {
     drop(stdin);
     let output = child.wait_with_output().expect("the CLI ends");
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    let events = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-    events.filter(|event| event["type"] == "result").last().unwrap_or_else(|| panic!("no result: {text}"))
+    let mut events = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    events.rfind(|event| event["type"] == "result").unwrap_or_else(|| panic!("no result: {text}"))
 }
 
 #[test]

@@ -1,0 +1,142 @@
+//! What went through, and what the supervisor has not been told of yet.
+//! It must never grow with what a cage does: counts are summed, and denials end the service at a bound.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use gaoler_protocol::{Denial, Denied, Message, RunId, Totals};
+use tokio::sync::Notify;
+
+use crate::meter::Usage;
+
+/// Denials after which nothing more of this run is served: an honest CLI has none.
+pub const DENIALS_MAX: u32 = 256;
+
+/// The counts of one run.
+pub struct Tally {
+    inner: Mutex<Inner>,
+    changed: Notify,
+}
+
+struct Inner {
+    totals: Totals,
+    untold: Vec<Denial>,
+    counted: bool,
+}
+
+impl Tally {
+    /// Nothing yet.
+    pub fn new(run: RunId) -> Tally {
+        let totals = Totals {
+            run,
+            requests: 0,
+            denials: 0,
+            status: 0,
+            input_tokens: 0,
+            output_tokens: 0,
+            cache_write_tokens: 0,
+            cache_read_tokens: 0,
+            bytes_up: 0,
+            bytes_down: 0,
+        };
+        let inner = Inner { totals, untold: Vec::new(), counted: false };
+        Tally { inner: Mutex::new(inner), changed: Notify::new() }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The totals so far.
+    pub fn totals(&self) -> Totals {
+        self.lock().totals
+    }
+
+    /// One request goes upstream, with this many bytes.
+    pub fn sent(&self, bytes: usize) {
+        let totals = &mut self.lock().totals;
+        totals.requests = totals.requests.saturating_add(1);
+        totals.bytes_up = totals.bytes_up.saturating_add(bytes as u64);
+    }
+
+    /// The upstream has answered with this status.
+    pub fn answered(&self, status: u16) {
+        self.lock().totals.status = status;
+    }
+
+    /// So many bytes of an answer came; its counts were `before` and are `now`. Gives all bytes so far.
+    pub fn received(&self, bytes: usize, before: Usage, now: Usage) -> u64 {
+        let totals = &mut self.lock().totals;
+        let change = |total: u64, before: u64, now: u64| total.saturating_sub(before).saturating_add(now);
+        totals.bytes_down = totals.bytes_down.saturating_add(bytes as u64);
+        totals.input_tokens = change(totals.input_tokens, before.input, now.input);
+        totals.output_tokens = change(totals.output_tokens, before.output, now.output);
+        totals.cache_write_tokens = change(totals.cache_write_tokens, before.cache_write, now.cache_write);
+        totals.cache_read_tokens = change(totals.cache_read_tokens, before.cache_read, now.cache_read);
+        totals.bytes_down
+    }
+
+    /// An answer is over, one way or another: the supervisor shall hear the totals.
+    pub fn ended(&self) {
+        self.lock().counted = true;
+        self.changed.notify_one();
+    }
+
+    /// Something was denied.
+    pub fn deny(&self, what: Denial) {
+        let mut inner = self.lock();
+        if inner.totals.denials < DENIALS_MAX {
+            inner.totals.denials += 1;
+            inner.untold.push(what);
+        }
+        drop(inner);
+        self.changed.notify_one();
+    }
+
+    /// Whether anything more is served.
+    pub fn is_open(&self) -> bool {
+        self.lock().totals.denials < DENIALS_MAX
+    }
+
+    /// Waits for something to tell.
+    pub async fn changed(&self) {
+        self.changed.notified().await;
+    }
+
+    /// What there is to tell, oldest denial first; telling it is then the caller's.
+    pub fn take_untold(&self) -> Vec<Message> {
+        let mut inner = self.lock();
+        let run = inner.totals.run;
+        let denied =
+            std::mem::take(&mut inner.untold).into_iter().map(|what| Message::Denied(Denied { run, what }));
+        let mut out: Vec<_> = denied.collect();
+        if std::mem::take(&mut inner.counted) {
+            out.push(Message::Counted(inner.totals));
+        }
+        out
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn denials_are_told_one_by_one_up_to_a_bound() {
+        let tally = Tally::new(RunId([1; 16]));
+        (0..DENIALS_MAX + 10).for_each(|_| tally.deny(Denial::Path));
+        assert!(!tally.is_open());
+        assert_eq!(tally.take_untold().len(), DENIALS_MAX as usize);
+        assert_eq!(tally.take_untold(), []);
+    }
+
+    #[test]
+    fn counts_that_are_corrected_are_not_summed_twice() {
+        let tally = Tally::new(RunId([1; 16]));
+        let (first, second) =
+            (Usage { output: 1, ..Usage::default() }, Usage { output: 50, ..Usage::default() });
+        tally.received(10, Usage::default(), first);
+        tally.received(10, first, second);
+        let totals = tally.totals();
+        assert_eq!((totals.output_tokens, totals.bytes_down), (50, 20));
+    }
+}
