@@ -2,7 +2,9 @@
 //! Each gets its own uid, no capability, no file of the state, and exactly the descriptors named here.
 
 use std::ffi::CString;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::fs::File;
+use std::mem::ManuallyDrop;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use gaoler_sys::channel;
 use gaoler_sys::clone::{Child, Side, clone3};
@@ -13,6 +15,9 @@ use nix::unistd::{Gid, Uid, setgroups, setresgid, setresuid};
 
 use crate::fault::{Doing, Fault};
 use crate::template::STATE;
+
+/// Above every number that a descriptor is placed at: 0 to 2, the control socket, and at most four more.
+const ABOVE: i32 = 64;
 
 /// The network that a process lives in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,9 +72,10 @@ pub fn start(
 fn become_it(program: BorrowedFd<'_>, argv: &[&str], uid: u32, fds: &[BorrowedFd<'_>]) -> Fault {
     let words = argv.iter().filter_map(|word| CString::new(*word).ok()).collect();
     let (argv, environment) = (Strings::new(words), Strings::new(Vec::new()));
-    let given_up = || -> Result<OwnedFd, Fault> {
+    let given_up = || -> Result<ManuallyDrop<OwnedFd>, Fault> {
         umount2(STATE, MntFlags::MNT_DETACH).doing("unmount the state folder")?;
         let (owner, group) = (Uid::from_raw(uid), Gid::from_raw(uid));
+        process::empty_bounding_set().doing("empty the bounding set")?;
         setgroups(&[]).doing("drop groups")?;
         setresgid(group, group, group).doing("change gid")?;
         setresuid(owner, owner, owner).doing("change uid")?;
@@ -78,22 +84,20 @@ fn become_it(program: BorrowedFd<'_>, argv: &[&str], uid: u32, fds: &[BorrowedFd
         process::no_new_privs().doing("set no_new_privs")?;
         process::limit(libc::RLIMIT_CORE, 1).doing("forbid cores")?;
         default_signals().doing("reset signals")?;
-        // Out of the way of the numbers that they are to have.
-        let high = |fd: &BorrowedFd<'_>| fd.try_clone_to_owned().and_then(|fd| above(&fd));
+        // Out of the way of the numbers that they are to have. Never dropped: their numbers are closed below
+        // by number, and what is left dies with this process or at execve.
+        let high = |fd: &BorrowedFd<'_>| process::copy_above(*fd, ABOVE).map(ManuallyDrop::new);
         let program = high(&program).doing("copy a descriptor")?;
         let fds = fds.iter().map(high).collect::<Result<Vec<_>, _>>().doing("copy a descriptor")?;
-        let null =
-            std::fs::File::options().read(true).write(true).open("/dev/null").doing("open /dev/null")?;
+        let null = File::options().read(true).write(true).open("/dev/null").map(ManuallyDrop::new);
+        let null = null.doing("open /dev/null")?;
         process::place(&[null.as_fd(), null.as_fd()], 0).doing("place stdin and stdout")?;
-        let borrowed: Vec<BorrowedFd<'_>> = fds.iter().map(AsFd::as_fd).collect();
+        let borrowed: Vec<BorrowedFd<'_>> = fds.iter().map(|fd| fd.as_fd()).collect();
         process::place(&borrowed, channel::CONTROL_FD).doing("place descriptors")?;
         let mut keep: Vec<i32> = (0..channel::CONTROL_FD + fds.len() as i32).collect();
-        keep.push(std::os::fd::AsRawFd::as_raw_fd(&program));
+        keep.push(program.as_raw_fd());
         process::close_all_but(&keep).doing("close descriptors")?;
         process::drop_capabilities().doing("drop capabilities")?;
-        // Closed above already: their owners must not close the numbers again.
-        fds.into_iter().for_each(std::mem::forget);
-        std::mem::forget(null);
         Ok(program)
     };
     match given_up() {
@@ -102,11 +106,6 @@ fn become_it(program: BorrowedFd<'_>, argv: &[&str], uid: u32, fds: &[BorrowedFd
             .expect_err("execveat returns only on error"),
         Err(fault) => fault,
     }
-}
-
-/// A copy above every number that is placed: 3 to 8.
-fn above(fd: &OwnedFd) -> std::io::Result<OwnedFd> {
-    process::copy_above(fd.as_fd(), 64)
 }
 
 /// Rust ignores SIGPIPE and the supervisor blocks what it reads from a signalfd: neither may be inherited.

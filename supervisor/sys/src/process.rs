@@ -36,12 +36,11 @@ pub fn no_new_privs() -> Result<()> {
     prctl(libc::PR_SET_NO_NEW_PRIVS, 1).map(|_| ())
 }
 
-/// Drops every capability from every set, the bounding set included.
+/// Empties the bounding set. It takes CAP_SETPCAP, so it comes before a change of ids that drops it.
 ///
 /// # Errors
-/// Those of prctl(2) and capset(2).
-pub fn drop_capabilities() -> Result<()> {
-    prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_CLEAR_ALL as u64)?;
+/// Those of prctl(2).
+pub fn empty_bounding_set() -> Result<()> {
     // 64 is the width of the kernel's capability mask; PR_CAPBSET_READ says EINVAL past the last one.
     for capability in 0..64 {
         match prctl(libc::PR_CAPBSET_READ, capability) {
@@ -50,6 +49,16 @@ pub fn drop_capabilities() -> Result<()> {
             Err(_) => break,
         }
     }
+    Ok(())
+}
+
+/// Drops every capability from every set, the bounding set included.
+///
+/// # Errors
+/// Those of prctl(2) and capset(2).
+pub fn drop_capabilities() -> Result<()> {
+    prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_CLEAR_ALL as u64)?;
+    empty_bounding_set()?;
     #[repr(C)]
     struct Header {
         version: u32,
