@@ -52,6 +52,12 @@ pub enum Route {
 /// How it is refused.
 pub fn judge(head: &Parts, expected: &Expected, policy: &EgressPolicy) -> Result<Route, Refusal> {
     framing(head)?;
+    // hyper bounds what it reads of a head only roughly.
+    let fields = head.headers.iter().map(|(name, value)| name.as_str().len() + value.len());
+    let bytes = fields.sum::<usize>() + head.uri.to_string().len();
+    if bytes as u64 > policy.header_bytes_max {
+        return Err(Refusal::denied(431, Denial::Path, "the head is larger than the level allows"));
+    }
     let path = head.uri.path();
     if matches!(head.method, Method::HEAD | Method::GET) && matches!(path, "/" | "/api/hello") {
         return Ok(Route::Hello);

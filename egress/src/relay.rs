@@ -55,8 +55,6 @@ impl std::error::Error for Broken {}
 
 /// All that serving one run needs.
 pub struct Job {
-    /// What the supervisor asked for.
-    pub serve: Serve,
     /// What the level lets out.
     pub policy: EgressPolicy,
     /// What was counted.
@@ -91,7 +89,6 @@ impl Job {
             expected: Expected::new(&serve.placeholder),
             memory: Semaphore::new(BODIES * bytes.div_ceil(PERMIT_BYTES)),
             requests_max: requests_max.min(asked).min(level),
-            serve,
             policy,
             credential,
             client,

@@ -55,8 +55,8 @@ impl Resolve {
             return Err(Error::other("a name that is not the upstream's"));
         }
         if name.as_str() == "localhost" {
-            let own = [(Ipv4Addr::LOCALHOST, 0).into(), (Ipv6Addr::LOCALHOST, 0).into()];
-            return Ok(own.to_vec().into_iter());
+            let own = vec![(Ipv4Addr::LOCALHOST, 0).into(), (Ipv6Addr::LOCALHOST, 0).into()];
+            return Ok(own.into_iter());
         }
         let resolver = self.resolver.ok_or_else(|| Error::other("resolv.conf names no server"))?;
         // The dot at the end keeps the search list of the host out of it.

@@ -9,6 +9,8 @@ use std::os::unix::net::UnixDatagram as StdUnixDatagram;
 use std::process::ExitCode;
 use std::sync::atomic::AtomicBool;
 
+use gaoler_policy::confine::{self, Files};
+use gaoler_policy::process::Process;
 use gaoler_protocol::{FRAME_BYTES, Message, Ready, Role};
 use gaoler_sys::channel;
 use gaoler_upstream::serve;
@@ -24,11 +26,11 @@ const LISTENER_FD: RawFd = 4;
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let result = match (runtime, words.as_slice()) {
-        (Err(error), _) => Err(error),
-        (Ok(runtime), []) => runtime.block_on(supervised()),
-        (Ok(runtime), ["--listen", address]) => runtime.block_on(alone(address)),
+    let result = match words.as_slice() {
+        [] => confine::before_threads(Files::None)
+            .map_err(Error::other)
+            .and_then(|_abi| runtime()?.block_on(supervised())),
+        ["--listen", address] => runtime().and_then(|runtime| runtime.block_on(alone(address))),
         _ => {
             eprintln!("{USAGE}");
             return ExitCode::from(64);
@@ -41,6 +43,10 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn runtime() -> Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build()
 }
 
 /// Listens at this address and says so, until it is killed.
@@ -65,8 +71,10 @@ async fn supervised() -> Result<()> {
     let control = StdUnixDatagram::from(control);
     control.set_nonblocking(true)?;
     let control = UnixDatagram::from_std(control)?;
-    // CONFINE: gaoler_policy's self-confinement with the policy `upstream` goes here, after everything that
-    // opens a file and before Ready.
+    confine::after_threads(Process::Upstream).map_err(Error::other)?;
+    if !confine::failed_open() {
+        return Err(Error::other("a file could be opened after the confinement"));
+    }
     let ready = Message::Ready(Ready { role: Role::Upstream, threads: 1 });
     channel::send(control.as_fd(), &ready.encode(1), &[])?;
     tokio::select! {

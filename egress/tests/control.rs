@@ -1,0 +1,158 @@
+//! The supervisor's side: vouching, revoking, ends, and a supervisor that does not keep to the list.
+#![allow(missing_docs)]
+
+mod common;
+
+use std::io::{Read, Write};
+use std::os::fd::OwnedFd;
+
+use common::{
+    Act, CANARY, Egress, PLACEHOLDER, RUN, Raw, chunk, credential, embedded, finish, request, resolv_conf,
+    stream_head, streamed,
+};
+use gaoler_protocol::{Empty, Level, Message, RunId, Scheme, Serve};
+
+const HOSTILE: i32 = 2;
+
+fn serve(vouch: bool) -> Serve {
+    Serve { run: RUN, placeholder: PLACEHOLDER, level: Level::Balanced, vouch, requests_max: 0 }
+}
+
+#[test]
+fn the_upstream_vouches_for_a_credential() {
+    let upstream = embedded();
+    let check = |url: &str, token: &str, accepted: bool, status: u16| {
+        let mut egress = Egress::start(url, &[]);
+        egress.serve(true, Scheme::OAuth, token, None);
+        let vouched = egress.hear_vouched();
+        assert_eq!((vouched.run, vouched.accepted, vouched.status), (RUN, accepted, status), "{token}");
+        assert_eq!(egress.revoke().requests, 0);
+        assert_eq!(egress.exit(), 0);
+    };
+    check(&upstream, CANARY, true, 200);
+    check(&upstream, "sk-ant-oat01-ratelimited", true, 429);
+    check(&upstream, "sk-ant-oat01-refused", false, 401);
+    check(&upstream, "sk-ant-oat01-forbidden", false, 403);
+    check("http://127.0.0.1:1", CANARY, false, 0);
+    check(&Raw::answering("500 Oops", "", "").url(), CANARY, false, 500);
+    check(&Raw::answering("302 Found", "location: /\r\n", "").url(), CANARY, false, 302);
+}
+
+#[test]
+fn after_vouching_it_serves() {
+    let mut egress = Egress::start(&embedded(), &[]);
+    egress.serve(true, Scheme::ApiKey, CANARY, None);
+    assert!(egress.hear_vouched().accepted);
+    let listener = egress.listener();
+    egress.serve(false, Scheme::ApiKey, CANARY, Some(listener));
+    assert_eq!(egress.ask("hello").text(), "[embedded] hello");
+}
+
+#[test]
+fn vouching_asks_the_cheapest_question() {
+    let upstream = Raw::answering("200 OK", "", "{}");
+    let mut egress = Egress::start(&upstream.url(), &[]);
+    egress.serve(true, Scheme::OAuth, CANARY, None);
+    assert!(egress.hear_vouched().accepted);
+    let seen = upstream.seen().pop().expect("a request");
+    assert!(seen.starts_with("GET /v1/models?limit=1 HTTP/1.1\r\n"), "{seen}");
+    assert!(seen.contains(&format!("authorization: Bearer {CANARY}\r\n")));
+    assert!(seen.contains("anthropic-beta: oauth-2025-04-20\r\n"));
+}
+
+#[test]
+fn revoking_ends_a_stream_in_the_middle() {
+    let start =
+        "event: message_start\ndata: {\"message\":{\"usage\":{\"input_tokens\":5,\"output_tokens\":1}}}\n\n";
+    let upstream = Raw::start(&[stream_head(), chunk(start), Act::Hang]);
+    let mut egress = Egress::serving(&upstream.url(), &[], Scheme::OAuth, CANARY);
+    let mut stream = egress.connect();
+    let bytes = request("POST /v1/messages", "", &streamed("hello").to_string());
+    stream.write_all(&bytes).expect("sent");
+    stream.read_exact(&mut [0; 12]).expect("an answer begins");
+    // The counts are read before the bytes go on, so they are there now.
+    let totals = egress.revoke();
+    assert_eq!((totals.requests, totals.input_tokens, totals.output_tokens), (1, 5, 1));
+    assert_eq!(totals.bytes_down, start.len() as u64);
+    assert!(!finish(stream).whole);
+    assert_eq!(egress.exit(), 0);
+    assert!(std::os::unix::net::UnixStream::connect(egress.socket()).is_err());
+}
+
+#[test]
+fn revoking_while_vouching_is_prompt() {
+    let upstream = Raw::start(&[Act::Hang]);
+    let mut egress = Egress::start(&upstream.url(), &[]);
+    egress.serve(true, Scheme::OAuth, CANARY, None);
+    assert_eq!(egress.revoke().requests, 0);
+    assert_eq!(egress.exit(), 0);
+}
+
+#[test]
+fn it_ends_with_its_supervisor() {
+    let mut idle = Egress::start("http://127.0.0.1:1", &[]);
+    idle.hang_up();
+    assert_eq!(idle.exit(), 0);
+    let mut serving = Egress::serving(&embedded(), &[], Scheme::OAuth, CANARY);
+    let mut stream = serving.connect();
+    let bytes = request("POST /v1/messages", "", &streamed("STALL: for ever").to_string());
+    stream.write_all(&bytes).expect("sent");
+    stream.read_exact(&mut [0; 12]).expect("an answer begins");
+    serving.hang_up();
+    assert_eq!(serving.exit(), 0);
+    assert!(!finish(stream).whole);
+}
+
+#[test]
+fn a_supervisor_that_is_none_ends_it() {
+    let fds = || vec![credential(Scheme::OAuth, CANARY), resolv_conf()];
+    let check = |name: &str, bytes: &[u8], fds: Vec<OwnedFd>| {
+        let mut egress = Egress::start("http://127.0.0.1:1", &[]);
+        egress.send(bytes, &fds);
+        assert_eq!(egress.exit(), HOSTILE, "{name}");
+    };
+    let good = Message::Serve(serve(true)).encode(1);
+    let with = |at: usize, byte: u8| {
+        let mut bytes = good;
+        bytes[at] = byte;
+        bytes
+    };
+    check("truncated", &good[..255], fds());
+    check("too long", &[good.as_slice(), b"x"].concat(), fds());
+    check("magic", &with(0, 0), fds());
+    check("version", &with(4, 9), fds());
+    check("kind", &with(6, 200), fds());
+    check("a level without a name", &with(16 + 16 + 32, 77), fds());
+    check("padding", &with(255, 1), fds());
+    check("no descriptors", &good, vec![]);
+    check("too many descriptors", &good, fds().into_iter().chain(fds()).collect());
+    check("another message", &Message::Drain(Empty {}).encode(1), vec![]);
+    check("its own message", &Message::Revoked(common_totals()).encode(1), vec![]);
+    check("a file that is not sealed", &good, vec![resolv_conf(), resolv_conf()]);
+    check("an empty credential", &good, vec![credential(Scheme::OAuth, ""), resolv_conf()]);
+    check(
+        "a credential with a line feed",
+        &good,
+        vec![credential(Scheme::OAuth, "a\r\nb: c"), resolv_conf()],
+    );
+    check("nothing to do", &Message::Serve(serve(false)).encode(1), fds());
+    let mut three = fds();
+    three.push(resolv_conf());
+    check("a listener that is none", &Message::Serve(serve(false)).encode(1), three);
+}
+
+#[test]
+fn a_second_run_ends_it() {
+    let mut egress = Egress::start(&embedded(), &[]);
+    egress.serve(true, Scheme::OAuth, CANARY, None);
+    assert!(egress.hear_vouched().accepted);
+    let other = Serve { run: RunId([8; 16]), ..serve(false) };
+    let fds = [credential(Scheme::OAuth, CANARY), resolv_conf(), egress.listener()];
+    egress.say(Message::Serve(other), &fds);
+    assert_eq!(egress.exit(), HOSTILE);
+}
+
+fn common_totals() -> gaoler_protocol::Totals {
+    let mut egress = Egress::start("http://127.0.0.1:1", &[]);
+    egress.revoke()
+}
