@@ -77,6 +77,12 @@ impl Cgroups {
             Fault::new("find a cgroup hierarchy", "none has the memory, pids and cpu controllers")
         })?;
         let mut cgroups = Cgroups { version, folders: Vec::new(), parents: Vec::new(), name, next: 0 };
+        // Between its mkdir and its lock a group looks like a dead instance's, so births and sweeps take turns.
+        let first = paths.first().cloned().unwrap_or_default();
+        let turn = folder(nix::fcntl::AT_FDCWD, &first).doing(format!("open {first}"))?;
+        let _turn = Flock::lock(File::from(turn), FlockArg::LockExclusive)
+            .map_err(|(_, errno)| errno)
+            .doing(format!("wait for another instance's start in {first}"))?;
         for path in paths {
             let parent = folder(nix::fcntl::AT_FDCWD, &path).doing(format!("open {path}"))?;
             cgroups.parents.push(parent);
@@ -156,22 +162,18 @@ impl Cgroups {
 
     /// Ends and removes what instances that no longer hold their lock have left.
     fn sweep(&self) {
-        let Some(first) = self.parents.first() else { return };
-        for name in names(first.as_fd()) {
-            let dead = folder(first, &name)
-                .map(File::from)
-                .is_ok_and(|group| Flock::lock(group, FlockArg::LockExclusiveNonblock).is_ok());
-            if dead {
-                crate::log::event("swept_cgroup", &[("group", &name)]);
-                self.parents.iter().for_each(|parent| clear(parent.as_fd(), &name));
+        // Each hierarchy by its own locks: a listing may miss an entry while others come and go, so what one
+        // hierarchy does not show says nothing about another.
+        for parent in &self.parents {
+            for name in names(parent.as_fd()) {
+                let dead = folder(parent, &name)
+                    .map(File::from)
+                    .is_ok_and(|group| Flock::lock(group, FlockArg::LockExclusiveNonblock).is_ok());
+                if dead {
+                    crate::log::event("swept_cgroup", &[("group", &name)]);
+                    clear(parent.as_fd(), &name);
+                }
             }
-        }
-        // A hierarchy in which the first never had the group (a crash between two mkdirs).
-        for parent in self.parents.iter().skip(1) {
-            let known: Vec<String> = names(first.as_fd());
-            names(parent.as_fd()).iter().filter(|name| !known.contains(name)).for_each(|name| {
-                clear(parent.as_fd(), name);
-            });
         }
     }
 }

@@ -26,6 +26,14 @@ mod tiers;
 const UID: u32 = 2_109_000;
 
 fn main() {
+    // The test runner asks a suite without a harness for its list like any other; nothing here is ignored.
+    let asked: Vec<String> = std::env::args().collect();
+    if asked.iter().any(|word| word == "--list") {
+        if !asked.iter().any(|word| word == "--ignored") {
+            println!("t01_every_layer_is_tried_and_leaves_nothing_behind: test");
+        }
+        return;
+    }
     let state = tempfile::tempdir().unwrap();
     let folder = File::open(state.path()).unwrap();
     let before = left_behind(state.path());
