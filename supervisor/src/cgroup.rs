@@ -18,6 +18,10 @@ const PREFIX: &str = "gaoler-";
 /// The period over which CPU is shared out, microseconds: the kernel's default.
 const CPU_PERIOD_US: u64 = 100_000;
 
+/// How often a group that another instance's sweep has taken is made again: a sweep holds one for as long as
+/// its dead need to go, 1 s at most.
+const SWEPT_MAX: u32 = 200;
+
 /// The controllers whose limits a run needs, in the order in which [`Leaf`] holds their folders.
 const V1: [&str; 3] = ["memory", "pids", "cpu"];
 
@@ -87,15 +91,12 @@ impl Cgroups {
             if version == Version::Two {
                 delegate(&parent, &cgroups.name)?;
             }
-            make(parent.as_fd(), &cgroups.name).doing(format!("make the cgroup {}", cgroups.name))?;
-            let own = folder(&parent, &cgroups.name).doing(format!("open the cgroup {}", cgroups.name))?;
+            let locked =
+                take(parent.as_fd(), &cgroups.name).doing(format!("make the cgroup {}", cgroups.name))?;
             if version == Version::Two {
-                write_at(own.as_fd(), "cgroup.subtree_control", "+memory +pids +cpu")
+                write_at(locked.as_fd(), "cgroup.subtree_control", "+memory +pids +cpu")
                     .doing("enable controllers for leaves")?;
             }
-            let locked = Flock::lock(File::from(own), FlockArg::LockExclusiveNonblock)
-                .map_err(|(_, errno)| errno)
-                .doing(format!("lock the cgroup {}", cgroups.name))?;
             cgroups.folders.push(locked);
         }
         Ok(cgroups)
@@ -154,26 +155,48 @@ impl Cgroups {
         }
     }
 
-    /// Ends and removes what instances that no longer hold their lock have left.
+    /// Ends and removes what instances that no longer hold their lock have left. Each hierarchy is judged by
+    /// its own locks: instances of different services share some of their parents and not others.
     fn sweep(&self) {
-        let Some(first) = self.parents.first() else { return };
-        for name in names(first.as_fd()) {
-            let dead = folder(first, &name)
-                .map(File::from)
-                .is_ok_and(|group| Flock::lock(group, FlockArg::LockExclusiveNonblock).is_ok());
-            if dead {
-                crate::log::event("swept_cgroup", &[("group", &name)]);
-                self.parents.iter().for_each(|parent| clear(parent.as_fd(), &name));
+        for parent in &self.parents {
+            for name in names(parent.as_fd()) {
+                let group = folder(parent, &name).map(File::from);
+                // Held until it is removed, so that nobody takes it for theirs meanwhile.
+                let dead =
+                    group.ok().and_then(|group| Flock::lock(group, FlockArg::LockExclusiveNonblock).ok());
+                if dead.is_some() {
+                    crate::log::event("swept_cgroup", &[("group", &name)]);
+                    clear(parent.as_fd(), &name);
+                }
             }
         }
-        // A hierarchy in which the first never had the group (a crash between two mkdirs).
-        for parent in self.parents.iter().skip(1) {
-            let known: Vec<String> = names(first.as_fd());
-            names(parent.as_fd()).iter().filter(|name| !known.contains(name)).for_each(|name| {
-                clear(parent.as_fd(), name);
-            });
-        }
     }
+}
+
+/// Makes and locks this instance's group. Another instance's sweep may come between the two: then the
+/// group is gone, or held for a moment, and is made again.
+fn take(parent: BorrowedFd<'_>, name: &str) -> nix::Result<Flock<File>> {
+    let mut last = Errno::EAGAIN;
+    for _ in 0..SWEPT_MAX {
+        match make(parent, name) {
+            Ok(()) | Err(Errno::EEXIST) => {}
+            Err(errno) => return Err(errno),
+        }
+        let locked = folder(parent, name).and_then(|group| {
+            Flock::lock(File::from(group), FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| errno)
+        });
+        match (locked, folder(parent, name)) {
+            (Ok(locked), Ok(there)) if inode(locked.as_fd()) == inode(there.as_fd()) => return Ok(locked),
+            (Err(errno), _) | (_, Err(errno)) => last = errno,
+            _ => {}
+        }
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    Err(last)
+}
+
+fn inode(folder: BorrowedFd<'_>) -> Option<u64> {
+    nix::sys::stat::fstat(folder).ok().map(|found| found.st_ino)
 }
 
 impl Leaf {
