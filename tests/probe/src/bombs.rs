@@ -81,10 +81,14 @@ fn fill(path: &str, fd: i32, mib: usize) -> Outcome {
 /// Children that stay, until the kernel refuses one; how many there were before that.
 fn forks(count: usize) -> Outcome {
     for n in 0..count {
-        // SAFETY: one thread; the child only waits.
+        // SAFETY: one thread; the child only waits, and keeps nobody waiting for the end of a pipe.
         match unsafe { libc::fork() } {
             0 => loop {
-                // SAFETY: pause only waits.
+                for fd in 0..64 {
+                    // SAFETY: nothing of this process is used any more.
+                    unsafe { libc::close(fd) };
+                }
+                // SAFETY: as above.
                 unsafe { libc::pause() };
             },
             -1 => return Ok(format!("{} {:?}", n, Errno::last())),
