@@ -59,7 +59,9 @@ impl Response {
     pub fn text(&self) -> String {
         if self.header("content-type").is_some_and(|kind| kind.starts_with("text/event-stream")) {
             let deltas = self.events().into_iter().filter(|event| event.name == "content_block_delta");
-            return deltas.filter_map(|event| event.data["delta"]["text"].as_str().map(str::to_owned)).collect();
+            return deltas
+                .filter_map(|event| event.data["delta"]["text"].as_str().map(str::to_owned))
+                .collect();
         }
         let json = self.json();
         let blocks = json["content"].as_array().unwrap_or_else(|| panic!("no content: {self:?}"));
@@ -148,7 +150,9 @@ impl Client {
         stream.write_all(head.as_bytes())?;
         // A server may answer and close before it has read a body that is too large.
         match stream.write_all(body) {
-            Err(error) if matches!(error.kind(), ErrorKind::BrokenPipe | ErrorKind::ConnectionReset) => Ok(()),
+            Err(error) if matches!(error.kind(), ErrorKind::BrokenPipe | ErrorKind::ConnectionReset) => {
+                Ok(())
+            }
             other => other,
         }
     }
@@ -161,7 +165,8 @@ pub fn read(reader: &mut impl BufRead) -> std::io::Result<Response> {
     response.whole = match (response.header("transfer-encoding"), length) {
         (Some("chunked"), _) => unchunk(reader, &mut response.body),
         (_, Some(length)) => {
-            reader.take(length as u64).read_to_end(&mut response.body).is_ok() && response.body.len() == length
+            reader.take(length as u64).read_to_end(&mut response.body).is_ok()
+                && response.body.len() == length
         }
         _ => reader.read_to_end(&mut response.body).is_ok(),
     };

@@ -56,7 +56,8 @@ pub fn ask(text: &str) -> Value {
 /// The real CLI, as `make test` names it.
 pub fn real_cli() -> PathBuf {
     let path = std::env::var_os("GAOLER_TEST_CLI").or_else(|| std::env::var_os("GAOLER_CLI"));
-    let path = path.expect("GAOLER_CLI must name the Claude Code binary that the tests run (make test sets it)");
+    let path =
+        path.expect("GAOLER_CLI must name the Claude Code binary that the tests run (make test sets it)");
     PathBuf::from(path)
 }
 
@@ -156,7 +157,13 @@ impl Options {
     /// The same, with the CLI's double.
     #[must_use]
     pub fn with_double() -> Options {
-        Options { cli: double(), upstream: "embedded".into(), state: None, settings: Vec::new(), uids: Uids::fresh() }
+        Options {
+            cli: double(),
+            upstream: "embedded".into(),
+            state: None,
+            settings: Vec::new(),
+            uids: Uids::fresh(),
+        }
     }
 
     /// The command that starts it.
@@ -213,7 +220,8 @@ impl Server {
         let stdout = child.stdout.take().expect("a pipe");
         BufReader::new(stdout).read_line(&mut line).expect("a line");
         let text = std::fs::read_to_string(&log).unwrap_or_default();
-        let Some(address) = line.trim_end().rsplit_once("address=").map(|(_, address)| address.to_owned()) else {
+        let Some(address) = line.trim_end().rsplit_once("address=").map(|(_, address)| address.to_owned())
+        else {
             return Err((child.wait().expect("an end"), text));
         };
         let ready = line.trim_end().to_owned();

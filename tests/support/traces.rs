@@ -49,8 +49,11 @@ impl Traces {
     pub fn of(supervisor: i32, uids: Uids, state: &Path) -> Traces {
         let processes = processes(supervisor, uids);
         let links = |folder: &str| -> Vec<String> {
-            let entries = fs::read_dir(format!("/proc/{supervisor}/{folder}")).into_iter().flatten().flatten();
-            entries.filter_map(|entry| Some(fs::read_link(entry.path()).ok()?.display().to_string())).collect()
+            let entries =
+                fs::read_dir(format!("/proc/{supervisor}/{folder}")).into_iter().flatten().flatten();
+            entries
+                .filter_map(|entry| Some(fs::read_link(entry.path()).ok()?.display().to_string()))
+                .collect()
         };
         let namespaces = |name: &str| -> BTreeSet<String> {
             let link = |process: &Process| fs::read_link(format!("/proc/{}/ns/{name}", process.pid)).ok();
@@ -63,7 +66,10 @@ impl Traces {
         Traces {
             processes: names,
             cgroups: leaves(supervisor),
-            mounts: fs::read_to_string(format!("/proc/{supervisor}/mountinfo")).unwrap_or_default().lines().count(),
+            mounts: fs::read_to_string(format!("/proc/{supervisor}/mountinfo"))
+                .unwrap_or_default()
+                .lines()
+                .count(),
             networks: namespaces("net").into_iter().chain(held).collect::<BTreeSet<_>>().len(),
             homes: namespaces("mnt").len(),
             uid_locks: uid_locks(state),
@@ -134,9 +140,13 @@ pub fn groups(supervisor: i32) -> Vec<PathBuf> {
         let (left, right) = line.split_once(" - ")?;
         right.starts_with("cgroup").then(|| left.split(' ').nth(4).map(str::to_owned)).flatten()
     });
-    let paths: BTreeSet<&str> = own.lines().filter_map(|line| line.rsplit_once(':').map(|(_, path)| path)).collect();
+    let paths: BTreeSet<&str> =
+        own.lines().filter_map(|line| line.rsplit_once(':').map(|(_, path)| path)).collect();
     let candidates = points.flat_map(|point| {
-        paths.iter().map(|path| Path::new(&point).join(path.trim_start_matches('/')).join(&name)).collect::<Vec<_>>()
+        paths
+            .iter()
+            .map(|path| Path::new(&point).join(path.trim_start_matches('/')).join(&name))
+            .collect::<Vec<_>>()
     });
     let found: BTreeSet<PathBuf> = candidates.filter(|path| path.is_dir()).collect();
     found.into_iter().collect()
