@@ -337,8 +337,12 @@ fn common(level: &LevelPolicy) -> Result<Common, Fault> {
         (rule.path.as_path(), class)
     });
     let devices = level.device.iter().map(|rule| (rule.path.as_path(), AccessClass::Device));
-    let own =
-        [("/", AccessClass::List), ("/opt/claude", AccessClass::ReadExecute), ("/etc", AccessClass::Read), ("/dev", AccessClass::Read)];
+    let own = [
+        ("/", AccessClass::List),
+        ("/opt/claude", AccessClass::ReadExecute),
+        ("/etc", AccessClass::Read),
+        ("/dev", AccessClass::Read),
+    ];
     let own = own.iter().map(|(path, class)| (Path::new(path), *class));
     // A link's own inode needs no rule: what it leads to has one.
     let real = |(path, _): &(&Path, AccessClass)| !path.is_symlink();
