@@ -60,6 +60,9 @@ struct Server {
 
 impl Server {
     fn start(folder: &Path, cli: &Path) -> Result<Server, String> {
+        // Its log is of interest only where it does not start.
+        let log = folder.join("serve.log");
+        let complaints = std::fs::File::create(&log).map_err(|error| format!("a log: {error}"))?;
         let mut child = Command::new(beside("gaoler")?)
             .args(["serve", "--upstream", "embedded", "--listen", "127.0.0.1:0"])
             .arg("--state")
@@ -68,11 +71,15 @@ impl Server {
             .arg(cli)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
+            .stderr(complaints)
             .spawn()
             .map_err(|error| format!("gaoler serve: {error}"))?;
         let address = ready_line(&mut child, |line| {
             let word = line.strip_prefix("ready ")?.split(' ').find_map(|word| word.strip_prefix("address="));
             word.map(ToOwned::to_owned)
+        });
+        let address = address.map_err(|why| {
+            format!("gaoler serve: {why}\n{}", std::fs::read_to_string(&log).unwrap_or_default())
         })?;
         Ok(Server { child, address })
     }

@@ -25,7 +25,8 @@ use crate::cage::Common;
 use crate::cgroup::Cgroups;
 use crate::fault::{Doing, Fault};
 use crate::invocation;
-use crate::monitor::{Monitor, Parts};
+use crate::monitor::{Monitor, Stage};
+use crate::pool::Pool;
 use crate::spawn::{self, Attended, Network};
 use crate::tenants::Tenants;
 use crate::uids::Uids;
@@ -166,8 +167,8 @@ pub fn run(mode: Mode) -> Result<u8, Fault> {
         let (attended, control) = service.start_frontend(&mut host)?;
         (frontend, peer) = (Some(attended), Some(control));
     }
-    let peer = peer.ok_or_else(|| Fault::new("start", "nobody to answer to"))?;
-    let parts = Parts {
+    let monitor = Monitor {
+        stage: if mode == Mode::Serve { Stage::Confining } else { Stage::Serving },
         host,
         common,
         layers,
@@ -179,8 +180,13 @@ pub fn run(mode: Mode) -> Result<u8, Fault> {
         frontend,
         upstream,
         signals,
+        heard: None,
+        said: 0,
+        pool: Pool::default(),
+        runs: Vec::new(),
+        status: None,
     };
-    Ok(Monitor::new(parts).watch())
+    Ok(monitor.watch())
 }
 
 /// SIGTERM and SIGINT are read from a descriptor; a terminal's Ctrl-C reaches every process of its group.

@@ -4,13 +4,14 @@
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
 
 use gaoler_protocol::Limits;
 use nix::dir::Dir;
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, Flock, FlockArg, OFlag, openat};
 use nix::sys::signal::{self, Signal};
-use nix::sys::stat::{Mode, mkdirat};
+use nix::sys::stat::{Mode, fstat, mkdirat};
 use nix::unistd::{Pid, UnlinkatFlags, unlinkat};
 
 use crate::fault::{Doing, Fault};
@@ -19,6 +20,12 @@ use crate::fault::{Doing, Fault};
 const PREFIX: &str = "gaoler-";
 /// The period over which CPU is shared out, microseconds: the kernel's default.
 const CPU_PERIOD_US: u64 = 100_000;
+
+/// How often a group that another instance's sweep has taken is made again: a sweep holds one for as long as
+/// its dead need to go, 1 s at most.
+const SWEPT_MAX: u32 = 200;
+/// Between two looks at a group that somebody else must leave first.
+const RETRY: Duration = Duration::from_millis(10);
 
 /// The controllers whose limits a run needs, in the order in which [`Leaf`] holds their folders.
 const V1: [&str; 3] = ["memory", "pids", "cpu"];
@@ -81,19 +88,16 @@ impl Cgroups {
         let parents = paths.iter().map(|path| folder(AT_FDCWD, path).doing(format!("open {path}")));
         let parents = parents.collect::<Result<Vec<_>, _>>()?;
         sweep(&parents);
-        let what = format!("make the cgroup {name}");
         let mut folders = Vec::new();
         for parent in &parents {
             if version == Version::Two {
                 delegate(parent, &name)?;
             }
-            make(parent.as_fd(), &name).doing(what.as_str())?;
-            let own = folder(parent, &name).doing(what.as_str())?;
+            let own = take(parent, &name).doing(format!("make the cgroup {name}"))?;
             if version == Version::Two {
-                hand_down(&own).doing("enable controllers for leaves")?;
+                hand_down(own.as_fd()).doing("enable controllers for leaves")?;
             }
-            let locked = Flock::lock(File::from(own), FlockArg::LockExclusiveNonblock);
-            folders.push(locked.map_err(|(_, errno)| errno).doing(format!("lock the cgroup {name}"))?);
+            folders.push(own);
         }
         Ok(Cgroups { version, folders, parents, name, next: 0 })
     }
@@ -146,20 +150,43 @@ impl Cgroups {
     }
 }
 
-/// Ends and removes what instances that no longer hold their lock have left. The lock is in the first
-/// hierarchy, which is swept first: a group that only others have is from a crash between two mkdirs.
+/// Ends and removes what instances that no longer hold their lock have left. Each hierarchy is judged by its
+/// own locks: instances of different services share some of their parents and not others.
 fn sweep(parents: &[OwnedFd]) {
     for parent in parents {
         for name in entries(parent.as_fd(), PREFIX) {
-            let held = folder(&parents[0], &name)
-                .map(File::from)
-                .is_ok_and(|group| Flock::lock(group, FlockArg::LockExclusiveNonblock).is_err());
-            if !held {
+            // Held until it is removed, so that nobody takes it for theirs meanwhile.
+            if let Ok(_dead) = locked(parent, &name) {
                 crate::log::event("swept_cgroup", &[("group", &name)]);
                 clear(parent.as_fd(), &name);
             }
         }
     }
+}
+
+/// Makes and locks this instance's group. Another instance's sweep may come between the two: then the
+/// group is gone, or held for a moment, and is made again.
+fn take(parent: &OwnedFd, name: &str) -> nix::Result<Flock<File>> {
+    let inode = |folder: BorrowedFd<'_>| fstat(folder).map(|found| found.st_ino);
+    let mut last = Errno::EAGAIN;
+    for _ in 0..SWEPT_MAX {
+        match make(parent.as_fd(), name) {
+            Ok(()) | Err(Errno::EEXIST) => {}
+            Err(errno) => return Err(errno),
+        }
+        match (locked(parent, name), folder(parent, name)) {
+            (Ok(held), Ok(there)) if inode(held.as_fd()) == inode(there.as_fd()) => return Ok(held),
+            (Err(errno), _) | (_, Err(errno)) => last = errno,
+            _ => {}
+        }
+        std::thread::sleep(RETRY);
+    }
+    Err(last)
+}
+
+fn locked(parent: &OwnedFd, name: &str) -> nix::Result<Flock<File>> {
+    let group = File::from(folder(parent, name)?);
+    Flock::lock(group, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| errno)
 }
 
 impl Leaf {
@@ -300,7 +327,7 @@ fn hierarchies(mounts: &str, own: &str) -> Option<(Version, Vec<String>)> {
 /// Version 2: no group with processes may have children with limits, so the supervisor moves into a leaf of
 /// its own before the controllers are handed down.
 fn delegate(parent: &OwnedFd, name: &str) -> Result<(), Fault> {
-    if hand_down(parent).is_ok() {
+    if hand_down(parent.as_fd()).is_ok() {
         return Ok(());
     }
     let own = format!("{name}.supervisor");
@@ -308,11 +335,11 @@ fn delegate(parent: &OwnedFd, name: &str) -> Result<(), Fault> {
     let folder = folder(parent, &own).doing("open the supervisor's own cgroup")?;
     let pid = std::process::id().to_string();
     write_at(folder.as_fd(), "cgroup.procs", &pid).doing("move into an own cgroup")?;
-    hand_down(parent).doing("hand down controllers")
+    hand_down(parent.as_fd()).doing("hand down controllers")
 }
 
-fn hand_down(group: &OwnedFd) -> std::io::Result<()> {
-    write_at(group.as_fd(), "cgroup.subtree_control", "+memory +pids +cpu")
+fn hand_down(group: BorrowedFd<'_>) -> std::io::Result<()> {
+    write_at(group, "cgroup.subtree_control", "+memory +pids +cpu")
 }
 
 /// What lies directly in this folder and begins so.
@@ -332,13 +359,13 @@ fn clear(parent: BorrowedFd<'_>, name: &str) {
     for leaf in leaves {
         if let Ok(folder) = folder(&group, &leaf) {
             kill(folder.as_fd());
-            // The dead leave their group when the kernel has taken them apart; 100 x 10 ms is far more than
+            // The dead leave their group when the kernel has taken them apart; 100 retries is far more than
             // the slowest teardown measured (50 ms for 1,000 processes).
             for _ in 0..100 {
                 if unlinkat(&group, leaf.as_str(), UnlinkatFlags::RemoveDir) != Err(Errno::EBUSY) {
                     break;
                 }
-                std::thread::sleep(std::time::Duration::from_millis(10));
+                std::thread::sleep(RETRY);
             }
         }
     }
