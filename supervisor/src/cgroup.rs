@@ -115,14 +115,6 @@ impl Cgroups {
         }
     }
 
-    /// 1 or 2.
-    pub fn version(&self) -> u8 {
-        match self.version {
-            Version::One => 1,
-            Version::Two => 2,
-        }
-    }
-
     /// A fresh leaf under these limits, each read back.
     ///
     /// # Errors
@@ -278,11 +270,6 @@ impl Leaf {
     }
 
     /// Kills whatever is in it. pid 1's end does so too; this is for what a dead instance left.
-    pub fn kill(&self) {
-        self.folders.iter().for_each(|group| kill(group.as_fd()));
-    }
-
-    /// Kills whatever is in it.
     pub fn kill(&self) {
         self.folders.iter().for_each(|group| kill(group.as_fd()));
     }
