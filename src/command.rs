@@ -1,8 +1,8 @@
 //! The command line: what may be asked of gaoler, in words that scripts rely on, and the exit codes.
 //! It must never start anything before every flag has been understood.
 
-use std::io::IsTerminal;
 use std::ffi::OsString;
+use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
