@@ -18,6 +18,10 @@ const PREFIX: &str = "gaoler-";
 /// The period over which CPU is shared out, microseconds: the kernel's default.
 const CPU_PERIOD_US: u64 = 100_000;
 
+/// How often a group that another instance's sweep has taken is made again: a sweep holds one for as long as
+/// its dead need to go, 1 s at most.
+const SWEPT_MAX: u32 = 200;
+
 /// The controllers whose limits a run needs, in the order in which [`Leaf`] holds their folders.
 const V1: [&str; 3] = ["memory", "pids", "cpu"];
 
@@ -77,12 +81,6 @@ impl Cgroups {
             Fault::new("find a cgroup hierarchy", "none has the memory, pids and cpu controllers")
         })?;
         let mut cgroups = Cgroups { version, folders: Vec::new(), parents: Vec::new(), name, next: 0 };
-        // Between its mkdir and its lock a group looks like a dead instance's, so births and sweeps take turns.
-        let first = paths.first().cloned().unwrap_or_default();
-        let turn = folder(nix::fcntl::AT_FDCWD, &first).doing(format!("open {first}"))?;
-        let _turn = Flock::lock(File::from(turn), FlockArg::LockExclusive)
-            .map_err(|(_, errno)| errno)
-            .doing(format!("wait for another instance's start in {first}"))?;
         for path in paths {
             let parent = folder(nix::fcntl::AT_FDCWD, &path).doing(format!("open {path}"))?;
             cgroups.parents.push(parent);
@@ -93,26 +91,15 @@ impl Cgroups {
             if version == Version::Two {
                 delegate(&parent, &cgroups.name)?;
             }
-            make(parent.as_fd(), &cgroups.name).doing(format!("make the cgroup {}", cgroups.name))?;
-            let own = folder(&parent, &cgroups.name).doing(format!("open the cgroup {}", cgroups.name))?;
+            let locked =
+                take(parent.as_fd(), &cgroups.name).doing(format!("make the cgroup {}", cgroups.name))?;
             if version == Version::Two {
-                write_at(own.as_fd(), "cgroup.subtree_control", "+memory +pids +cpu")
+                write_at(locked.as_fd(), "cgroup.subtree_control", "+memory +pids +cpu")
                     .doing("enable controllers for leaves")?;
             }
-            let locked = Flock::lock(File::from(own), FlockArg::LockExclusiveNonblock)
-                .map_err(|(_, errno)| errno)
-                .doing(format!("lock the cgroup {}", cgroups.name))?;
             cgroups.folders.push(locked);
         }
         Ok(cgroups)
-    }
-
-    /// 1 or 2.
-    pub fn version(&self) -> u8 {
-        match self.version {
-            Version::One => 1,
-            Version::Two => 2,
-        }
     }
 
     /// A fresh leaf under these limits, each read back.
@@ -160,22 +147,48 @@ impl Cgroups {
         }
     }
 
-    /// Ends and removes what instances that no longer hold their lock have left.
+    /// Ends and removes what instances that no longer hold their lock have left. Each hierarchy is judged by
+    /// its own locks: instances of different services share some of their parents and not others.
     fn sweep(&self) {
-        // Each hierarchy by its own locks: a listing may miss an entry while others come and go, so what one
-        // hierarchy does not show says nothing about another.
         for parent in &self.parents {
             for name in names(parent.as_fd()) {
-                let dead = folder(parent, &name)
-                    .map(File::from)
-                    .is_ok_and(|group| Flock::lock(group, FlockArg::LockExclusiveNonblock).is_ok());
-                if dead {
+                let group = folder(parent, &name).map(File::from);
+                // Held until it is removed, so that nobody takes it for theirs meanwhile.
+                let dead =
+                    group.ok().and_then(|group| Flock::lock(group, FlockArg::LockExclusiveNonblock).ok());
+                if dead.is_some() {
                     crate::log::event("swept_cgroup", &[("group", &name)]);
                     clear(parent.as_fd(), &name);
                 }
             }
         }
     }
+}
+
+/// Makes and locks this instance's group. Another instance's sweep may come between the two: then the
+/// group is gone, or held for a moment, and is made again.
+fn take(parent: BorrowedFd<'_>, name: &str) -> nix::Result<Flock<File>> {
+    let mut last = Errno::EAGAIN;
+    for _ in 0..SWEPT_MAX {
+        match make(parent, name) {
+            Ok(()) | Err(Errno::EEXIST) => {}
+            Err(errno) => return Err(errno),
+        }
+        let locked = folder(parent, name).and_then(|group| {
+            Flock::lock(File::from(group), FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| errno)
+        });
+        match (locked, folder(parent, name)) {
+            (Ok(locked), Ok(there)) if inode(locked.as_fd()) == inode(there.as_fd()) => return Ok(locked),
+            (Err(errno), _) | (_, Err(errno)) => last = errno,
+            _ => {}
+        }
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    Err(last)
+}
+
+fn inode(folder: BorrowedFd<'_>) -> Option<u64> {
+    nix::sys::stat::fstat(folder).ok().map(|found| found.st_ino)
 }
 
 impl Leaf {
@@ -267,11 +280,6 @@ impl Leaf {
             Version::One => "tasks",
         };
         self.folders.iter().all(|group| read_at(group.as_fd(), file).is_ok_and(|text| text.is_empty()))
-    }
-
-    /// Kills whatever is in it. pid 1's end does so too; this is for what a dead instance left.
-    pub fn kill(&self) {
-        self.folders.iter().for_each(|group| kill(group.as_fd()));
     }
 
     /// What it saw so far.

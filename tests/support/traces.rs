@@ -1,0 +1,166 @@
+//! What a server has on the machine: processes, cgroups, mounts, namespaces, locks. Read from /proc and the
+//! cgroup hierarchies, never from the server's own word.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use super::Uids;
+
+/// One process.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Process {
+    /// Its id.
+    pub pid: i32,
+    /// Its parent's.
+    pub parent: i32,
+    /// Its real uid.
+    pub uid: u32,
+    /// Its name, at most 15 bytes.
+    pub name: String,
+    /// Its id in its innermost pid namespace: 1 for an init.
+    pub inner: i32,
+    /// Whether it has ended and waits to be reaped.
+    pub zombie: bool,
+}
+
+/// Counts of everything. Two servers in the same condition have equal ones.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Traces {
+    /// Processes, by who they are: the supervisor, frontend, upstream, egresses, cages.
+    pub processes: Vec<String>,
+    /// Leaves of cgroups, in all hierarchies.
+    pub cgroups: usize,
+    /// Lines of the supervisor's mountinfo.
+    pub mounts: usize,
+    /// Network namespaces that a process is in or that the supervisor holds open.
+    pub networks: usize,
+    /// Mount namespaces that a process is in: each has a temporary home.
+    pub homes: usize,
+    /// Locked bytes of the state's uids.
+    pub uid_locks: usize,
+    /// The supervisor's open descriptors.
+    pub descriptors: usize,
+}
+
+impl Traces {
+    /// Those of the server with this supervisor, these uids and this state.
+    pub fn of(supervisor: i32, uids: Uids, state: &Path) -> Traces {
+        let processes = processes(supervisor, uids);
+        let links = |folder: &str| -> Vec<String> {
+            let entries =
+                fs::read_dir(format!("/proc/{supervisor}/{folder}")).into_iter().flatten().flatten();
+            entries
+                .filter_map(|entry| Some(fs::read_link(entry.path()).ok()?.display().to_string()))
+                .collect()
+        };
+        let namespaces = |name: &str| -> BTreeSet<String> {
+            let link = |process: &Process| fs::read_link(format!("/proc/{}/ns/{name}", process.pid)).ok();
+            processes.iter().filter_map(link).map(|link| link.display().to_string()).collect()
+        };
+        let descriptors = links("fd");
+        let held = descriptors.iter().filter(|link| link.starts_with("net:")).cloned();
+        let mut names: Vec<String> = processes.iter().map(|process| who(process, uids)).collect();
+        names.sort();
+        Traces {
+            processes: names,
+            cgroups: leaves(supervisor),
+            mounts: fs::read_to_string(format!("/proc/{supervisor}/mountinfo"))
+                .unwrap_or_default()
+                .lines()
+                .count(),
+            networks: namespaces("net").into_iter().chain(held).collect::<BTreeSet<_>>().len(),
+            homes: namespaces("mnt").len(),
+            uid_locks: uid_locks(state),
+            descriptors: descriptors.len(),
+        }
+    }
+
+    /// Whether there is nothing at all.
+    pub fn is_nothing(&self) -> bool {
+        self.processes.is_empty() && self.cgroups == 0 && self.uid_locks == 0
+    }
+}
+
+fn who(process: &Process, uids: Uids) -> String {
+    let role = match process.uid {
+        uid if uids.is_run(uid) && process.inner == 1 => "init",
+        uid if uids.is_run(uid) => "cage",
+        uid if uids.is_egress(uid) => "egress",
+        uid if uids.is_frontend(uid) => "frontend",
+        uid if uids.contains(uid) => "other",
+        _ => "root",
+    };
+    format!("{role}{}", if process.zombie { " (zombie)" } else { "" })
+}
+
+/// The processes under a server's uids, and those that descend from its supervisor.
+pub fn processes(supervisor: i32, uids: Uids) -> Vec<Process> {
+    let all: Vec<Process> = fs::read_dir("/proc")
+        .expect("/proc")
+        .flatten()
+        .filter_map(|entry| process(entry.file_name().to_str()?.parse().ok()?))
+        .collect();
+    let mut family = BTreeSet::from([supervisor]);
+    loop {
+        let before = family.len();
+        let ours = |process: &&Process| family.contains(&process.parent) || uids.contains(process.uid);
+        let more: Vec<i32> = all.iter().filter(ours).map(|process| process.pid).collect();
+        family.extend(more);
+        if family.len() == before {
+            break;
+        }
+    }
+    all.into_iter().filter(|process| family.contains(&process.pid)).collect()
+}
+
+/// One process, unless it has just ended.
+fn process(pid: i32) -> Option<Process> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let field = |name: &str| {
+        status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).map(str::trim)
+    };
+    Some(Process {
+        pid,
+        parent: field("PPid")?.parse().ok()?,
+        uid: field("Uid")?.split_whitespace().next()?.parse().ok()?,
+        name: field("Name")?.to_owned(),
+        inner: field("NSpid")?.split_whitespace().last()?.parse().ok()?,
+        zombie: field("State")?.starts_with('Z'),
+    })
+}
+
+/// Folders of the groups that the supervisor of this id makes.
+pub fn groups(supervisor: i32) -> Vec<PathBuf> {
+    let name = format!("gaoler-{supervisor}");
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let points = mounts.lines().filter_map(|line| {
+        let (left, right) = line.split_once(" - ")?;
+        right.starts_with("cgroup").then(|| left.split(' ').nth(4).map(str::to_owned)).flatten()
+    });
+    let paths: BTreeSet<&str> =
+        own.lines().filter_map(|line| line.rsplit_once(':').map(|(_, path)| path)).collect();
+    let candidates = points.flat_map(|point| {
+        paths
+            .iter()
+            .map(|path| Path::new(&point).join(path.trim_start_matches('/')).join(&name))
+            .collect::<Vec<_>>()
+    });
+    let found: BTreeSet<PathBuf> = candidates.filter(|path| path.is_dir()).collect();
+    found.into_iter().collect()
+}
+
+fn leaves(supervisor: i32) -> usize {
+    let folders = |path: &PathBuf| {
+        fs::read_dir(path).into_iter().flatten().flatten().filter(|entry| entry.path().is_dir()).count()
+    };
+    groups(supervisor).iter().map(folders).sum()
+}
+
+fn uid_locks(state: &Path) -> usize {
+    let Ok(file) = fs::metadata(state.join("uids")) else { return 0 };
+    let inode = format!(":{} ", file.ino());
+    fs::read_to_string("/proc/locks").unwrap_or_default().lines().filter(|line| line.contains(&inode)).count()
+}
