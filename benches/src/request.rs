@@ -9,8 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use gaoler_policy::level::LevelPolicy;
-use gaoler_protocol::Level;
+use gaoler_policy::level::BALANCED;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -154,7 +153,6 @@ impl Drop for Upstream {
 /// The CLI as the level's policy runs it, without a cage.
 struct Bare {
     cli: PathBuf,
-    policy: LevelPolicy,
     homes: PathBuf,
     upstream: String,
 }
@@ -168,8 +166,7 @@ impl Bare {
             let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
             std::fs::set_permissions(place, open).map_err(|error| format!("chmod: {error}"))?;
         }
-        let policy = LevelPolicy::of(Level::Balanced)?;
-        Ok(Bare { cli, policy, homes, upstream: format!("http://{upstream}") })
+        Ok(Bare { cli, homes, upstream: format!("http://{upstream}") })
     }
 
     fn run(&self) -> Result<(Duration, Duration), String> {
@@ -182,10 +179,10 @@ impl Bare {
         let started = Instant::now();
         let mut command = Command::new(&self.cli);
         command
-            .args(&self.policy.cli.argv)
-            .args(["--managed-settings", &self.policy.cli.managed_settings, "--model", MODEL])
+            .args(BALANCED.argv)
+            .args(["--managed-settings", BALANCED.managed_settings, "--model", MODEL])
             .env_clear()
-            .envs(self.policy.env.iter().chain(&self.policy.cli_env).map(|it| (&it.name, &it.value)))
+            .envs(BALANCED.env.iter().chain(BALANCED.cli_env).copied())
             .env_remove("ANTHROPIC_UNIX_SOCKET")
             .env("ANTHROPIC_BASE_URL", &self.upstream)
             .env("CLAUDE_CODE_OAUTH_TOKEN", TOKEN)
