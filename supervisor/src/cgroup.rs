@@ -25,7 +25,7 @@ const V1: [&str; 3] = ["memory", "pids", "cpu"];
 #[derive(Debug)]
 pub struct Cgroups {
     version: Version,
-    /// The instance's folder in each hierarchy (one for version 2), the first of them locked.
+    /// The instance's folder in each hierarchy (one for version 2), each of them locked.
     folders: Vec<Flock<File>>,
     parents: Vec<OwnedFd>,
     name: String,
@@ -80,6 +80,13 @@ impl Cgroups {
         for path in paths {
             let parent = folder(nix::fcntl::AT_FDCWD, &path).doing(format!("open {path}"))?;
             cgroups.parents.push(parent);
+        }
+        // One start at a time: a group that is made and not yet locked looks like a dead instance's.
+        let mut starting = Vec::with_capacity(cgroups.parents.len());
+        for parent in &cgroups.parents {
+            let parent = File::from(parent.try_clone().doing("copy a cgroup's descriptor")?);
+            let locked = Flock::lock(parent, FlockArg::LockExclusive).map_err(|(_, errno)| errno);
+            starting.push(locked.doing("lock the parent of the own cgroup")?);
         }
         cgroups.sweep();
         for index in 0..cgroups.parents.len() {
@@ -154,24 +161,19 @@ impl Cgroups {
         }
     }
 
-    /// Ends and removes what instances that no longer hold their lock have left.
+    /// Ends and removes what instances that no longer hold their lock have left. Each hierarchy is looked at by
+    /// itself: an instance that shares one of them with us may lie elsewhere in the others.
     fn sweep(&self) {
-        let Some(first) = self.parents.first() else { return };
-        for name in names(first.as_fd()) {
-            let dead = folder(first, &name)
-                .map(File::from)
-                .is_ok_and(|group| Flock::lock(group, FlockArg::LockExclusiveNonblock).is_ok());
-            if dead {
-                crate::log::event("swept_cgroup", &[("group", &name)]);
-                self.parents.iter().for_each(|parent| clear(parent.as_fd(), &name));
+        for parent in &self.parents {
+            for name in names(parent.as_fd()) {
+                let dead = folder(parent, &name)
+                    .map(File::from)
+                    .is_ok_and(|group| Flock::lock(group, FlockArg::LockExclusiveNonblock).is_ok());
+                if dead {
+                    crate::log::event("swept_cgroup", &[("group", &name)]);
+                    clear(parent.as_fd(), &name);
+                }
             }
-        }
-        // A hierarchy in which the first never had the group (a crash between two mkdirs).
-        for parent in self.parents.iter().skip(1) {
-            let known: Vec<String> = names(first.as_fd());
-            names(parent.as_fd()).iter().filter(|name| !known.contains(name)).for_each(|name| {
-                clear(parent.as_fd(), name);
-            });
         }
     }
 }
