@@ -112,7 +112,10 @@ fn t02_tools_run_in_the_cage_and_the_turns_become_one_message() {
     assert!(nix::unistd::geteuid().is_root());
     let check = |text: &str, expected: &str| assert_eq!(server.says("a", text), expected, "{text}");
     check("RUN: id -u; pwd; echo $HOME", "[embedded] RUN ok:\n1000\n/workspace\n/home/agent");
-    check("RUN: echo kept > note; echo other > deep; echo", "[embedded] RUN ok:\n(Bash completed with no output)");
+    check(
+        "RUN: echo kept > note; echo other > deep; echo",
+        "[embedded] RUN ok:\n(Bash completed with no output)",
+    );
     check("RUN: exit 3", "[embedded] RUN error:\nExit code 3");
     check("RUN: no-such-program-here", {
         "[embedded] RUN error:\nExit code 127\n/bin/bash: line 1: no-such-program-here: command not found"
