@@ -37,7 +37,7 @@ fn named(text: &str) -> String {
 }
 
 #[tokio::test]
-async fn t01_a_json_answer_has_the_shape_of_the_api() {
+async fn w01_a_json_answer_has_the_shape_of_the_api() {
     let house = house(vec![plays("plain")]).await;
     let reply = house.messages(HELLO).await;
     assert_eq!(reply.status, 200, "{reply:?}");
@@ -115,7 +115,7 @@ data: {"type":"message_stop"}
 "#;
 
 #[tokio::test]
-async fn t02_two_turns_are_one_message_in_exact_bytes() {
+async fn w02_two_turns_are_one_message_in_exact_bytes() {
     let house = house(vec![Script::Play(Play::of(format!("{STREAM}{STREAM_END}")))]).await;
     let reply = house.messages(HELLO_STREAMED).await;
     assert_eq!(reply.status, 200);
@@ -126,7 +126,7 @@ async fn t02_two_turns_are_one_message_in_exact_bytes() {
 }
 
 #[tokio::test]
-async fn t03_a_failure_after_the_first_byte_is_an_error_event() {
+async fn w03_a_failure_after_the_first_byte_is_an_error_event() {
     let house = house(vec![Script::Play(Play::of(STREAM).until(Until::Now))]).await;
     let reply = house.messages(HELLO_STREAMED).await;
     assert_eq!(reply.status, 200);
@@ -138,7 +138,7 @@ async fn t03_a_failure_after_the_first_byte_is_an_error_event() {
 }
 
 #[tokio::test]
-async fn t04_the_end_of_an_answer_follows_exit() {
+async fn w04_the_end_of_an_answer_follows_exit() {
     let told = Arc::new(Notify::new());
     let play = Play::of(format!("{STREAM}{STREAM_END}")).until(Until::Told(Arc::clone(&told)));
     let mut house = house(vec![Script::Play(play)]).await;
@@ -157,7 +157,7 @@ async fn t04_the_end_of_an_answer_follows_exit() {
 }
 
 #[tokio::test]
-async fn t05_a_refusal_of_the_supervisor_has_its_status() {
+async fn w05_a_refusal_of_the_supervisor_has_its_status() {
     let rows = [
         (Refusal::Busy, 0, 529, "overloaded_error", Some("5"), None),
         (Refusal::TenantsFull, 0, 529, "overloaded_error", Some("60"), None),
@@ -185,7 +185,7 @@ async fn t05_a_refusal_of_the_supervisor_has_its_status() {
 }
 
 #[tokio::test]
-async fn t06_a_bad_request_is_refused_in_the_apis_form_and_starts_nothing() {
+async fn w06_a_bad_request_is_refused_in_the_apis_form_and_starts_nothing() {
     let deep = format!("{{\"messages\":{}{}}}", "[".repeat(200), "]".repeat(200));
     let cases: Vec<(&str, &[u8], u16, &str)> = vec![
         ("", b"{", 401, "credential_missing"),
@@ -230,7 +230,7 @@ async fn t06_a_bad_request_is_refused_in_the_apis_form_and_starts_nothing() {
 }
 
 #[tokio::test]
-async fn t07_paths_methods_and_encodings() {
+async fn w07_paths_methods_and_encodings() {
     let house = house(vec![plays("plain"), plays("plain")]).await;
     let check = async |line: &str, expected: u16| {
         let reply = house.request(&format!("{line} HTTP/1.1\r\n{BEARER}"), HELLO.as_bytes()).await;
@@ -256,7 +256,7 @@ async fn t07_paths_methods_and_encodings() {
 }
 
 #[tokio::test]
-async fn t08_a_body_of_33_megabytes_is_too_large() {
+async fn w08_a_body_of_33_megabytes_is_too_large() {
     let house = house(vec![]).await;
     let body = vec![b' '; 33 * 1024 * 1024];
     let reply = house.request(&format!("POST /v1/messages HTTP/1.1\r\n{BEARER}"), &body).await;
@@ -265,7 +265,7 @@ async fn t08_a_body_of_33_megabytes_is_too_large() {
 }
 
 #[tokio::test]
-async fn t09_a_client_that_goes_away_drops_the_lease() {
+async fn w09_a_client_that_goes_away_drops_the_lease() {
     let quiet = || Script::Play(Play::of("").until(Until::LeaseDrops));
     let begun = || Script::Play(Play::of(STREAM).until(Until::LeaseDrops));
     let mut house = house(vec![quiet(), quiet(), begun()]).await;
@@ -284,7 +284,7 @@ async fn t09_a_client_that_goes_away_drops_the_lease() {
 }
 
 #[tokio::test]
-async fn t10_silence_of_the_upstream_is_interrupted_and_then_ended() {
+async fn w10_silence_of_the_upstream_is_interrupted_and_then_ended() {
     let silent = Play::of("{\"type\":\"system\",\"subtype\":\"init\"}\n").until(Until::LeaseDrops);
     let mut house = House::new(settings(1), vec![Script::Play(silent)]).await;
     let reply = house.messages(HELLO).await;
@@ -298,7 +298,7 @@ async fn t10_silence_of_the_upstream_is_interrupted_and_then_ended() {
 }
 
 #[tokio::test]
-async fn t11_a_cli_that_prints_garbage_floods_crashes_or_complains_is_an_error() {
+async fn w11_a_cli_that_prints_garbage_floods_crashes_or_complains_is_an_error() {
     let flood = vec![b'x'; 17 * 1024 * 1024];
     let play = |bytes: &[u8]| Script::Play(Play::of(bytes).until(Until::LeaseDrops));
     let noisy = Play { stderr: vec![b'e'; 300 * 1024], ..Play::of(recorded("plain")) };
@@ -327,7 +327,7 @@ async fn t11_a_cli_that_prints_garbage_floods_crashes_or_complains_is_an_error()
 }
 
 #[tokio::test]
-async fn t12_what_the_real_cli_said_of_each_error_has_its_status() {
+async fn w12_what_the_real_cli_said_of_each_error_has_its_status() {
     let rows = [
         ("err400", 400, "invalid_request_error"),
         ("err401", 401, "authentication_error"),
@@ -356,7 +356,7 @@ async fn t12_what_the_real_cli_said_of_each_error_has_its_status() {
 }
 
 #[tokio::test]
-async fn t13_a_request_becomes_a_spawn_a_prompt_and_sealed_options() {
+async fn w13_a_request_becomes_a_spawn_a_prompt_and_sealed_options() {
     let mut house = house(vec![plays("plain"), plays("plain")]).await;
     let body = r#"{"model":"claude-opus-4-8[1m]","max_tokens":5,"system":"Be terse.","temperature":1,"odd key":1,
         "output_config":{"effort":"low"},"max_turns":7,"oauth_credentials":{"access_token":"sk-ant-oat01-ignored-token"},
@@ -408,7 +408,7 @@ fn uuid(bytes: &[u8; 16]) -> String {
 }
 
 #[tokio::test]
-async fn t14_a_frontend_ends_with_its_supervisor_and_on_a_malformed_frame() {
+async fn w14_a_frontend_ends_with_its_supervisor_and_on_a_malformed_frame() {
     let gone = house(vec![]).await;
     let House { control, frontend, .. } = gone;
     nix::sys::socket::shutdown(std::os::fd::AsRawFd::as_raw_fd(&*control), nix::sys::socket::Shutdown::Both)
@@ -424,7 +424,7 @@ async fn t14_a_frontend_ends_with_its_supervisor_and_on_a_malformed_frame() {
 }
 
 #[tokio::test]
-async fn t15_a_drain_lets_runs_finish_and_then_says_so() {
+async fn w15_a_drain_lets_runs_finish_and_then_says_so() {
     let told = Arc::new(Notify::new());
     let play = Play::of(format!("{STREAM}{STREAM_END}")).until(Until::Told(Arc::clone(&told)));
     let mut house = house(vec![Script::Play(play)]).await;

@@ -13,6 +13,9 @@ use crate::boot::Mode;
 use crate::cage::attest::{Posture, attest};
 use crate::log::event;
 
+/// A signal that comes sooner after the first one is the same wish.
+const SECOND_SIGNAL: Duration = Duration::from_secs(1);
+
 impl Monitor {
     pub(super) fn on_peer(&mut self) {
         for _ in 0..BURST {
@@ -146,14 +149,16 @@ impl Monitor {
 
     pub(super) fn on_signal(&mut self) {
         while let Ok(Some(_)) = self.signals.read_signal() {
+            let grace = Duration::from_secs(self.host.settings.runs.drain_seconds.into());
             match self.stage {
                 Stage::Serving if self.host.mode == Mode::Serve => {
-                    let grace = Duration::from_secs(self.host.settings.runs.drain_seconds.into());
                     self.stage = Stage::Draining(Instant::now() + grace);
                     event("draining", &[("runs", &self.runs.len())]);
                     self.say(&Message::Drain(Empty {}), &[]);
                 }
-                // A second signal, or one before anybody was served, waits for nothing.
+                // Some senders signal a process and then its group: that is one wish, told twice.
+                Stage::Draining(until) if Instant::now() + grace < until + SECOND_SIGNAL => {}
+                // A second wish, or one before anybody was served, waits for nothing.
                 _ => self.stop(0, "signal"),
             }
         }

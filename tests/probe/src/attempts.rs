@@ -28,6 +28,7 @@ pub fn attempt(line: &str) -> Outcome {
             Ok(String::from_utf8_lossy(&start[..length]).into_owned())
         })),
         ["write", path] => quiet(File::options().append(true).open(path).and_then(|mut f| f.write_all(b"hurt"))),
+        ["open-write", path] => quiet(File::options().write(true).open(path)),
         ["create", path] => quiet(File::options().write(true).create_new(true).open(path)),
         ["path", path] => quiet(File::options().read(true).custom_flags(libc::O_PATH).open(path)),
         ["list", path] => said(fs::read_dir(path).map(|list| {
