@@ -37,6 +37,8 @@ const LAUNCH: Duration = Duration::from_secs(10);
 const VOUCH: Duration = Duration::from_secs(30);
 /// How often a leaf that is not empty yet is looked at again.
 const TICK: Duration = Duration::from_millis(2);
+/// The same for a run in quarantine, which may stay there for as long as the kernel holds one of its processes.
+const LATE_TICK: Duration = Duration::from_millis(100);
 /// Frames taken from one peer before the others get their turn.
 const BURST: usize = 64;
 
@@ -232,7 +234,8 @@ impl Monitor {
     /// Until the next deadline; a tick while a teardown is under way.
     fn timeout(&self) -> PollTimeout {
         let now = Instant::now();
-        let ending = |run: &Run| matches!(run.phase, Phase::Ending(_)) && run.init.is_none();
+        let ending =
+            |run: &Run| matches!(run.phase, Phase::Ending(_)) && run.init.is_none() && !run.quarantined;
         if self.runs.iter().any(ending) {
             return PollTimeout::try_from(TICK).unwrap_or(PollTimeout::ZERO);
         }
@@ -240,7 +243,9 @@ impl Monitor {
             Stage::Draining(until) => Some(until),
             _ => None,
         };
-        let next = self.runs.iter().map(deadline).chain(draining).min();
+        let late = self.runs.iter().any(|run| run.quarantined).then(|| now + LATE_TICK);
+        let on_time = self.runs.iter().filter(|run| !run.quarantined);
+        let next = on_time.map(deadline).chain(draining).chain(late).min();
         match next {
             None => PollTimeout::NONE,
             // Rounded up, so that it is past when we wake.
@@ -447,7 +452,7 @@ impl Monitor {
         let now = Situation {
             permitted,
             level_maximum: Level::Balanced,
-            runs: self.runs.len(),
+            runs: self.runs.iter().filter(|run| !run.quarantined).count(),
             runs_max: self.host.settings.runs.max as usize,
             draining: matches!(self.stage, Stage::Draining(_)),
             proving: self.stage == Stage::Proving,
@@ -916,7 +921,10 @@ impl Monitor {
             let late = since.elapsed() > TEARDOWN;
             let gone = self.dismantle(&mut run);
             if gone || late {
-                self.finish(run, late && !gone);
+                self.release(&mut run, !gone);
+            }
+            // What is late is taken apart all the same, until the supervisor itself is to end.
+            if gone || (late && self.status.is_some()) {
                 continue;
             }
             self.runs.push(run);
@@ -955,14 +963,16 @@ impl Monitor {
         run.set.is_none() && run.egress.is_none()
     }
 
-    /// The last word, and the run is forgotten.
-    fn finish(&mut self, mut run: Run, quarantined: bool) {
+    /// The last word to the client, once. A late run keeps its uid and its leaf until nothing of it is left.
+    fn release(&mut self, run: &mut Run, quarantined: bool) {
+        if run.quarantined {
+            return;
+        }
         if quarantined {
+            run.quarantined = true;
             event("quarantined", &[("run", &run.id())]);
-            // The uid stays locked and the leaf stays where it is, until a next start sweeps.
-            if let Some(egress) = run.egress.take() {
+            if let Some(egress) = &run.egress {
                 egress.process.child.kill();
-                std::mem::forget(egress.slot);
             }
         }
         if run.report.is_some() {
