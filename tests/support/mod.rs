@@ -235,7 +235,7 @@ impl Server {
 
     /// A client of it.
     pub fn client(&self) -> Client {
-        Client { address: self.address.clone() }
+        Client { address: self.address.clone(), patience: PATIENCE }
     }
 
     /// Asks as this tenant, and returns the text of the answer. Anything but a message fails the test.
