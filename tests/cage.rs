@@ -79,10 +79,13 @@ fn t20_no_file_of_the_host_can_be_named() {
     assert!(other.status.success(), "{other:?}");
     let kept = workspace(state.path()).join("kept");
     let (path, kept, own) = (canary.path(), kept.to_str().expect("text"), state.path().to_str().expect("text"));
+    // This process stands for the supervisor and everybody else: root may look into it, and a cage sees no such
+    // number.
+    let pid = std::process::id();
     let attempts = [
         format!("read {path}"),
         format!("read /proc/self/root{path}"),
-        format!("read /proc/1/root{path}"),
+        format!("read /proc/{pid}/root{path}"),
         format!("read /proc/self/cwd/..{path}"),
         format!("read /workspace/../../../..{path}"),
         format!("write {path}"),
@@ -90,6 +93,13 @@ fn t20_no_file_of_the_host_can_be_named() {
         format!("list {own}"),
         format!("read {kept}"),
         format!("write {kept}"),
+        format!("read /proc/{pid}/environ"),
+        format!("read /proc/{pid}/cmdline"),
+        format!("read /proc/{pid}/maps"),
+        format!("list /proc/{pid}/fd"),
+        format!("list /proc/{pid}/root"),
+        format!("kind /proc/{pid}/exe"),
+        format!("kind /proc/{pid}/cwd"),
     ];
     let mut rows: Vec<Row<'_>> = attempts.iter().map(|it| (it.as_str(), "ok", "ENOENT")).collect();
     // The tests stand in another folder, and there is no /workspace here.
@@ -102,10 +112,9 @@ fn t20_no_file_of_the_host_can_be_named() {
         ("list /sys/fs/cgroup", "ok", "ENOENT"),
         ("list /var/lib", "ok", "ENOENT"),
         ("list /mnt", "ok", "EACCES"),
-        ("read /proc/1/environ", "ok", "ENOENT"),
-        ("list /proc/1/fd", "ok", "ENOENT"),
-        ("list /proc/1/root", "ok", "ENOENT"),
-        ("kind /proc/1/exe", "ok", "ENOENT"),
+        ("read /proc/1/environ", "-", "ENOENT"),
+        ("list /proc/1/root", "-", "ENOENT"),
+        ("kind /proc/1/exe", "-", "ENOENT"),
         ("read /.probe", "-", "EACCES"),
         ("read /proc/kcore", "-", "ENOENT"),
         ("read /proc/kmsg", "-", "EACCES"),
@@ -169,7 +178,7 @@ fn t21_nothing_of_the_host_that_is_visible_can_be_changed() {
         ("open-write /proc/sys/kernel/core_pattern", "ok", "EACCES"),
         ("open-write /proc/sys/kernel/hostname", "ok", "EACCES"),
         ("open-write /proc/sys/vm/drop_caches", "ok", "EACCES"),
-        ("open-write /proc/sys/user/max_user_namespaces", "ok", "EACCES"),
+        ("open-write /proc/sys/user/max_user_namespaces", "-", "EACCES"),
         ("open-write /proc/sysrq-trigger", "ok", "EACCES"),
         ("open-write /proc/self/oom_score_adj", "ok", "EACCES"),
         ("open-write /proc/self/mem", "ok", "EACCES"),
@@ -208,12 +217,15 @@ fn t22_no_device_link_or_attribute_gives_privilege() {
         ("mknod char {W}/char", "ok", "EPERM"),
         ("mknod block {W}/block", "ok", "EPERM"),
         ("mknod fifo {W}/fifo", "ok", "ok"),
-        ("call renameat2 -100 @{W}/a -100 @{W}/b 4", "ok", "EACCES"),
+        // The one device that everybody may make: it stands for an absent file and cannot be opened.
+        ("call renameat2 -100 @{W}/a -100 @{W}/b 4", "ok", "ok"),
+        ("read {W}/a", "*", "EACCES"),
+        ("rename {W}/b {W}/a", "ok", "ok"),
         ("chown {W}/a", "*", "EINVAL"),
         ("setxattr {W}/a security.capability", "*", "EPERM"),
         ("setxattr {W}/a trusted.x", "*", "EPERM"),
         ("setxattr {W}/a security.x", "*", "EPERM"),
-        ("immutable {W}/a", "*", "EPERM"),
+        ("immutable {W}/a", "*", "EACCES"),
         ("chroot {W}", "ok", "EPERM"),
         ("copy /proc/self/exe {W}/probe", "ok", "ok"),
         ("chmod 6755 {W}/probe", "ok", "ok"),
@@ -253,20 +265,20 @@ fn t23_a_file_of_root_with_the_setuid_bit_gives_nothing() {
 #[test]
 fn t24_no_other_process_can_be_reached() {
     check(&[
-        ("ptrace attach parent", "ok", "EPERM"),
-        ("ptrace seize parent", "ok", "EPERM"),
+        ("ptrace attach child", "ok", "EPERM"),
+        ("ptrace seize child", "ok", "EPERM"),
         ("ptrace traceme 0", "ok", "EPERM"),
         ("ptrace attach 1", "-", "EPERM"),
-        ("vm-read parent", "ok", "EPERM"),
-        ("vm-write parent", "-", "EPERM"),
+        ("vm-read child", "ok", "EPERM"),
+        ("vm-write child", "ok", "EPERM"),
         ("vm-read 1", "-", "EPERM"),
-        ("pidfd-getfd parent", "ok", "EPERM"),
+        ("pidfd-getfd child", "ok", "EPERM"),
         ("call process_madvise 0 0 0 0 0", "*", "EPERM"),
         ("call kcmp 1 1 0 0 0", "*", "EPERM"),
         ("kill 1 9", "-", "EPERM"),
         ("kill 1 0", "ok", "EPERM"),
         ("call prlimit64 1 7 0 0", "ok", "EPERM"),
-        ("read /proc/1/maps", "ok", "ENOENT"),
+        ("read /proc/1/maps", "-", "ENOENT"),
         ("call setuid 0", "ok", "EINVAL"),
         ("call setgid 0", "ok", "EINVAL"),
         ("call setuid 1001", "-", "EINVAL"),
@@ -309,13 +321,13 @@ fn t25_the_kernel_surface_is_closed_call_by_call() {
         ("call seccomp 2 0 0", "*", "EPERM"),
         ("call seccomp 1 8 0", "*", "EPERM"),
         // prctl: new privileges, ambient capabilities, securebits, memory map, dispatch, tracer.
-        ("call prctl 38 0 0 0 0", "*", "EINVAL_"),
-        ("call prctl 47 2 21 0 0", "*", "EPERM"),
+        ("call prctl 38 0 0 0 0", "-", "EINVAL"),
+        ("call prctl 47 2 21 0 0", "-", "EPERM"),
         ("call prctl 28 0", "ok", "EPERM"),
-        ("call prctl 35 6 4096 0 0", "*", "EPERM"),
+        ("call prctl 35 6 4096 0 0", "-", "EPERM"),
         ("call prctl 59 0 0 0 0", "ok", "EPERM"),
         ("call prctl 0x59616d61 1 0 0 0", "*", "EPERM"),
-        ("call prctl 0x100000023 6 4096 0 0", "*", "EPERM"),
+        ("call prctl 0x100000023 6 4096 0 0", "-", "EPERM"),
         ("call personality 0x400000", "ok", "EPERM"),
         ("call personality 0x40000", "ok", "EPERM"),
         ("call personality 8", "ok", "EPERM"),
@@ -424,10 +436,10 @@ fn t26_only_plain_sockets_can_be_made() {
 #[test]
 fn t27_a_limit_can_only_be_lowered() {
     check(&[
-        ("limit 7 1048576", "ok", "EPERM"),
+        ("limit 7 1048576", "-", "EPERM"),
         ("limit 6 65536", "ok", "EPERM"),
         ("limit 1 0xffffffffffffffff", "ok", "EPERM"),
-        ("limit 8 0x10000000", "ok", "EPERM"),
+        ("limit 8 0x10000000", "-", "EPERM"),
         ("limit 4 4096", "ok", "EPERM"),
         ("limit 12 8192", "ok", "EPERM"),
         ("limit 7 64", "ok", "ok"),
@@ -541,7 +553,7 @@ fn t31_runs_beside_each_other_cannot_meet() {
     assert!(!one.contains(&0) && !two.contains(&0));
     let said = inside(state.path(), &["--tenant", "same"], &["list /tmp", "list /dev/shm", "kill -1 0", "list /workspace"]);
     assert_eq!(said[0], "ok probe");
-    assert_eq!(said[1], "ok ");
+    assert_eq!(said[1], "ok");
     // The tenant's files are common to its runs; its processes are not.
     assert!(said[3].contains("pid"), "{said:?}");
     let seen = run(state.path(), &["--tenant", "same", "--", "sh", "-c", "ls /proc | grep -c '^[0-9]*$'"]);
@@ -585,7 +597,7 @@ fn caged_uids(gaoler: u32) -> Vec<u32> {
 #[test]
 fn t32_what_others_open_cannot_be_watched() {
     let canary = Canary::at(PathBuf::from(format!("/usr/share/gaoler-watched-{}", std::process::id())));
-    let rows: &[Row<'_>] = &[("watch /usr/share up", "*", "ENOSYS"), ("notify /usr/share", "ok", "EINVAL")];
+    let rows: &[Row<'_>] = &[("watch /usr/share up", "*", "ENOSYS"), ("notify /usr/share", "ok", "EPERM")];
     assert!(canary.is_unhurt());
     check(rows);
 }
@@ -651,7 +663,7 @@ fn t34_memory_is_bounded_and_a_neighbour_lives() {
 fn t35_files_and_descriptors_are_bounded() {
     let state = state();
     let attempts =
-        ["file /tmp/big 600", "files /tmp 600 100", "inodes /dev/shm 200000", "open-files 5000", "list /usr"];
+        ["grow /tmp/big 600", "files /tmp 600 100", "inodes /dev/shm 200000", "open-files 5000", "list /usr"];
     let said = inside(state.path(), &["--timeout", "120"], &attempts);
     assert_eq!(&said[..4], ["EFBIG", "ENOSPC", "ENOSPC", "EMFILE"], "{said:?}");
     // The bound is the cage's own: a next run finds all of it again.
@@ -687,11 +699,11 @@ fn report_of_run_is_over(child: &Child) -> bool {
 #[test]
 fn t37_a_folder_deeper_than_any_path_is_gone_with_its_run() {
     let state = state();
-    let (output, report) = probed(state.path(), &["--timeout", "120"], &["deep /workspace 100000"]);
-    assert_eq!(text(&output.stdout), "deep /workspace 100000\tok 100000\n", "{report}");
+    let (output, report) = probed(state.path(), &["--timeout", "120"], &["deep /workspace 20000"]);
+    assert_eq!(text(&output.stdout), "deep /workspace 20000\tok 20000\n", "{report}");
     assert_eq!(report["exit"]["quarantined"], false, "{report}");
     assert_eq!(report["exit"]["reason"], "exited", "{report}");
-    assert_eq!(inside(state.path(), &[], &["list /workspace"]), ["ok "]);
+    assert_eq!(inside(state.path(), &[], &["list /workspace"]), ["ok"]);
 }
 
 // ---- what a run leaves ----------------------------------------------------------------------------------

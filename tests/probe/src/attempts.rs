@@ -237,11 +237,28 @@ fn unsafe_kill(pid: i32, signal: i32) -> i32 {
     unsafe { libc::kill(pid, signal) }
 }
 
-/// A pid: a number, or `parent`.
+/// A pid: a number, `parent`, or `child`, who is made for it.
 fn target(word: &str) -> Result<i32, Errno> {
     match word {
         // SAFETY: getppid only answers.
         "parent" => Ok(unsafe { libc::getppid() }),
+        "child" => {
+            // SAFETY: one thread; the child only waits, and ends with its parent.
+            let pid = Errno::result(unsafe { libc::fork() })?;
+            if pid == 0 {
+                loop {
+                    // SAFETY: as above.
+                    unsafe {
+                        libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+                        for fd in 3..16 {
+                            libc::close(fd);
+                        }
+                        libc::pause();
+                    }
+                }
+            }
+            Ok(pid)
+        }
         number => number.parse().map_err(|_| Errno::EINVAL),
     }
 }
