@@ -35,15 +35,23 @@ fn tenants(server: &Server) -> Vec<PathBuf> {
 fn t60_token_isolation() {
     let server = server();
     ran(&server, "alice", "ls -la ~");
-    let said = ran(&server, "bob", "ls -laR /tmp /home 2>&1; cat ~/.claude/.credentials.json /tmp/*/.credentials.json /home/*/.claude/.credentials.json 2>&1; env");
-    assert!(!said.contains(&token("alice")) && !said.contains("alice") && !said.contains(&token("bob")), "{said}");
+    let said = ran(
+        &server,
+        "bob",
+        "ls -laR /tmp /home 2>&1; cat ~/.claude/.credentials.json /tmp/*/.credentials.json /home/*/.claude/.credentials.json 2>&1; env",
+    );
+    assert!(
+        !said.contains(&token("alice")) && !said.contains("alice") && !said.contains(&token("bob")),
+        "{said}"
+    );
 }
 
 #[test]
 fn t61_token_not_in_ps() {
     let server = server();
     let client = server.client();
-    let running = std::thread::spawn(move || client.messages("alice", &ask("RUN: sleep 4 # alices-own-command")));
+    let running =
+        std::thread::spawn(move || client.messages("alice", &ask("RUN: sleep 4 # alices-own-command")));
     // The control: on the host the command is to be seen while it runs.
     support::until("alice's command", || {
         let processes = fs::read_dir("/proc").expect("/proc").filter_map(Result::ok);
@@ -52,7 +60,11 @@ fn t61_token_not_in_ps() {
             .any(|line| String::from_utf8_lossy(&line).contains("alices-own-command"))
             .then_some(())
     });
-    let said = ran(&server, "bob", "ps auxeww 2>/dev/null; cat /proc/[0-9]*/cmdline /proc/[0-9]*/environ | tr '\\0' ' '");
+    let said = ran(
+        &server,
+        "bob",
+        "ps auxeww 2>/dev/null; cat /proc/[0-9]*/cmdline /proc/[0-9]*/environ | tr '\\0' ' '",
+    );
     assert!(!running.is_finished(), "alice's command was over too soon");
     assert_eq!(running.join().expect("an answer").status, 200);
     assert!(!said.contains("alice") && !said.contains(&token("bob")), "{said}");
@@ -64,7 +76,13 @@ fn t62_code_isolation() {
     ran(&server, "alice", "echo API_KEY=canary-of-alice > secret.txt; chmod 666 secret.txt; chmod 777 .");
     assert!(ran(&server, "alice", "cat secret.txt").contains("canary-of-alice"));
     let root = server.state.display();
-    let said = ran(&server, "bob", &format!("ls -la {root} {root}/tenants /workspaces .. / 2>&1; cat {root}/tenants/*/workspaces/default/secret.txt ../*/secret.txt 2>&1; find / -name secret.txt 2>/dev/null"));
+    let said = ran(
+        &server,
+        "bob",
+        &format!(
+            "ls -la {root} {root}/tenants /workspaces .. / 2>&1; cat {root}/tenants/*/workspaces/default/secret.txt ../*/secret.txt 2>&1; find / -name secret.txt 2>/dev/null"
+        ),
+    );
     assert!(!said.contains("canary-of-alice"), "{said}");
     let path = tenants(&server)[0].join("workspaces/default/secret.txt");
     assert!(fs::read_to_string(&path).expect("alice's file").contains("canary-of-alice"));
@@ -116,10 +134,23 @@ fn t64_a_session_of_a_continued_by_b_knows_nothing() {
 #[test]
 fn t65_git_clone_by_a_unreadable_for_b() {
     let server = server();
-    ran(&server, "alice", "git init -q origin && cd origin && echo canary-of-alice > code && git add code && git -c user.name=a -c user.email=a@example.com commit -qm first && cd .. && git clone -q origin clone && cat clone/code");
+    ran(
+        &server,
+        "alice",
+        "git init -q origin && cd origin && echo canary-of-alice > code && git add code && git -c user.name=a -c user.email=a@example.com commit -qm first && cd .. && git clone -q origin clone && cat clone/code",
+    );
     let path = tenants(&server)[0].join("workspaces/default/clone");
     assert_eq!(fs::read_to_string(path.join("code")).expect("the clone"), "canary-of-alice\n");
-    let said = ran(&server, "bob", &format!("git clone {} stolen 2>&1; git -C {} log 2>&1; cat {}/code stolen/code 2>&1; ls", path.display(), path.display(), path.display()));
+    let said = ran(
+        &server,
+        "bob",
+        &format!(
+            "git clone {} stolen 2>&1; git -C {} log 2>&1; cat {}/code stolen/code 2>&1; ls",
+            path.display(),
+            path.display(),
+            path.display()
+        ),
+    );
     assert!(said.contains("does not exist") || said.contains("No such file"), "{said}");
     assert!(!said.contains("canary-of-alice"), "{said}");
 }
@@ -133,7 +164,10 @@ fn t66_symlink_from_bs_workspace_into_as() {
     // The control: on the host the links lead there.
     let bobs = tenants(&server)[1].join("workspaces/default");
     assert_eq!(fs::read_to_string(bobs.join("file")).expect("followed"), "canary-of-alice\n");
-    for text in ["RUN: cat file folder/secret.txt; echo hurt >> file; ls folder/; echo it-ran", "READ: /workspace/file"] {
+    for text in [
+        "RUN: cat file folder/secret.txt; echo hurt >> file; ls folder/; echo it-ran",
+        "READ: /workspace/file",
+    ] {
         let said = server.says("bob", text);
         assert!(!said.contains("canary-of-alice"), "{said}");
     }
