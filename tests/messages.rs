@@ -6,7 +6,7 @@ mod support;
 use std::thread;
 
 use serde_json::{Value, json};
-use support::{Options, Response, Server, ask, bearer, real_cli, token};
+use support::{Options, Response, Server, ask, bearer, token};
 
 /// A PNG of one pixel, 70 bytes.
 const PIXEL: &str =
@@ -112,7 +112,10 @@ fn t02_tools_run_in_the_cage_and_the_turns_become_one_message() {
     assert!(nix::unistd::geteuid().is_root());
     let check = |text: &str, expected: &str| assert_eq!(server.says("a", text), expected, "{text}");
     check("RUN: id -u; pwd; echo $HOME", "[embedded] RUN ok:\n1000\n/workspace\n/home/agent");
-    check("RUN: echo kept > note; echo other > deep", "[embedded] RUN ok:\n");
+    check(
+        "RUN: echo kept > note; echo other > deep; echo",
+        "[embedded] RUN ok:\n(Bash completed with no output)",
+    );
     check("RUN: exit 3", "[embedded] RUN error:\nExit code 3");
     check("RUN: no-such-program-here", {
         "[embedded] RUN error:\nExit code 127\n/bin/bash: line 1: no-such-program-here: command not found"
@@ -416,5 +419,4 @@ fn t08_a_silent_upstream_ends_in_an_error_and_a_slow_one_does_not() {
     // A tool may be silent for longer than the upstream.
     assert_eq!(server.says("a", "RUN: sleep 5; echo done"), "[embedded] RUN ok:\ndone");
     server.settles_to(&baseline);
-    let _ = real_cli();
 }

@@ -159,8 +159,15 @@ fn leaves(supervisor: i32) -> usize {
     groups(supervisor).iter().map(folders).sum()
 }
 
+/// Neighbours are one row of /proc/locks: its last two words are the first byte and the last.
 fn uid_locks(state: &Path) -> usize {
     let Ok(file) = fs::metadata(state.join("uids")) else { return 0 };
     let inode = format!(":{} ", file.ino());
-    fs::read_to_string("/proc/locks").unwrap_or_default().lines().filter(|line| line.contains(&inode)).count()
+    let bytes = |line: &str| -> Option<usize> {
+        let mut words = line.split_whitespace().rev();
+        let (last, first) = (words.next()?.parse::<usize>().ok()?, words.next()?.parse::<usize>().ok()?);
+        Some(last - first + 1)
+    };
+    let locks = fs::read_to_string("/proc/locks").unwrap_or_default();
+    locks.lines().filter(|line| line.contains(&inode)).filter_map(bytes).sum()
 }

@@ -1,0 +1,235 @@
+//! What happens when a process dies: every cage goes with whoever answers for it, no client hangs, and the next
+//! start finds nothing. Needs root and the CLI. It must never wait without a bound.
+
+mod support;
+
+use std::io::{BufRead, BufReader};
+use std::net::TcpStream;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::json;
+use support::traces::{Process, groups, processes};
+use support::{Client, Options, Server, ask, bearer, until};
+
+/// Everything in a cage is gone this long after its supervisor: the promise is 1 s, the rest is the machine's.
+const CAGE_GONE: Duration = Duration::from_secs(5);
+/// A prompt whose answer takes longer than any test.
+const ENDLESS: &str =
+    "SLOW: 2000 this is an answer of a good many pieces, and each of them lets us wait for two seconds";
+
+/// A streamed answer that has begun, and is not at its end.
+struct Begun {
+    reader: BufReader<TcpStream>,
+}
+
+impl Begun {
+    fn new(client: &Client, tenant: &str) -> Begun {
+        let mut body = ask(ENDLESS);
+        body["stream"] = json!(true);
+        let stream = client.connect().expect("a connection");
+        let (name, value) = bearer(tenant);
+        client
+            .send(&stream, "POST", "/v1/messages", &[(name, value)], body.to_string().as_bytes())
+            .expect("sent");
+        let mut reader = BufReader::new(stream);
+        let mut line = String::new();
+        while !line.contains("text_delta") {
+            line.clear();
+            assert!(reader.read_line(&mut line).expect("a line") > 0, "the answer ended before it began");
+        }
+        Begun { reader }
+    }
+
+    /// What comes until the end, and whether the connection ended by a reset. A client that hangs fails here.
+    fn rest(mut self) -> (String, bool) {
+        let mut text = String::new();
+        loop {
+            match self.reader.read_line(&mut text) {
+                Ok(0) => return (text, false),
+                Ok(_) => {}
+                Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => return (text, true),
+                Err(error) => panic!("the client hangs: {error}; so far {text}"),
+            }
+        }
+    }
+}
+
+/// The processes of the server that are what `is` says.
+fn of(server: &Server, is: impl Fn(&Process) -> bool) -> Vec<Process> {
+    processes(server.pid(), server.options.uids)
+        .into_iter()
+        .filter(|process| !process.zombie && is(process))
+        .collect()
+}
+
+fn die(process: &Process) {
+    kill(Pid::from_raw(process.pid), Signal::SIGKILL).expect("killed");
+}
+
+/// Everything of the server is gone but what only a next start can remove, and that start removes it.
+fn nothing_is_left_after_the_next_start(mut server: Server) {
+    let (pid, uids) = (server.pid(), server.options.uids);
+    let begun = Instant::now();
+    until("the end of every cage", || {
+        processes(pid, uids).iter().all(|it| !uids.is_run(it.uid)).then_some(())
+    });
+    assert!(begun.elapsed() < CAGE_GONE, "the cages lived for {:?}", begun.elapsed());
+    until("the end of the others", || processes(pid, uids).iter().all(|it| it.pid == pid).then_some(()));
+    server.wait();
+    assert!(server.traces().uid_locks == 0, "{:?}", server.traces());
+    let mut next = Server::start(server.options.clone());
+    until("the sweep", || groups(pid).is_empty().then_some(()));
+    assert_eq!(next.says("after", "hello"), "[embedded] hello");
+    assert!(next.stop().success());
+    assert!(next.traces().is_nothing(), "{:?}", next.traces());
+}
+
+#[test]
+fn t01_a_killed_supervisor_takes_everything_along() {
+    let server = Server::start(Options::default());
+    let client = server.client();
+    let clients = [Begun::new(&client, "a"), Begun::new(&client, "b")];
+    let uids = server.options.uids;
+    assert_eq!(of(&server, |it| uids.is_run(it.uid) && it.inner == 1).len(), 2, "two cages run");
+    server.signal(Signal::SIGKILL);
+    for begun in clients {
+        let (rest, _) = begun.rest();
+        assert!(!rest.contains("message_stop"), "{rest}");
+    }
+    nothing_is_left_after_the_next_start(server);
+}
+
+#[test]
+fn t02_a_killed_frontend_takes_every_cage_and_the_server_along() {
+    let mut server = Server::start(Options::default());
+    let client = server.client();
+    let clients = [Begun::new(&client, "a"), Begun::new(&client, "b")];
+    let uids = server.options.uids;
+    let frontends = of(&server, |it| uids.is_frontend(it.uid));
+    assert_eq!(frontends.len(), 1, "{frontends:?}");
+    die(&frontends[0]);
+    for begun in clients {
+        let (rest, _) = begun.rest();
+        assert!(!rest.contains("message_stop"), "{rest}");
+    }
+    // With an error, so that a service manager starts it again.
+    assert_eq!(server.wait().code(), Some(1), "{}", server.log());
+    assert!(server.traces().is_nothing(), "{:?}", server.traces());
+    nothing_is_left_after_the_next_start(server);
+}
+
+#[test]
+fn t03_a_killed_egress_or_init_ends_its_own_run_only() {
+    let server = Server::start(Options::default());
+    let client = server.client();
+    server.says("a", "hello");
+    server.says("b", "hello");
+    let uids = server.options.uids;
+    let baseline = server.baseline();
+    type Is = fn(&Process, support::Uids) -> bool;
+    let rows: [(&str, Is); 2] = [
+        ("egress_died", |it, uids| uids.is_egress(it.uid)),
+        ("cli_exited", |it, uids| uids.is_run(it.uid) && it.inner == 1),
+    ];
+    for (code, is) in rows {
+        let before: Vec<i32> = of(&server, |it| is(it, uids)).iter().map(|it| it.pid).collect();
+        let victim = Begun::new(&client, "a");
+        let found = of(&server, |it| is(it, uids) && !before.contains(&it.pid));
+        assert_eq!(found.len(), 1, "{code}: {found:?}");
+        let bystander = Begun::new(&client, "b");
+        die(&found[0]);
+        let (rest, reset) = victim.rest();
+        assert!(rest.contains("event: error") && rest.contains(code) && !reset, "{code}: {rest}");
+        // The neighbour's answer goes on, to its end.
+        let (rest, _) = bystander.rest();
+        assert!(rest.contains("event: message_stop"), "{code}: {rest}");
+        server.settles_to(&baseline);
+        assert_eq!(server.says("a", "hello again"), "[embedded] hello again");
+    }
+}
+
+#[test]
+fn t04_a_client_that_goes_away_ends_its_run() {
+    let server = Server::start(Options::default());
+    let client = server.client();
+    server.says("a", "hello");
+    let baseline = server.baseline();
+    for _ in 0..3 {
+        drop(Begun::new(&client, "a"));
+        server.settles_to(&baseline);
+    }
+    // One that goes before a word has come, too.
+    let stream = client.connect().expect("a connection");
+    client
+        .send(&stream, "POST", "/v1/messages", &[bearer("a")], ask(ENDLESS).to_string().as_bytes())
+        .expect("sent");
+    let uids = server.options.uids;
+    until("a cage", || (!of(&server, |it| uids.is_run(it.uid)).is_empty()).then_some(()));
+    drop(stream);
+    server.settles_to(&baseline);
+    assert_eq!(server.says("a", "hello"), "[embedded] hello");
+}
+
+#[test]
+fn t05_sigterm_lets_what_runs_finish_and_takes_nothing_new() {
+    let mut server = Server::start(Options::default());
+    let client = server.client();
+    let begun = Begun::new(&client, "a");
+    server.signal(Signal::SIGTERM);
+    until("the listener's end", || client.connect().is_err().then_some(()));
+    let (rest, reset) = begun.rest();
+    assert!(rest.contains("event: message_stop") && !reset, "{rest}");
+    assert_eq!(server.wait().code(), Some(0), "{}", server.log());
+    assert!(server.traces().is_nothing(), "{:?}", server.traces());
+    assert_eq!(groups(server.pid()).len(), 0);
+}
+
+#[test]
+fn t06_a_second_sigterm_waits_for_nothing() {
+    let mut server = Server::start(Options::default());
+    let client = server.client();
+    let begun = Begun::new(&client, "a");
+    server.signal(Signal::SIGTERM);
+    until("the listener's end", || client.connect().is_err().then_some(()));
+    server.signal(Signal::SIGTERM);
+    let (rest, _) = begun.rest();
+    assert!(!rest.contains("message_stop"), "{rest}");
+    assert_eq!(server.wait().code(), Some(0), "{}", server.log());
+    assert!(server.traces().is_nothing(), "{:?}", server.traces());
+}
+
+#[test]
+fn r01_a_start_takes_a_running_neighbour_for_a_dead_one() {
+    // On version 1 the two may share the pids hierarchy and not the memory hierarchy: a start that knew only
+    // its own memory group took the other's groups for a dead instance's, and killed what ran in them.
+    let server = Server::start(Options::default());
+    let begun = Begun::new(&server.client(), "a");
+    let memory = groups(server.pid()).into_iter().find(|path| path.starts_with("/sys/fs/cgroup/memory"));
+    let elsewhere = memory.and_then(|path| path.parent().map(|parent| parent.join("test-neighbour")));
+    if let Some(folder) = &elsewhere {
+        std::fs::create_dir_all(folder).expect("a memory group");
+    }
+    let mut neighbour = std::process::Command::new("/bin/sh");
+    let own = Options::default();
+    let state = tempfile::tempdir().expect("a folder");
+    let serve = own.command(state.path());
+    let enter = elsewhere.as_ref().map(|folder| format!("echo $$ > {}/cgroup.procs && ", folder.display()));
+    neighbour.args(["-c", &format!("{}exec \"$0\" \"$@\"", enter.unwrap_or_default())]);
+    neighbour.arg(serve.get_program()).args(serve.get_args()).env_clear();
+    neighbour.envs(serve.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    neighbour.stdin(std::process::Stdio::null()).stdout(std::process::Stdio::piped());
+    let mut neighbour = neighbour.spawn().expect("a neighbour");
+    let mut line = String::new();
+    BufReader::new(neighbour.stdout.take().expect("a pipe")).read_line(&mut line).expect("a line");
+    let (rest, _) = begun.rest();
+    kill(Pid::from_raw(neighbour.id().cast_signed()), Signal::SIGTERM).expect("sent");
+    neighbour.wait().expect("an end");
+    if let Some(folder) = &elsewhere {
+        let _ = std::fs::remove_dir(folder);
+    }
+    assert!(line.starts_with("ready "), "the neighbour did not start: {line:?}");
+    assert!(rest.contains("event: message_stop"), "the run was killed: {rest}");
+    assert_eq!(server.says("a", "hello"), "[embedded] hello");
+}

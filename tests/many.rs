@@ -1,0 +1,130 @@
+//! Many tenants at once: each gets its own answer, nobody's else, and what is left afterwards is nothing.
+//! Needs root and the CLI. It must never measure: its deadlines only end what hangs.
+
+mod support;
+
+use std::io::{BufRead, BufReader};
+use std::thread;
+
+use serde_json::json;
+use support::{Client, Options, Response, Server, ask, bearer, until};
+
+const TENANTS: usize = 10;
+const REQUESTS: usize = 50;
+
+/// What tenant `tenant` knows and nobody else does.
+fn canary(tenant: usize) -> String {
+    format!("CANARY-{tenant}-OF-{}", ["OTTER", "HERON", "LYNX", "MOTH", "NEWT"][tenant % 5])
+}
+
+/// Sends a streamed request and goes away as soon as its answer has begun.
+fn cut(client: &Client, tenant: &str, text: &str) {
+    let mut body = ask(text);
+    body["stream"] = json!(true);
+    let stream = client.connect().expect("a connection");
+    client
+        .send(&stream, "POST", "/v1/messages", &[bearer(tenant)], body.to_string().as_bytes())
+        .expect("sent");
+    let mut reader = BufReader::new(stream);
+    let mut line = String::new();
+    while !line.contains("text_delta") {
+        line.clear();
+        assert!(reader.read_line(&mut line).expect("a line") > 0, "the answer ended before it began");
+    }
+}
+
+/// Fifty requests at once; every tenth client goes away half way.
+fn fifty(server: &Server, slow: &str) {
+    let client = server.client();
+    let baseline = server.baseline();
+    let answers: Vec<(usize, String, Response)> = thread::scope(|scope| {
+        let one = |number: usize| {
+            let client = &client;
+            scope.spawn(move || {
+                let (tenant, name) = (number % TENANTS, format!("many-{}", number % TENANTS));
+                if number % 10 == 9 - number / 10 % 10 {
+                    cut(client, &name, slow);
+                    return None;
+                }
+                let canary = canary(tenant);
+                let text = format!("RUN: echo {canary} > mine-{number}; cat mine-*; ls -A");
+                Some((tenant, canary, client.messages(&name, &ask(&text))))
+            })
+        };
+        let running: Vec<_> = (0..REQUESTS).map(one).collect();
+        running.into_iter().filter_map(|it| it.join().expect("no panic")).collect()
+    });
+    assert_eq!(answers.len(), REQUESTS - REQUESTS / 10);
+    for (tenant, own, response) in &answers {
+        assert_eq!(response.status, 200, "{response:?}");
+        let text = response.text();
+        assert!(text.starts_with("[embedded] RUN ok:") && text.contains(own.as_str()), "{tenant}: {text}");
+        for other in (0..TENANTS).filter(|other| other != tenant) {
+            assert!(!text.contains(&canary(other)), "tenant {tenant} sees tenant {other}: {text}");
+        }
+    }
+    server.settles_to(&baseline);
+}
+
+#[test]
+fn t01_fifty_requests_of_ten_tenants_are_answered_each_with_its_own() {
+    let server = Server::start(Options::default());
+    // Admitted one by one first: what a tenant leaves for ever is no leftover.
+    for tenant in 0..TENANTS {
+        server.client().messages(&format!("many-{tenant}"), &ask("hello"));
+    }
+    fifty(&server, "SLOW: 500 an answer that comes slowly and whose client does not wait for its end at all");
+    // What each wrote is still its own.
+    let kept = server.says("many-3", "RUN: cat mine-* | sort -u");
+    assert_eq!(kept, format!("[embedded] RUN ok:\n{}", canary(3)));
+}
+
+#[test]
+fn t02_with_the_double_a_thousand_runs_leave_nothing() {
+    let server = Server::start(Options::with_double());
+    for tenant in 0..TENANTS {
+        server.says(&format!("many-{tenant}"), "hello");
+    }
+    for _ in 0..4 {
+        fifty(&server, "SLOW: 100");
+    }
+}
+
+#[test]
+fn t03_more_runs_than_allowed_are_told_to_come_back() {
+    let server = Server::start(Options::with_double().with("GAOLER_RUNS__MAX", 3));
+    let client = &server.client();
+    server.says("a", "hello");
+    let baseline = server.baseline();
+    let slow = "SLOW: 1000";
+    thread::scope(|scope| {
+        let running: Vec<_> = (0..3)
+            .map(|_| {
+                let mut body = ask(slow);
+                body["stream"] = json!(true);
+                let stream = client.connect().expect("a connection");
+                client
+                    .send(&stream, "POST", "/v1/messages", &[bearer("a")], body.to_string().as_bytes())
+                    .expect("sent");
+                stream
+            })
+            .collect();
+        until("three cages", || {
+            let inits = server.traces().processes.iter().filter(|name| *name == "init").count();
+            (inits == 3).then_some(())
+        });
+        let more: Vec<_> =
+            ["a", "b", "a"].map(|tenant| scope.spawn(move || client.messages(tenant, &ask("hello")))).into();
+        for one in more {
+            let refused = one.join().expect("no panic");
+            assert_eq!((refused.status, refused.error().as_str()), (529, "overloaded_error"), "{refused:?}");
+            assert!(
+                refused.header("retry-after").is_some_and(|after| after.parse::<u32>().is_ok()),
+                "{refused:?}"
+            );
+        }
+        drop(running);
+    });
+    server.settles_to(&baseline);
+    assert_eq!(server.says("a", "hello"), "[embedded] double: hello");
+}
