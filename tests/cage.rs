@@ -75,14 +75,19 @@ fn t20_no_file_of_the_host_can_be_named() {
     let folder = tempfile::tempdir().expect("a folder");
     fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).expect("a mode");
     let canary = Canary::at(folder.path().join("canary"));
-    let other = run(state.path(), &["--tenant", "other", "--", "sh", "-c", "echo canary > kept; chmod 666 kept"]);
+    let other =
+        run(state.path(), &["--tenant", "other", "--", "sh", "-c", "echo canary > kept; chmod 666 kept"]);
     assert!(other.status.success(), "{other:?}");
     let kept = workspace(state.path()).join("kept");
-    let (path, kept, own) = (canary.path(), kept.to_str().expect("text"), state.path().to_str().expect("text"));
+    let (path, kept, own) =
+        (canary.path(), kept.to_str().expect("text"), state.path().to_str().expect("text"));
+    // This process stands for the supervisor and everybody else: root may look into it, and a cage sees no such
+    // number.
+    let pid = std::process::id();
     let attempts = [
         format!("read {path}"),
         format!("read /proc/self/root{path}"),
-        format!("read /proc/1/root{path}"),
+        format!("read /proc/{pid}/root{path}"),
         format!("read /proc/self/cwd/..{path}"),
         format!("read /workspace/../../../..{path}"),
         format!("write {path}"),
@@ -90,6 +95,13 @@ fn t20_no_file_of_the_host_can_be_named() {
         format!("list {own}"),
         format!("read {kept}"),
         format!("write {kept}"),
+        format!("read /proc/{pid}/environ"),
+        format!("read /proc/{pid}/cmdline"),
+        format!("read /proc/{pid}/maps"),
+        format!("list /proc/{pid}/fd"),
+        format!("list /proc/{pid}/root"),
+        format!("kind /proc/{pid}/exe"),
+        format!("kind /proc/{pid}/cwd"),
     ];
     let mut rows: Vec<Row<'_>> = attempts.iter().map(|it| (it.as_str(), "ok", "ENOENT")).collect();
     // The tests stand in another folder, and there is no /workspace here.
@@ -102,10 +114,9 @@ fn t20_no_file_of_the_host_can_be_named() {
         ("list /sys/fs/cgroup", "ok", "ENOENT"),
         ("list /var/lib", "ok", "ENOENT"),
         ("list /mnt", "ok", "EACCES"),
-        ("read /proc/1/environ", "ok", "ENOENT"),
-        ("list /proc/1/fd", "ok", "ENOENT"),
-        ("list /proc/1/root", "ok", "ENOENT"),
-        ("kind /proc/1/exe", "ok", "ENOENT"),
+        ("read /proc/1/environ", "-", "ENOENT"),
+        ("list /proc/1/root", "-", "ENOENT"),
+        ("kind /proc/1/exe", "-", "ENOENT"),
         ("read /.probe", "-", "EACCES"),
         ("read /proc/kcore", "-", "ENOENT"),
         ("read /proc/kmsg", "-", "EACCES"),
@@ -138,7 +149,7 @@ fn t21_nothing_of_the_host_that_is_visible_can_be_changed() {
     let before = fs::metadata(path).expect("the canary");
     let attempts = [
         (format!("read {path}"), "ok", "ok"),
-        (format!("write {path}"), "ok", "EACCES"),
+        (format!("write {path}"), "ok", "EROFS"),
         (format!("truncate {path}"), "ok", "EROFS"),
         (format!("utimes {path}"), "ok", "EROFS"),
         (format!("chmod 666 {path}"), "ok", "EROFS"),
@@ -150,7 +161,8 @@ fn t21_nothing_of_the_host_that_is_visible_can_be_changed() {
         (format!("create {path}-new"), "-", "EROFS"),
         (format!("mkdir {path}-new"), "-", "EROFS"),
     ];
-    let mut rows: Vec<Row<'_>> = attempts.iter().map(|(it, free, caged)| (it.as_str(), *free, *caged)).collect();
+    let mut rows: Vec<Row<'_>> =
+        attempts.iter().map(|(it, free, caged)| (it.as_str(), *free, *caged)).collect();
     rows.extend([
         ("create /new", "-", "EROFS"),
         ("create /etc/new", "-", "EROFS"),
@@ -162,15 +174,14 @@ fn t21_nothing_of_the_host_that_is_visible_can_be_changed() {
         ("unlink /dev/null", "-", "EROFS"),
         ("chmod 600 /dev/null", "-", "EROFS"),
         ("utimes /dev/null", "-", "EROFS"),
-        ("write /opt/claude/claude", "-", "EACCES"),
+        ("write /opt/claude/claude", "-", "EROFS"),
         ("truncate /opt/claude/claude", "-", "EROFS"),
         ("unlink /opt/claude/claude", "-", "EROFS"),
         ("write /proc/self/exe", "ETXTBSY", "ETXTBSY"),
         ("open-write /proc/sys/kernel/core_pattern", "ok", "EACCES"),
         ("open-write /proc/sys/kernel/hostname", "ok", "EACCES"),
         ("open-write /proc/sys/vm/drop_caches", "ok", "EACCES"),
-        ("open-write /proc/sys/user/max_user_namespaces", "ok", "EACCES"),
-        ("open-write /proc/sysrq-trigger", "ok", "EACCES"),
+        ("open-write /proc/sys/user/max_user_namespaces", "-", "EACCES"),
         ("open-write /proc/self/oom_score_adj", "ok", "EACCES"),
         ("open-write /proc/self/mem", "ok", "EACCES"),
         ("open-write /proc/self/uid_map", "ok", "EACCES"),
@@ -178,13 +189,22 @@ fn t21_nothing_of_the_host_that_is_visible_can_be_changed() {
     ]);
     let words: Vec<&str> = rows.iter().map(|row| row.0).collect();
     // The controls hurt the canary, so they come first, and then it is healed.
-    let control: Vec<&str> =
-        rows.iter().filter(|row| row.1 == "ok").map(|row| row.0).collect();
+    let control: Vec<&str> = rows.iter().filter(|row| row.1 == "ok").map(|row| row.0).collect();
     for (attempt, said) in control.iter().zip(outside(&control)) {
         assert_eq!(probe::first(&said), "ok", "{attempt}: {said}");
     }
     canary.heal();
-    let mut command = probe::caged(state.path(), &[], &words.iter().map(|it| it.replace("{W}", "/workspace")).collect::<Vec<_>>().iter().map(String::as_str).collect::<Vec<_>>());
+    let mut command = probe::caged(
+        state.path(),
+        &[],
+        &words
+            .iter()
+            .map(|it| it.replace("{W}", "/workspace"))
+            .collect::<Vec<_>>()
+            .iter()
+            .map(String::as_str)
+            .collect::<Vec<_>>(),
+    );
     let output = command.env("GAOLER_CLI__PATH", &cli.0).output().expect("gaoler");
     let said = text(&output.stdout);
     let said: Vec<&str> = said.lines().filter_map(|line| line.split_once('\t')).map(|it| it.1).collect();
@@ -208,7 +228,10 @@ fn t22_no_device_link_or_attribute_gives_privilege() {
         ("mknod char {W}/char", "ok", "EPERM"),
         ("mknod block {W}/block", "ok", "EPERM"),
         ("mknod fifo {W}/fifo", "ok", "ok"),
-        ("call renameat2 -100 @{W}/a -100 @{W}/b 4", "ok", "EACCES"),
+        // The one device that everybody may make: it stands for an absent file and cannot be opened.
+        ("call renameat2 -100 @{W}/a -100 @{W}/b 4", "ok", "ok"),
+        ("read {W}/a", "*", "EACCES"),
+        ("rename {W}/b {W}/a", "ok", "ok"),
         ("chown {W}/a", "*", "EINVAL"),
         ("setxattr {W}/a security.capability", "*", "EPERM"),
         ("setxattr {W}/a trusted.x", "*", "EPERM"),
@@ -223,7 +246,11 @@ fn t22_no_device_link_or_attribute_gives_privilege() {
         ("field CapBnd", "ok", "ok"),
     ]);
     let state = state();
-    let said = inside(state.path(), &[], &["ids", "field NoNewPrivs", "field CapEff", "field CapBnd", "field CapAmb", "field Seccomp"]);
+    let said = inside(
+        state.path(),
+        &[],
+        &["ids", "field NoNewPrivs", "field CapEff", "field CapBnd", "field CapAmb", "field Seccomp"],
+    );
     let none = "ok 0000000000000000";
     assert_eq!(said, ["ok 1000 1000 1000 1000", "ok 1", none, none, none, "ok 2"]);
 }
@@ -253,20 +280,20 @@ fn t23_a_file_of_root_with_the_setuid_bit_gives_nothing() {
 #[test]
 fn t24_no_other_process_can_be_reached() {
     check(&[
-        ("ptrace attach parent", "ok", "EPERM"),
-        ("ptrace seize parent", "ok", "EPERM"),
+        ("ptrace attach child", "ok", "EPERM"),
+        ("ptrace seize child", "ok", "EPERM"),
         ("ptrace traceme 0", "ok", "EPERM"),
         ("ptrace attach 1", "-", "EPERM"),
-        ("vm-read parent", "ok", "EPERM"),
-        ("vm-write parent", "-", "EPERM"),
+        ("vm-read child", "ok", "EPERM"),
+        ("vm-write child", "ok", "EPERM"),
         ("vm-read 1", "-", "EPERM"),
-        ("pidfd-getfd parent", "ok", "EPERM"),
+        ("pidfd-getfd child", "ok", "EPERM"),
         ("call process_madvise 0 0 0 0 0", "*", "EPERM"),
         ("call kcmp 1 1 0 0 0", "*", "EPERM"),
         ("kill 1 9", "-", "EPERM"),
         ("kill 1 0", "ok", "EPERM"),
         ("call prlimit64 1 7 0 0", "ok", "EPERM"),
-        ("read /proc/1/maps", "ok", "ENOENT"),
+        ("read /proc/1/maps", "-", "ENOENT"),
         ("call setuid 0", "ok", "EINVAL"),
         ("call setgid 0", "ok", "EINVAL"),
         ("call setuid 1001", "-", "EINVAL"),
@@ -309,13 +336,13 @@ fn t25_the_kernel_surface_is_closed_call_by_call() {
         ("call seccomp 2 0 0", "*", "EPERM"),
         ("call seccomp 1 8 0", "*", "EPERM"),
         // prctl: new privileges, ambient capabilities, securebits, memory map, dispatch, tracer.
-        ("call prctl 38 0 0 0 0", "*", "EINVAL_"),
-        ("call prctl 47 2 21 0 0", "*", "EPERM"),
+        ("call prctl 38 0 0 0 0", "-", "EINVAL"),
+        ("call prctl 47 2 21 0 0", "-", "EPERM"),
         ("call prctl 28 0", "ok", "EPERM"),
-        ("call prctl 35 6 4096 0 0", "*", "EPERM"),
+        ("call prctl 35 6 4096 0 0", "-", "EPERM"),
         ("call prctl 59 0 0 0 0", "ok", "EPERM"),
         ("call prctl 0x59616d61 1 0 0 0", "*", "EPERM"),
-        ("call prctl 0x100000023 6 4096 0 0", "*", "EPERM"),
+        ("call prctl 0x100000023 6 4096 0 0", "-", "EPERM"),
         ("call personality 0x400000", "ok", "EPERM"),
         ("call personality 0x40000", "ok", "EPERM"),
         ("call personality 8", "ok", "EPERM"),
@@ -424,10 +451,10 @@ fn t26_only_plain_sockets_can_be_made() {
 #[test]
 fn t27_a_limit_can_only_be_lowered() {
     check(&[
-        ("limit 7 1048576", "ok", "EPERM"),
+        ("limit 7 1048576", "-", "EPERM"),
         ("limit 6 65536", "ok", "EPERM"),
         ("limit 1 0xffffffffffffffff", "ok", "EPERM"),
-        ("limit 8 0x10000000", "ok", "EPERM"),
+        ("limit 8 0x10000000", "-", "EPERM"),
         ("limit 4 4096", "ok", "EPERM"),
         ("limit 12 8192", "ok", "EPERM"),
         ("limit 7 64", "ok", "ok"),
@@ -453,7 +480,16 @@ fn t28_a_command_holds_its_three_pipes_and_nothing_else() {
     let control = std::process::Command::new(probe::probe()).arg("first-descriptors").output().expect("run");
     let leaked = secret.as_raw_fd().to_string();
     assert!(text(&control.stdout).trim().split([',', '\t']).any(|fd| fd == leaked), "{control:?}");
-    let words = ["--tenant", "a", "--", "/workspace/probe", "first-descriptors", "kind /proc/self/fd/0", "kind /proc/self/fd/1", "kind /proc/self/fd/2"];
+    let words = [
+        "--tenant",
+        "a",
+        "--",
+        "/workspace/probe",
+        "first-descriptors",
+        "kind /proc/self/fd/0",
+        "kind /proc/self/fd/1",
+        "kind /proc/self/fd/2",
+    ];
     let output = run(state.path(), &words);
     let said = text(&output.stdout);
     let mut lines = said.lines();
@@ -465,18 +501,28 @@ fn t28_a_command_holds_its_three_pipes_and_nothing_else() {
 fn t29_the_callers_environment_and_folder_stay_outside() {
     let state = state();
     let mut command = exec(state.path(), &["--", "env"]);
-    let output = command.env("CANARY", "canary").env("LD_PRELOAD", "/nonexistent").current_dir("/usr").output();
+    let output =
+        command.env("CANARY", "canary").env("LD_PRELOAD", "/nonexistent").current_dir("/usr").output();
     let output = output.expect("gaoler");
     let mut lines: Vec<String> = text(&output.stdout).lines().map(str::to_owned).collect();
     lines.sort();
-    let expected =
-        ["HOME=/home/agent", "LANG=C.UTF-8", "PATH=/usr/local/bin:/usr/bin:/bin", "TMPDIR=/tmp", "USER=agent"];
+    let expected = [
+        "HOME=/home/agent",
+        "LANG=C.UTF-8",
+        "PATH=/usr/local/bin:/usr/bin:/bin",
+        "TMPDIR=/tmp",
+        "USER=agent",
+    ];
     assert_eq!(lines, expected, "{output:?}");
     assert_eq!(text(&run(state.path(), &["--", "pwd"]).stdout), "/workspace\n");
     // The names that the kernel shows hold no tenant's name and nothing of the host's cgroups.
-    let shown = run(state.path(), &["--tenant", "canary", "--", "cat", "/proc/self/mountinfo", "/proc/self/cgroup"]);
+    let shown =
+        run(state.path(), &["--tenant", "canary", "--", "cat", "/proc/self/mountinfo", "/proc/self/cgroup"]);
     let shown = text(&shown.stdout);
-    assert!(shown.contains(" /workspace ") && !shown.contains("canary") && !shown.contains("gaoler-"), "{shown}");
+    assert!(
+        shown.contains(" /workspace ") && !shown.contains("canary") && !shown.contains("gaoler-"),
+        "{shown}"
+    );
 }
 
 #[test]
@@ -487,8 +533,10 @@ fn t30_no_socket_of_the_host_can_be_reached() {
     let _unix = std::os::unix::net::UnixListener::bind(&path).expect("a listener");
     fs::set_permissions(&path, fs::Permissions::from_mode(0o777)).expect("a mode");
     let name = format!("gaoler-canary-{}", std::process::id());
-    let address = <std::os::unix::net::SocketAddr as std::os::linux::net::SocketAddrExt>::from_abstract_name(&name);
-    let _abstract = std::os::unix::net::UnixListener::bind_addr(&address.expect("an address")).expect("bound");
+    let address =
+        <std::os::unix::net::SocketAddr as std::os::linux::net::SocketAddrExt>::from_abstract_name(&name);
+    let _abstract =
+        std::os::unix::net::UnixListener::bind_addr(&address.expect("an address")).expect("bound");
     let tcp = std::net::TcpListener::bind("127.0.0.1:0").expect("a listener");
     let udp = std::net::UdpSocket::bind("127.0.0.1:0").expect("a socket");
     udp.set_read_timeout(Some(Duration::from_secs(1))).expect("a timeout");
@@ -525,7 +573,8 @@ fn t30_no_socket_of_the_host_can_be_reached() {
 fn t31_runs_beside_each_other_cannot_meet() {
     let state = state();
     let hold = |tenant: &str| -> Child {
-        let script = "echo up > /tmp/up; echo x > /dev/shm/x; sleep 600 & echo $! > pid; echo up; cat; kill %1";
+        let script =
+            "echo up > /tmp/up; echo x > /dev/shm/x; sleep 600 & echo $! > pid; echo up; cat; kill $!; true";
         let mut child = exec(state.path(), &["--tenant", tenant, "--", "sh", "-c", script]);
         let mut child = child.stdin(Stdio::piped()).spawn().expect("gaoler");
         let mut up = [0; 3];
@@ -539,9 +588,13 @@ fn t31_runs_beside_each_other_cannot_meet() {
     // Every cage has a uid of its own, also of one tenant.
     assert!(one.len() == 1 && two.len() == 1 && one != two, "{one:?} {two:?}");
     assert!(!one.contains(&0) && !two.contains(&0));
-    let said = inside(state.path(), &["--tenant", "same"], &["list /tmp", "list /dev/shm", "kill -1 0", "list /workspace"]);
+    let said = inside(
+        state.path(),
+        &["--tenant", "same"],
+        &["list /tmp", "list /dev/shm", "kill -1 0", "list /workspace"],
+    );
     assert_eq!(said[0], "ok probe");
-    assert_eq!(said[1], "ok ");
+    assert_eq!(said[1], "ok");
     // The tenant's files are common to its runs; its processes are not.
     assert!(said[3].contains("pid"), "{said:?}");
     let seen = run(state.path(), &["--tenant", "same", "--", "sh", "-c", "ls /proc | grep -c '^[0-9]*$'"]);
@@ -585,7 +638,7 @@ fn caged_uids(gaoler: u32) -> Vec<u32> {
 #[test]
 fn t32_what_others_open_cannot_be_watched() {
     let canary = Canary::at(PathBuf::from(format!("/usr/share/gaoler-watched-{}", std::process::id())));
-    let rows: &[Row<'_>] = &[("watch /usr/share up", "*", "ENOSYS"), ("notify /usr/share", "ok", "EINVAL")];
+    let rows: &[Row<'_>] = &[("watch /usr/share up", "*", "ENOSYS"), ("notify /usr/share", "ok", "EPERM")];
     assert!(canary.is_unhurt());
     check(rows);
 }
@@ -630,7 +683,9 @@ fn t34_memory_is_bounded_and_a_neighbour_lives() {
         let words = ["--tenant", "a", "--timeout", "120", "--", "/workspace/probe", bomb];
         let (output, report) = reported(state.path(), &words);
         let said = text(&output.stdout);
-        let ended = said == format!("{bomb}\tkilled SIGKILL\n") || report["exit"]["reason"] == "oom" || said.contains("EFBIG");
+        let ended = said == format!("{bomb}\tkilled SIGKILL\n")
+            || report["exit"]["reason"] == "oom"
+            || said.contains("EFBIG");
         assert!(ended, "{output:?} {report}");
         if !said.contains("EFBIG") {
             assert!(report["peaks"]["oom_kills"].as_u64() >= Some(1), "{report}");
@@ -651,7 +706,7 @@ fn t34_memory_is_bounded_and_a_neighbour_lives() {
 fn t35_files_and_descriptors_are_bounded() {
     let state = state();
     let attempts =
-        ["file /tmp/big 600", "files /tmp 600 100", "inodes /dev/shm 200000", "open-files 5000", "list /usr"];
+        ["grow /tmp/big 600", "files /tmp 600 100", "inodes /dev/shm 200000", "open-files 5000", "list /usr"];
     let said = inside(state.path(), &["--timeout", "120"], &attempts);
     assert_eq!(&said[..4], ["EFBIG", "ENOSPC", "ENOSPC", "EMFILE"], "{said:?}");
     // The bound is the cage's own: a next run finds all of it again.
@@ -661,14 +716,20 @@ fn t35_files_and_descriptors_are_bounded() {
 #[test]
 fn t36_the_wall_ends_what_never_ends() {
     let state = state();
-    for (stuck, reads) in [("trap '' TERM INT HUP; while :; do :; done", true), ("yes", false), ("kill -STOP $$", true)] {
+    for (stuck, reads) in
+        [("trap '' TERM INT HUP; while :; do :; done", true), ("yes", false), ("kill -STOP $$", true)]
+    {
         let (output, report) = {
             let path = state.path().join("report.json");
             let words = ["--timeout", "1", "--report", path.to_str().expect("text"), "--", "sh", "-c", stuck];
             let mut child = exec(state.path(), &words).spawn().expect("gaoler");
             // Somebody who never reads: the pipe is full, and nobody waits for him.
             if !reads {
-                until("the report", || path.exists() && fs::read(&path).is_ok_and(|it| !it.is_empty()) || child.try_wait().is_ok_and(|it| it.is_some()) || report_of_run_is_over(&child));
+                until("the report", || {
+                    path.exists() && fs::read(&path).is_ok_and(|it| !it.is_empty())
+                        || child.try_wait().is_ok_and(|it| it.is_some())
+                        || report_of_run_is_over(&child)
+                });
             }
             let output = child.wait_with_output().expect("an end");
             (output, serde_json::from_slice::<Value>(&fs::read(&path).expect("a report")).expect("JSON"))
@@ -687,11 +748,11 @@ fn report_of_run_is_over(child: &Child) -> bool {
 #[test]
 fn t37_a_folder_deeper_than_any_path_is_gone_with_its_run() {
     let state = state();
-    let (output, report) = probed(state.path(), &["--timeout", "120"], &["deep /workspace 100000"]);
-    assert_eq!(text(&output.stdout), "deep /workspace 100000\tok 100000\n", "{report}");
+    let (output, report) = probed(state.path(), &["--timeout", "120"], &["deep /workspace 5000"]);
+    assert_eq!(text(&output.stdout), "deep /workspace 5000\tok 5000\n", "{report}");
     assert_eq!(report["exit"]["quarantined"], false, "{report}");
     assert_eq!(report["exit"]["reason"], "exited", "{report}");
-    assert_eq!(inside(state.path(), &[], &["list /workspace"]), ["ok "]);
+    assert_eq!(inside(state.path(), &[], &["list /workspace"]), ["ok"]);
 }
 
 // ---- what a run leaves ----------------------------------------------------------------------------------
@@ -707,7 +768,9 @@ fn t38_a_daemon_ends_with_its_run() {
     assert_eq!(outside(&[&attempt]), ["ok"]);
     until("the daemon", || beat.exists());
     let before = fs::read_to_string(&beat).expect("a beat");
-    until("the daemon's next beat", || fs::read_to_string(&beat).is_ok_and(|now| now != before && !now.is_empty()));
+    until("the daemon's next beat", || {
+        fs::read_to_string(&beat).is_ok_and(|now| now != before && !now.is_empty())
+    });
     end(&attempt);
     let script = "cat > /tmp/p; chmod 700 /tmp/p; /tmp/p 'daemon /workspace/beat' < /dev/null; until [ -s beat ]; do :; done";
     let mut command = exec(state.path(), &["--tenant", "a", "--", "sh", "-c", script]);
@@ -772,7 +835,8 @@ fn t39_nothing_that_a_run_leaves_is_executed_or_followed_outside() {
         let output = run(state.path(), &[&["--tenant", "a", "--"], words].concat());
         assert!(output.status.success(), "{output:?}");
     }
-    let attempts = ["read link", "write link", "list root/root", "read root/etc/shadow", "list up", "read --help"];
+    let attempts =
+        ["read link", "write link", "list root/root", "read root/etc/shadow", "list up", "read --help"];
     let said = inside(state.path(), &["--tenant", "a"], &attempts);
     assert_eq!(&said[..5], ["ENOENT", "ENOENT", "ENOENT", "ENOENT", "ENOENT"], "{said:?}");
     assert!(!mark.exists() && canary.is_unhurt());
@@ -828,6 +892,7 @@ fn t42_many_runs_leave_nothing_behind() {
         assert!(run(state.path(), &["--", "sh", "-c", "sleep 600 & mkdir /tmp/x"]).status.success());
     }
     assert_eq!(mounts(), before);
-    let left: Vec<_> = fs::read_dir(state.path()).expect("the state").map(|it| it.expect("an entry").file_name()).collect();
+    let left: Vec<_> =
+        fs::read_dir(state.path()).expect("the state").map(|it| it.expect("an entry").file_name()).collect();
     assert!(left.iter().all(|name| name == "uids" || name == "tenants"), "{left:?}");
 }

@@ -27,12 +27,17 @@ pub fn attempt(line: &str) -> Outcome {
             let length = file.read(&mut start)?;
             Ok(String::from_utf8_lossy(&start[..length]).into_owned())
         })),
-        ["write", path] => quiet(File::options().append(true).open(path).and_then(|mut f| f.write_all(b"hurt"))),
+        ["write", path] => {
+            quiet(File::options().append(true).open(path).and_then(|mut f| f.write_all(b"hurt")))
+        }
         ["open-write", path] => quiet(File::options().write(true).open(path)),
         ["create", path] => quiet(File::options().write(true).create_new(true).open(path)),
         ["path", path] => quiet(File::options().read(true).custom_flags(libc::O_PATH).open(path)),
         ["list", path] => said(fs::read_dir(path).map(|list| {
-            list.filter_map(Result::ok).map(|it| it.file_name().to_string_lossy().into_owned()).collect::<Vec<_>>().join(",")
+            list.filter_map(Result::ok)
+                .map(|it| it.file_name().to_string_lossy().into_owned())
+                .collect::<Vec<_>>()
+                .join(",")
         })),
         ["stat", path] => quiet(fs::symlink_metadata(path)),
         ["truncate", path] => returned(|p| unsafe_truncate(p), path),
@@ -53,17 +58,25 @@ pub fn attempt(line: &str) -> Outcome {
         ["fifo", path] => mknod("fifo", path),
         ["device", path] => {
             let found = fs::symlink_metadata(path).map_err(errno)?.file_type();
-            if found.is_char_device() || found.is_block_device() { Ok(String::new()) } else { Err(Errno::ENODEV) }
+            if found.is_char_device() || found.is_block_device() {
+                Ok(String::new())
+            } else {
+                Err(Errno::ENODEV)
+            }
         }
         ["immutable", path] => immutable(path),
-        ["flags-of", path] => said(fs::metadata(path).map(|it| format!("{:o} {} {}", it.mode(), it.uid(), it.nlink()))),
+        ["flags-of", path] => {
+            said(fs::metadata(path).map(|it| format!("{:o} {} {}", it.mode(), it.uid(), it.nlink())))
+        }
         ["run", path, ref rest @ ..] => {
             let output = Command::new(path).args(rest).output().map_err(errno)?;
-            Ok(format!("{} {}", output.status.code().unwrap_or(-1), String::from_utf8_lossy(&output.stdout).trim()))
+            Ok(format!(
+                "{} {}",
+                output.status.code().unwrap_or(-1),
+                String::from_utf8_lossy(&output.stdout).trim()
+            ))
         }
-        ["chroot", path] => {
-            call(&["chroot", &format!("@{path}")])
-        }
+        ["chroot", path] => call(&["chroot", &format!("@{path}")]),
         // Who one is.
         ["ids"] => {
             // SAFETY: these calls only answer.
@@ -87,7 +100,9 @@ pub fn attempt(line: &str) -> Outcome {
         }
         ["vm-read", pid] => vm(libc::SYS_process_vm_readv, target(pid)?),
         ["vm-write", pid] => vm(libc::SYS_process_vm_writev, target(pid)?),
-        ["kill", pid, signal] => returned_by(unsafe_kill(target(pid)?, signal.parse().map_err(|_| Errno::EINVAL)?)),
+        ["kill", pid, signal] => {
+            returned_by(unsafe_kill(target(pid)?, signal.parse().map_err(|_| Errno::EINVAL)?))
+        }
         ["pidfd-getfd", pid] => {
             // SAFETY: pidfd_open takes two numbers.
             let fd = Errno::result(unsafe { libc::syscall(libc::SYS_pidfd_open, target(pid)?, 0) })?;
@@ -166,7 +181,10 @@ pub fn attempt(line: &str) -> Outcome {
             quiet(UnixStream::connect_addr(&address))
         }
         ["interfaces"] => said(fs::read_to_string("/proc/net/dev").map(|text| {
-            text.lines().filter_map(|line| line.split_once(':').map(|it| it.0.trim())).collect::<Vec<_>>().join(",")
+            text.lines()
+                .filter_map(|line| line.split_once(':').map(|it| it.0.trim()))
+                .collect::<Vec<_>>()
+                .join(",")
         })),
         ["ulp", level] => ulp(value(level).ok_or(Errno::EINVAL)?),
         ["ioctl", request] => call(&["ioctl", "0", request, "@@"]),
@@ -237,11 +255,31 @@ fn unsafe_kill(pid: i32, signal: i32) -> i32 {
     unsafe { libc::kill(pid, signal) }
 }
 
-/// A pid: a number, or `parent`.
+/// A pid: a number, `parent`, or `child`, who is made for it.
 fn target(word: &str) -> Result<i32, Errno> {
     match word {
         // SAFETY: getppid only answers.
         "parent" => Ok(unsafe { libc::getppid() }),
+        "child" => {
+            let (mut ready, readies) = std::io::pipe().map_err(errno)?;
+            // SAFETY: one thread; the child only waits, and ends with its parent.
+            let pid = Errno::result(unsafe { libc::fork() })?;
+            if pid == 0 {
+                // SAFETY: as above. Closing the pipes is how it says that it is ready.
+                unsafe {
+                    libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+                    for fd in 3..64 {
+                        libc::close(fd);
+                    }
+                    loop {
+                        libc::pause();
+                    }
+                }
+            }
+            drop(readies);
+            let _ = ready.read(&mut [0; 1]);
+            Ok(pid)
+        }
         number => number.parse().map_err(|_| Errno::EINVAL),
     }
 }

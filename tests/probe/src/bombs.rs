@@ -23,6 +23,13 @@ pub fn go(bomb: &str, words: &[&str]) -> Outcome {
             let fd = Errno::result(unsafe { libc::memfd_create(c"bomb".as_ptr(), 0) })?;
             fill(&format!("/proc/self/fd/{fd}"), fd, number(mib)?)
         }
+        ("grow", [path, mib]) => {
+            let file = File::options().write(true).create(true).truncate(true).open(path).map_err(errno)?;
+            // SAFETY: SIG_IGN is a valid disposition; the limit's signal would hide its errno.
+            unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
+            file.set_len((number(mib)? as u64) << 20).map_err(errno)?;
+            Ok(String::new())
+        }
         ("file", [path, mib]) => fill(path, -1, number(mib)?),
         ("files", [path, mib, each]) => {
             for n in 0..number(mib)? / number(each)? {
@@ -139,11 +146,13 @@ fn deep(path: &str, count: usize) -> Outcome {
 
 /// Leaves its parent, its session and its descriptors, ignores every signal, and goes on writing.
 fn daemon(path: &str) -> Outcome {
-    for _ in 0..2 {
+    for generation in 0..2 {
         // SAFETY: one thread.
         match Errno::result(unsafe { libc::fork() })? {
             0 => {}
-            _ => return Ok(String::new()),
+            _ if generation == 0 => return Ok(String::new()),
+            // SAFETY: ends the process at once.
+            _ => unsafe { libc::_exit(0) },
         }
         // SAFETY: setsid and prctl take numbers only.
         unsafe {
