@@ -18,7 +18,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 
-pub use client::{Client, Response};
+pub use client::Client;
 pub use traces::Traces;
 
 /// How long anything may take before a test says that it hangs. Never a measurement.
