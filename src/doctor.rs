@@ -3,17 +3,19 @@
 
 use std::fmt::Write;
 
-use gaoler_protocol::{Guarantee, LayerName, LayerRow, LayerState, Layers};
+use gaoler_protocol::{LayerName, LayerRow, LayerState, Layers};
 use nix::errno::Errno;
 use serde_json::{Value, json};
+
+use crate::guarantee::Guarantee;
 
 /// The host as one JSON object, in the schema of doctor, reports and `/v1/security`.
 pub fn json(layers: &Layers) -> Value {
     let guarantees: Vec<Value> = Guarantee::ALL
         .iter()
         .map(|guarantee| {
-            let names: Vec<&str> = guarantee.layers().iter().map(|layer| layer.name()).collect();
-            json!({ "name": guarantee.name(), "held": held(*guarantee, layers), "layers": names })
+            let names: Vec<&str> = guarantee.layers.iter().map(|layer| layer.name()).collect();
+            json!({ "name": guarantee.name, "held": held(*guarantee, layers), "layers": names })
         })
         .collect();
     let rows: Vec<Value> = layers
@@ -62,12 +64,12 @@ pub fn render_table(layers: &Layers, color: bool) -> String {
     line(format!("\n{:<24}{:<11}{}", "GUARANTEE", "HELD", "BECAUSE OF"));
     for guarantee in Guarantee::ALL {
         let (word, code) = if held(*guarantee, layers) { ("yes", 32) } else { ("no", 31) };
-        let names: Vec<&str> = guarantee.layers().iter().map(|layer| layer.name()).collect();
+        let names: Vec<&str> = guarantee.layers.iter().map(|layer| layer.name()).collect();
         let because = match names.is_empty() {
             true => "the broker: the token never enters a cage".to_string(),
             false => names.join(", "),
         };
-        line(format!("{:<24}{}{because}", guarantee.name(), paint(format!("{word:<11}"), code)));
+        line(format!("{:<24}{}{because}", guarantee.name, paint(format!("{word:<11}"), code)));
     }
     // One cause often takes several layers away, and one line mends them all.
     let mut fixes: Vec<(String, Vec<&str>)> = Vec::new();
@@ -97,7 +99,7 @@ fn shade(state: LayerState) -> u8 {
 
 /// Whether every layer that carries this guarantee is enforced.
 fn held(guarantee: Guarantee, layers: &Layers) -> bool {
-    guarantee.layers().iter().all(|name| state(*name, layers) == LayerState::Enforced)
+    guarantee.layers.iter().all(|name| state(*name, layers) == LayerState::Enforced)
 }
 
 fn state(name: LayerName, layers: &Layers) -> LayerState {

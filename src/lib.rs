@@ -8,6 +8,7 @@ pub mod config;
 pub mod doctor;
 pub mod exec;
 pub mod frontend;
+mod guarantee;
 mod relay;
 pub mod report;
 pub mod serve;

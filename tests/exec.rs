@@ -9,10 +9,10 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
-/// `gaoler exec` on a state of its own.
+/// `gaoler exec` on a state of its own below this folder.
 fn exec(state: &Path, words: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_gaoler"));
-    command.args(["exec", "--state"]).arg(state).args(words);
+    command.args(["exec", "--state"]).arg(state.join("state")).args(words);
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     command
 }

@@ -9,8 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use gaoler_policy::level::LevelPolicy;
-use gaoler_protocol::Level;
+use gaoler_policy::level::BALANCED;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -61,6 +60,9 @@ struct Server {
 
 impl Server {
     fn start(folder: &Path, cli: &Path) -> Result<Server, String> {
+        // Its log is of interest only where it does not start.
+        let log = folder.join("serve.log");
+        let complaints = std::fs::File::create(&log).map_err(|error| format!("a log: {error}"))?;
         let mut child = Command::new(beside("gaoler")?)
             .args(["serve", "--upstream", "embedded", "--listen", "127.0.0.1:0"])
             .arg("--state")
@@ -69,11 +71,15 @@ impl Server {
             .arg(cli)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
+            .stderr(complaints)
             .spawn()
             .map_err(|error| format!("gaoler serve: {error}"))?;
         let address = ready_line(&mut child, |line| {
             let word = line.strip_prefix("ready ")?.split(' ').find_map(|word| word.strip_prefix("address="));
             word.map(ToOwned::to_owned)
+        });
+        let address = address.map_err(|why| {
+            format!("gaoler serve: {why}\n{}", std::fs::read_to_string(&log).unwrap_or_default())
         })?;
         Ok(Server { child, address })
     }
@@ -147,7 +153,6 @@ impl Drop for Upstream {
 /// The CLI as the level's policy runs it, without a cage.
 struct Bare {
     cli: PathBuf,
-    policy: LevelPolicy,
     homes: PathBuf,
     upstream: String,
 }
@@ -161,8 +166,7 @@ impl Bare {
             let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
             std::fs::set_permissions(place, open).map_err(|error| format!("chmod: {error}"))?;
         }
-        let policy = LevelPolicy::of(Level::Balanced)?;
-        Ok(Bare { cli, policy, homes, upstream: format!("http://{upstream}") })
+        Ok(Bare { cli, homes, upstream: format!("http://{upstream}") })
     }
 
     fn run(&self) -> Result<(Duration, Duration), String> {
@@ -175,10 +179,10 @@ impl Bare {
         let started = Instant::now();
         let mut command = Command::new(&self.cli);
         command
-            .args(&self.policy.cli.argv)
-            .args(["--managed-settings", &self.policy.cli.managed_settings, "--model", MODEL])
+            .args(BALANCED.argv)
+            .args(["--managed-settings", BALANCED.managed_settings, "--model", MODEL])
             .env_clear()
-            .envs(self.policy.env.iter().chain(&self.policy.cli_env).map(|it| (&it.name, &it.value)))
+            .envs(BALANCED.env.iter().chain(BALANCED.cli_env).copied())
             .env_remove("ANTHROPIC_UNIX_SOCKET")
             .env("ANTHROPIC_BASE_URL", &self.upstream)
             .env("CLAUDE_CODE_OAUTH_TOKEN", TOKEN)

@@ -4,7 +4,7 @@
 use std::collections::HashSet;
 use std::fmt;
 
-use gaoler_policy::level::EgressPolicy;
+use crate::policy::EgressPolicy;
 use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor};
 
 /// Keys of one object at most; the largest tool schemas have a few hundred.
@@ -201,11 +201,10 @@ impl Node<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use gaoler_policy::level::LevelPolicy;
-    use gaoler_protocol::Level;
+    use crate::policy::BALANCED;
 
     fn inspected(body: &[u8]) -> Result<(), Fault> {
-        inspect(body, &LevelPolicy::of(Level::Balanced).expect("a policy").egress)
+        inspect(body, &BALANCED)
     }
 
     fn check(body: &str, expected: Result<(), Fault>) {

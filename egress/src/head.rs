@@ -1,7 +1,7 @@
 //! Judges the head of a request from the cage, and writes those that go on: pure functions.
 //! It must never let a request through whose framing two readers could see differently.
 
-use gaoler_policy::level::EgressPolicy;
+use crate::policy::EgressPolicy;
 use gaoler_protocol::{Denial, Scheme};
 use hyper::header::{
     ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HOST, HeaderMap,
@@ -188,8 +188,7 @@ fn betas<'a>(policy: &EgressPolicy, scheme: Scheme, asked: &'a str) -> Vec<&'a s
 #[cfg(test)]
 mod tests {
     use super::*;
-    use gaoler_policy::level::LevelPolicy;
-    use gaoler_protocol::Level;
+    use crate::policy::BALANCED;
 
     /// What Claude Code 2.1.330 sends with an OAuth token, recorded.
     const CLI_BETAS: &str = "claude-code-20250219,oauth-2025-04-20,interleaved-thinking-2025-05-14,\
@@ -198,8 +197,7 @@ mod tests {
         extended-cache-ttl-2025-04-11";
 
     fn filtered(scheme: Scheme, asked: &str) -> String {
-        let policy = LevelPolicy::of(Level::Balanced).expect("a policy").egress;
-        betas(&policy, scheme, asked).join(",")
+        betas(&BALANCED, scheme, asked).join(",")
     }
 
     #[test]

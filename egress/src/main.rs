@@ -13,6 +13,7 @@ mod control;
 mod credential;
 mod head;
 mod meter;
+mod policy;
 mod refusal;
 mod relay;
 mod resolve;
@@ -30,9 +31,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use gaoler_policy::confine::{self, Files};
-use gaoler_policy::level::LevelPolicy;
-use gaoler_policy::process::Process;
+use gaoler_confine::{self as confine, Files, Process};
 use gaoler_protocol::{Denial, Message, Ready, Role, RunId, Serve, Totals, Vouched};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -43,6 +42,7 @@ use tokio::task::JoinSet;
 use crate::arguments::{Arguments, USAGE};
 use crate::control::Control;
 use crate::credential::Credential;
+use crate::policy::EgressPolicy;
 use crate::relay::Job;
 use crate::tally::Tally;
 
@@ -151,7 +151,8 @@ impl Broker<'_> {
             return Err(hostile("descriptors are missing"));
         };
         let credential = Credential::read(credential).ok_or_else(|| hostile("the credential is unusable"))?;
-        let policy = LevelPolicy::of(serve.level).map_err(Error::other)?.egress;
+        let policy =
+            EgressPolicy::of(serve.level).ok_or_else(|| Error::other("a level that is not there"))?;
         let Arguments { upstream, silence, requests_max, .. } = &self.arguments;
         let client = upstream::client(self.tls.clone(), upstream, resolv_conf)?;
         let listener = fds.next().map(listener).transpose()?;

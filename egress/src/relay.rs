@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use crate::policy::EgressPolicy;
 use bytes::{Bytes, BytesMut};
-use gaoler_policy::level::EgressPolicy;
 use gaoler_protocol::{Denial, Serve};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full};

@@ -376,11 +376,16 @@ impl Answer {
             (_, true, Some(429)) => Ending::Failed(self.rate_limited(claim)),
             (_, true, Some(status)) => Ending::Failed(ApiError::upstream(Some(status), claim)),
             _ if stop_reason == "refusal" => done("refusal"),
+            // The model's answer was cut, again and again: what there is of it is an answer all the same.
+            (_, true, None) if self.begun && outcome.api_error.as_deref() == Some("max_output_tokens") => {
+                done("max_tokens")
+            }
             ("success", true, None) => Ending::Failed(ApiError::upstream(None, "")),
             ("success", false, _) => done(known.unwrap_or("end_turn")),
             _ => Ending::Failed(ApiError::internal("cli_failed", "The CLI ended its turn with an error.")),
         };
-        self.result_text = outcome.result.unwrap_or_default();
+        // A refusal's text would be the CLI's advice to its user at a terminal; the stop reason says enough.
+        self.result_text = outcome.result.filter(|_| !outcome.is_error).unwrap_or_default();
         self.ending = Some(ending);
     }
 

@@ -134,12 +134,16 @@ impl ApiError {
                 "upstream_forbidden",
                 "The upstream API does not permit this to this credential.",
             ),
-            Some(404) => {
-                ApiError::new(404, "model_not_found", said("The upstream API does not know this model."))
-            }
-            Some(413) => {
-                ApiError::new(413, "upstream_too_large", said("The request is too large for the upstream."))
-            }
+            Some(404) => ApiError::new(
+                404,
+                "model_not_found",
+                "The upstream API does not know this model, or this credential may not use it.",
+            ),
+            Some(413) => ApiError::new(
+                413,
+                "upstream_too_large",
+                "The request, with what the agent adds to it, is too large for the upstream API.",
+            ),
             Some(429) => {
                 ApiError::new(429, "upstream_rate_limited", said("The upstream API limits this credential."))
                     .after(10)

@@ -26,6 +26,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit, mpsc};
 use tokio::time::{Instant, timeout, timeout_at};
 use uuid::Uuid;
+use zeroize::Zeroize;
 
 use gaoler_protocol::{
     Conversation, Kind, Level, Limits, OPTIONS_BYTES_MAX, RunId, Section, Spawn, TenantKey, section,
@@ -221,9 +222,12 @@ async fn answer(
         return Err(ApiError::draining());
     }
 
-    let (body, budget) = read(body, frontend).await?;
-    let job = job::parse(&body)?;
+    let (mut body, budget) = read(body, frontend).await?;
+    let job = job::parse(&body);
+    // It may hold a token.
+    body.as_mut().zeroize();
     drop((body, budget));
+    let job = job?;
     let credential = match early {
         Some(credential) => credential,
         None => tenant::credential(headers, job.credential.as_ref(), now_ms())?,
@@ -365,7 +369,7 @@ fn too_large() -> ApiError {
 async fn read<'a>(
     mut body: Body,
     frontend: &'a Frontend,
-) -> Result<(Bytes, Option<SemaphorePermit<'a>>), ApiError> {
+) -> Result<(BytesMut, Option<SemaphorePermit<'a>>), ApiError> {
     let deadline = Instant::now() + BODY_WAIT;
     let mut budget: Option<SemaphorePermit<'a>> = None;
     let mut bytes = BytesMut::new();
@@ -401,7 +405,7 @@ async fn read<'a>(
         }
         bytes.extend_from_slice(&data);
     }
-    if total > BODY_BYTES_MAX { Err(too_large()) } else { Ok((bytes.freeze(), budget)) }
+    if total > BODY_BYTES_MAX { Err(too_large()) } else { Ok((bytes, budget)) }
 }
 
 /// A streamed answer. The status waits for the upstream's first word, so that a refusal keeps its own.

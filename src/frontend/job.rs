@@ -70,12 +70,17 @@ pub enum Thinking {
 }
 
 /// The credential of the body's `oauth_credentials`. The refresh token is dropped while parsing.
-#[derive(Debug)]
 pub struct BodyCredential {
     /// The token; [`super::tenant`] checks its form.
     pub access_token: Zeroizing<String>,
     /// Milliseconds since 1970, where given.
     pub expires_at_ms: Option<u64>,
+}
+
+impl std::fmt::Debug for BodyCredential {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("BodyCredential(..)")
+    }
 }
 
 /// Who speaks in an earlier turn.

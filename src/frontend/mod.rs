@@ -25,8 +25,7 @@ use std::sync::{Arc, OnceLock};
 use nix::sys::signal::{SigSet, Signal};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
-use gaoler_policy::confine::{self, Files};
-use gaoler_policy::process::Process;
+use gaoler_confine::{self as confine, Files, Process};
 use gaoler_policy::settings::Settings;
 use gaoler_protocol::{Empty, Layers, Listen, Message, Proven, Ready, Refusal, Refused, Role, RunId};
 use gaoler_sys::{channel, memfd};

@@ -3,7 +3,9 @@
 
 use serde_json::{Value, json};
 
-use gaoler_protocol::{Guarantee, LayerName, LayerState, Layers, Level, Listen};
+use gaoler_protocol::{LayerName, LayerState, Layers, Level, Listen};
+
+use crate::guarantee::Guarantee;
 
 /// `GET /health`.
 pub fn health(listen: Option<&Listen>, layers: Option<&Layers>) -> Value {
@@ -23,14 +25,14 @@ pub fn security(listen: Option<&Listen>, layers: Option<&Layers>) -> Value {
     let rows: Vec<_> = layers.iter().flat_map(|layers| layers.rows.iter()).collect();
     let state = |name: LayerName| rows.iter().find(|row| row.name == name).map(|row| row.state);
     let guarantee = |guarantee: &Guarantee| {
-        let names = guarantee.layers();
+        let names = guarantee.layers;
         let missing: Vec<_> = names
             .iter()
             .filter(|&&name| state(name) != Some(LayerState::Enforced))
             .map(|name| name.name())
             .collect();
         json!({
-            "name": guarantee.name(),
+            "name": guarantee.name,
             "held": missing.is_empty(),
             "layers": names.iter().map(|name| name.name()).collect::<Vec<_>>(),
             "missing": missing,

@@ -52,7 +52,7 @@ checks! {
     /// The run starts.
     Starts = 1, "a cage for the self-test could not be started; the supervisor's log says which step failed";
     /// The CLI answers each prompt.
-    Answers = 2, "the CLI did not answer the self-test; see the lines of its stderr above";
+    Answers = 2, "the CLI did not answer the self-test: it does not run in a cage here, or the hostile workspace took its upstream away; the lines above say more";
     /// It is the version that was measured.
     Version = 3, "the CLI is not of the version in cli.version; fetch the pinned one, or its behaviour is unknown";
     /// Tools are permitted as asked: the cage is the boundary.

@@ -365,7 +365,7 @@ impl Talk {
     /// The next line of stdout; `None` at its end. Safe to drop while it waits.
     pub async fn line(&mut self) -> Result<Option<BytesMut>, Unheard> {
         loop {
-            match self.lines.next() {
+            match self.lines.take_line() {
                 Ok(Some(line)) => return Ok(Some(line)),
                 Ok(None) => {}
                 Err(_) => return Err(Unheard::Garbage),
@@ -374,7 +374,7 @@ impl Talk {
             let more = tokio::select! {
                 read = self.stdout.read_buf(&mut self.read) => read.is_ok_and(|n| n > 0),
                 exit = self.report.exit(), if self.exit.is_none() => {
-                    // A child that the CLI left behind may keep stdout open; Exit says that none is left.
+                    // Nothing of the run is left to write; what it wrote is still in the pipe, and then its end.
                     self.exit = Some(exit);
                     continue;
                 }

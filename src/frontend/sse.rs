@@ -95,7 +95,7 @@ struct Cost {
 #[serde(tag = "type", rename_all = "snake_case")]
 enum Event<'a> {
     MessageStart {
-        message: Message<'a>,
+        message: Box<Message<'a>>,
     },
     ContentBlockStart {
         index: usize,
@@ -150,7 +150,7 @@ pub fn events(answer: &Answer, steps: &[Emit]) -> Bytes {
     let mut out = Vec::new();
     for step in steps {
         let event = match step {
-            Emit::Start => Event::MessageStart { message: beginning(answer) },
+            Emit::Start => Event::MessageStart { message: Box::new(beginning(answer)) },
             Emit::BlockStart(index, kind) => Event::ContentBlockStart {
                 index: *index,
                 content_block: match kind {

@@ -3,7 +3,7 @@
 
 use std::ffi::OsString;
 use std::fs::{self, DirBuilder, File};
-use std::io::Read;
+use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
@@ -11,11 +11,10 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
 use gaoler_policy::landlock::{AccessClass, CageRules};
-use gaoler_policy::level::{LevelPolicy, VisibleAccess};
-use gaoler_policy::process::Process;
-use gaoler_policy::seccomp;
+use gaoler_policy::level::{BALANCED, LevelPolicy};
+use gaoler_policy::seccomp::{CAGE, INIT};
 use gaoler_policy::settings::Settings;
-use gaoler_protocol::{Layers, Level, Limits, Message, Tier};
+use gaoler_protocol::{LayerRow, Layers, Limits, Message, Tier};
 use gaoler_sys::{channel, memfd, process};
 use nix::fcntl::{OFlag, openat};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
@@ -26,8 +25,9 @@ use crate::cage::Common;
 use crate::cgroup::Cgroups;
 use crate::fault::{Doing, Fault};
 use crate::invocation;
-use crate::monitor::{Monitor, Parts};
-use crate::spawn::{self, Network};
+use crate::monitor::{Monitor, Stage};
+use crate::pool::Pool;
+use crate::spawn::{self, Attended, Network};
 use crate::tenants::Tenants;
 use crate::uids::Uids;
 use crate::{layers, template, tiers};
@@ -106,30 +106,22 @@ impl Host {
 /// # Errors
 /// The first thing that this host refuses.
 pub fn run(mode: Mode) -> Result<u8, Fault> {
-    // SIGTERM and SIGINT are read from a descriptor; a terminal's Ctrl-C reaches every process of its group.
-    let mut caught = SigSet::empty();
-    caught.add(Signal::SIGTERM);
-    caught.add(Signal::SIGINT);
-    sigprocmask(SigmaskHow::SIG_BLOCK, Some(&caught), None).doing("block signals")?;
-    let signals = SignalFd::with_flags(&caught, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
-        .doing("open a descriptor for signals")?;
+    let signals = signals()?;
     nix::sys::stat::umask(FileMode::from_bits_truncate(0o022));
     process::not_dumpable().doing("become untraceable")?;
-    if !nix::unistd::geteuid().is_root() {
-        return Err(Fault::new(
-            "start",
-            "the kernel tier needs root; run it with sudo or as a system service",
-        ));
-    }
     let settings = settings()?;
     crate::log::decisions(mode == Mode::Serve);
-    let control = match mode {
-        Mode::Serve => None,
-        Mode::Exec | Mode::Doctor => {
-            let control = channel::inherited_control();
-            Some(control.ok_or_else(|| Fault::new("take the control socket", "descriptor 3 is none"))?)
-        }
-    };
+    let mut peer = None;
+    if mode != Mode::Serve {
+        let control = channel::inherited_control();
+        peer = Some(control.ok_or_else(|| Fault::new("take the control socket", "descriptor 3 is none"))?);
+    }
+    if !nix::unistd::geteuid().is_root() {
+        return match (mode, peer) {
+            (Mode::Doctor, Some(peer)) => report(&peer, look(&settings)?),
+            _ => Err(Fault::new("start", "it needs root; run it with sudo or as a system service")),
+        };
+    }
 
     let state = state(&settings.state.dir)?;
     let uids_file = settings.state.dir.join("uids");
@@ -138,78 +130,45 @@ pub fn run(mode: Mode) -> Result<u8, Fault> {
     let tried = uids.take().ok_or_else(|| Fault::new("take a run's uid", "the range is used up"))?;
     let layers = layers::probe(state.as_fd(), uids.uid(&tried));
     uids.release(tried);
-    if mode == Mode::Doctor {
-        let control = control.ok_or_else(|| Fault::new("report", "no control socket"))?;
-        channel::send(control.as_fd(), &Message::Layers(layers).encode(1), &[]).doing("report")?;
-        return Ok(0);
+    if let (Mode::Doctor, Some(peer)) = (mode, &peer) {
+        return report(peer, layers);
     }
     refuse_below(&settings, &layers)?;
 
-    let level = LevelPolicy::of(Level::Balanced).map_err(|why| Fault::new("read the level's policy", why))?;
-    let level = LevelBounds { limits: level.limits(), policy: level };
     let proc_fd = folder("/proc")?;
     let resolver = fs::canonicalize("/etc/resolv.conf")
         .ok()
-        .and_then(|path| Some((folder(path.parent()?.to_str()?).ok()?, path.file_name()?.to_owned())));
+        .and_then(|path| Some((folder(path.parent()?).ok()?, path.file_name()?.to_owned())));
     let cgroups = Cgroups::open(proc_fd.as_fd())?;
     let egress_uids = Uids::open(&uids_file, settings.uids.egress).doing("open the state's uids")?;
     let cli = cli(&settings, mode)?;
-    let (mut listener, mut address, mut programs) = (None, String::new(), None);
-    if mode == Mode::Serve {
-        let bound = TcpListener::bind(&settings.server.listen)
-            .doing(format!("listen on {} (another program may hold it)", settings.server.listen))?;
-        bound.set_nonblocking(true).doing("make the listener non-blocking")?;
-        address = bound.local_addr().map(|at| at.to_string()).doing("name the listener")?;
-        listener = Some(bound);
-        programs = Some(Programs::open()?);
-    }
-    let secret = if mode == Mode::Serve { Some(secret(&settings.state.dir)?) } else { None };
+    let service = if mode == Mode::Serve { Some(Service::open(&settings)?) } else { None };
 
-    template::enter(&settings.state.dir, cli.as_deref(), &level.policy.cli.managed_settings)?;
-    let state = folder(template::STATE)?;
-    let tenants = Tenants::open(&state, settings.uids.tenant)?;
-    let common = common(&level.policy)?;
+    template::enter(&settings.state.dir, cli.as_deref(), &BALANCED)?;
+    let tenants = Tenants::open(&folder(template::STATE)?, settings.uids.tenant)?;
+    let common = common(&BALANCED)?;
 
     let mut host = Host {
         mode,
-        level,
+        level: LevelBounds { policy: BALANCED, limits: BALANCED.limits },
         proc_fd,
         resolver,
         egress: None,
-        listener,
-        address,
+        listener: None,
+        address: String::new(),
         upstream_url: settings.upstream.url.clone(),
         proving_url: String::new(),
         embedded: settings.upstream.url == "embedded",
         settings,
     };
-    let (mut frontend, mut upstream, mut peer) = (None, None, control);
-    if let (Some(programs), Some(secret)) = (programs, secret) {
-        let (url, attended) = start_upstream(&programs, host.settings.uids.upstream)?;
-        host.proving_url = url.clone();
-        if host.embedded {
-            host.upstream_url = url;
-        }
-        upstream = Some(attended);
-        let text = toml::to_string(&host.settings)
-            .map_err(|why| Fault::new("write the settings", why.to_string()))?;
-        let text = memfd::sealed("settings", text.as_bytes()).doing("seal the settings")?;
-        let uid = host.settings.uids.frontend;
-        let more = [text.as_fd(), secret.as_fd()];
-        let mut attended = spawn::start(
-            programs.gaoler.as_fd(),
-            &["gaoler", "frontend"],
-            uid,
-            Network::Empty,
-            &more,
-            || {},
-        )?;
-        peer = Some(std::mem::replace(&mut attended.control, text));
-        frontend = Some(attended);
-        host.egress = Some(programs.egress);
+    let (mut frontend, mut upstream) = (None, None);
+    if let Some(service) = service {
+        upstream = Some(service.start_upstream(&mut host)?);
+        let (attended, control) = service.start_frontend(&mut host)?;
+        (frontend, peer) = (Some(attended), Some(control));
     }
-    let peer = peer.ok_or_else(|| Fault::new("start", "nobody to answer to"))?;
-    let parts = Parts {
+    let monitor = Monitor {
+        stage: if mode == Mode::Serve { Stage::Confining } else { Stage::Serving },
         host,
         common,
         layers,
@@ -221,47 +180,93 @@ pub fn run(mode: Mode) -> Result<u8, Fault> {
         frontend,
         upstream,
         signals,
+        heard: None,
+        said: 0,
+        pool: Pool::default(),
+        runs: Vec::new(),
+        status: None,
     };
-    Ok(Monitor::new(parts).watch())
+    Ok(monitor.watch())
 }
 
-/// The programs beside this one.
-struct Programs {
+/// SIGTERM and SIGINT are read from a descriptor; a terminal's Ctrl-C reaches every process of its group.
+fn signals() -> Result<SignalFd, Fault> {
+    let caught = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT]);
+    sigprocmask(SigmaskHow::SIG_BLOCK, Some(&caught), None).doing("block signals")?;
+    SignalFd::with_flags(&caught, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
+        .doing("open a descriptor for signals")
+}
+
+/// The layers as an ordinary user has them. The state folder is root's, so the attempts get another one.
+fn look(settings: &Settings) -> Result<Layers, Fault> {
+    let dir = std::env::temp_dir().join(format!("gaoler-doctor-{}", std::process::id()));
+    let made = DirBuilder::new().mode(0o700).create(&dir);
+    made.doing(format!("make the folder {}, to try layers in", dir.display()))?;
+    let layers = folder(&dir).map(|folder| layers::probe(folder.as_fd(), settings.uids.run[0]));
+    fs::remove_dir(&dir).doing("remove the folder that layers were tried in")?;
+    layers
+}
+
+fn report(peer: &OwnedFd, layers: Layers) -> Result<u8, Fault> {
+    channel::send(peer.as_fd(), &Message::Layers(layers).encode(1), &[]).doing("report")?;
+    Ok(0)
+}
+
+/// What the HTTP server's supervisor has beside the command line's.
+struct Service {
+    listener: TcpListener,
+    secret: OwnedFd,
     gaoler: OwnedFd,
     egress: OwnedFd,
     upstream: OwnedFd,
 }
 
-impl Programs {
-    fn open() -> Result<Programs, Fault> {
+impl Service {
+    fn open(settings: &Settings) -> Result<Service, Fault> {
+        let listen = &settings.server.listen;
         let own = std::env::current_exe().doing("find the own program")?;
         let beside = |name: &str| -> Result<OwnedFd, Fault> {
             let path = own.with_file_name(name);
-            let file = File::open(&path).doing(format!("open {}", path.display()))?;
-            Ok(file.into())
+            Ok(File::open(&path).doing(format!("open {}", path.display()))?.into())
         };
-        Ok(Programs {
+        Ok(Service {
+            listener: TcpListener::bind(listen)
+                .doing(format!("listen on {listen} (another program may hold it)"))?,
+            secret: secret(&settings.state.dir)?,
             gaoler: beside("gaoler")?,
             egress: beside("gaoler-egress")?,
             upstream: beside("gaoler-upstream")?,
         })
     }
-}
 
-fn start_upstream(programs: &Programs, uid: u32) -> Result<(String, spawn::Attended), Fault> {
-    let listener =
-        TcpListener::bind(SocketAddr::from(([127, 0, 0, 1], 0))).doing("listen for the embedded upstream")?;
-    listener.set_nonblocking(true).doing("make a listener non-blocking")?;
-    let address = listener.local_addr().doing("name the embedded upstream's listener")?;
-    let attended = spawn::start(
-        programs.upstream.as_fd(),
-        &["gaoler-upstream"],
-        uid,
-        Network::Host,
-        &[listener.as_fd()],
-        || {},
-    )?;
-    Ok((format!("http://{address}"), attended))
+    /// Starts the embedded upstream, which the self-test needs even where tenants' is another one.
+    fn start_upstream(&self, host: &mut Host) -> Result<Attended, Fault> {
+        let listener = TcpListener::bind(SocketAddr::from(([127, 0, 0, 1], 0)))
+            .doing("listen for the embedded upstream")?;
+        listener.set_nonblocking(true).doing("make a listener non-blocking")?;
+        let address = listener.local_addr().doing("name the embedded upstream's listener")?;
+        host.proving_url = format!("http://{address}");
+        if host.embedded {
+            host.upstream_url = host.proving_url.clone();
+        }
+        let (uid, more) = (host.settings.uids.upstream, [listener.as_fd()]);
+        spawn::start(self.upstream.as_fd(), &["gaoler-upstream"], uid, Network::Host, &more, || {})
+    }
+
+    /// Starts the frontend, and leaves the rest to the monitor.
+    fn start_frontend(self, host: &mut Host) -> Result<(Attended, OwnedFd), Fault> {
+        self.listener.set_nonblocking(true).doing("make the listener non-blocking")?;
+        host.address = self.listener.local_addr().doing("name the listener")?.to_string();
+        let text = toml::to_string(&host.settings)
+            .map_err(|why| Fault::new("write the settings", why.to_string()))?;
+        let text = memfd::sealed("settings", text.as_bytes()).doing("seal the settings")?;
+        let (uid, more) = (host.settings.uids.frontend, [text.as_fd(), self.secret.as_fd()]);
+        let argv = ["gaoler", "frontend"];
+        let mut attended = spawn::start(self.gaoler.as_fd(), &argv, uid, Network::Empty, &more, || {})?;
+        (host.listener, host.egress) = (Some(self.listener), Some(self.egress));
+        let control = std::mem::replace(&mut attended.control, text);
+        Ok((attended, control))
+    }
 }
 
 /// The settings that the command line has resolved and sealed, as descriptor 4.
@@ -281,34 +286,36 @@ fn state(dir: &Path) -> Result<OwnedFd, Fault> {
     DirBuilder::new().recursive(true).mode(0o700).create(dir).doing(what.clone())?;
     let folder = File::options().read(true).custom_flags(libc::O_DIRECTORY | libc::O_NOFOLLOW).open(dir);
     let folder = folder.doing(what.clone())?;
-    let found = folder.metadata().doing(what.clone())?;
-    if found.uid() != 0 || found.mode() & 0o077 != 0 {
-        return Err(Fault::new(what, "it must be owned by root with mode 0700 (chown root, chmod 700)"));
+    match roots_alone(&folder, &what)? {
+        Some(_) => Ok(folder.into()),
+        None => Err(Fault::new(what, "it must be owned by root with mode 0700 (chown root, chmod 700)")),
     }
-    Ok(folder.into())
+}
+
+/// The length of a file or folder that nobody but root can open.
+fn roots_alone(file: &File, what: &str) -> Result<Option<u64>, Fault> {
+    let found = file.metadata().doing(what)?;
+    Ok((found.uid() == 0 && found.mode() & 0o077 == 0).then_some(found.len()))
 }
 
 /// The server's secret, made at the first start, as a sealed memory file for the frontend.
 fn secret(dir: &Path) -> Result<OwnedFd, Fault> {
-    let path = dir.join("secret");
+    let (path, draft) = (dir.join("secret"), dir.join(".secret"));
     if !path.exists() {
         let fresh: [u8; 32] = process::random().doing("draw the server's secret")?;
-        let draft = dir.join(".secret");
         let written = File::options().write(true).create(true).truncate(true).mode(0o600).open(&draft);
-        std::io::Write::write_all(&mut written.doing("write the server's secret")?, &fresh)
+        written
+            .and_then(|mut file| file.write_all(&fresh))
             .and_then(|()| fs::rename(&draft, &path))
             .doing("write the server's secret")?;
     }
-    let file = File::open(&path).doing("open the server's secret")?;
-    let found = file.metadata().doing("look at the server's secret")?;
-    if found.uid() != 0 || found.mode() & 0o077 != 0 || found.len() != 32 {
-        return Err(Fault::new(
-            "open the server's secret",
-            "it must be 32 bytes, owned by root with mode 0600",
-        ));
+    let what = "open the server's secret";
+    let file = File::open(&path).doing(what)?;
+    if roots_alone(&file, what)? != Some(32) {
+        return Err(Fault::new(what, "it must be 32 bytes, owned by root with mode 0600"));
     }
     let mut bytes = Vec::new();
-    file.take(32).read_to_end(&mut bytes).doing("read the server's secret")?;
+    file.take(32).read_to_end(&mut bytes).doing(what)?;
     let sealed = memfd::sealed("secret", &bytes).doing("seal the server's secret");
     bytes.fill(0);
     sealed
@@ -325,42 +332,28 @@ fn cli(settings: &Settings, mode: Mode) -> Result<Option<PathBuf>, Fault> {
 }
 
 fn common(level: &LevelPolicy) -> Result<Common, Fault> {
-    let filter = |process: Process| {
-        let policy = process.policy().map_err(|why| Fault::new("read a filter's policy", why.to_string()))?;
-        seccomp::compile(&policy).doing("compile a filter")
-    };
-    let visible = level.visible.iter().map(|rule| {
-        let class = match rule.access {
-            VisibleAccess::Read => AccessClass::Read,
-            VisibleAccess::Execute => AccessClass::ReadExecute,
-        };
-        (rule.path.as_path(), class)
-    });
-    let devices = level.device.iter().map(|rule| (rule.path.as_path(), AccessClass::Device));
     let own = [
         ("/", AccessClass::List),
         ("/opt/claude", AccessClass::ReadExecute),
         ("/etc", AccessClass::Read),
         ("/dev", AccessClass::Read),
     ];
-    let own = own.iter().map(|(path, class)| (Path::new(path), *class));
-    // A link's own inode needs no rule: what it leads to has one.
-    let real = |(path, _): &(&Path, AccessClass)| !path.is_symlink();
-    let rules =
-        CageRules::open(visible.chain(devices).chain(own).filter(real)).doing("open the cage's places")?;
-    let environment = invocation::constants(&level.env).collect();
+    let devices = level.devices.iter().map(|(path, _)| (*path, AccessClass::Device));
+    let places = level.visible.iter().copied().chain(devices).chain(own);
+    let rules = CageRules::open(places.map(|(path, class)| (Path::new(path), class)));
     Ok(Common {
-        cage_filter: filter(Process::Cage)?,
-        init_filter: filter(Process::Init)?,
-        rules,
-        environment,
-        path: level.env.iter().find(|it| it.name == "PATH").map(|it| it.value.clone()).unwrap_or_default(),
+        cage_filter: CAGE,
+        init_filter: INIT,
+        rules: rules.doing("open the cage's places")?,
+        environment: invocation::constants(level.env).collect(),
+        path: level.env.iter().find(|(name, _)| *name == "PATH").map_or("", |(_, value)| value).into(),
     })
 }
 
-fn folder(path: &str) -> Result<OwnedFd, Fault> {
+fn folder(path: impl AsRef<Path>) -> Result<OwnedFd, Fault> {
     let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-    nix::fcntl::open(path, flags, FileMode::empty()).doing(format!("open {path}"))
+    let path = path.as_ref();
+    nix::fcntl::open(path, flags, FileMode::empty()).doing(format!("open {}", path.display()))
 }
 
 /// Refuses to start below the operator's minimum, naming every layer that is missing.
@@ -374,16 +367,11 @@ fn refuse_below(settings: &Settings, layers: &Layers) -> Result<(), Fault> {
         return Ok(());
     }
     let rows: Vec<_> = layers.rows.iter().collect();
-    let missing: Vec<String> = tiers::missing(needed, &rows)
-        .iter()
-        .map(|row| {
-            format!("{} is {} ({})", row.name, row.state, nix::errno::Errno::from_raw(row.errno.into()))
-        })
-        .collect();
-    let why = format!(
-        "this host reaches tier {}: {}; `gaoler doctor` says what would fix it",
-        layers.tier,
-        missing.join(", ")
-    );
+    let errno = |row: &LayerRow| nix::errno::Errno::from_raw(row.errno.into());
+    let missing = tiers::missing(needed, &rows);
+    let missing: Vec<_> =
+        missing.iter().map(|row| format!("{} is {} ({})", row.name, row.state, errno(row))).collect();
+    let (tier, missing) = (layers.tier, missing.join(", "));
+    let why = format!("this host reaches tier {tier}: {missing}; `gaoler doctor` says what would fix it");
     Err(Fault::new(format!("reach tier {needed}"), why))
 }

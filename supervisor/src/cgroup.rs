@@ -4,12 +4,15 @@
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
 
 use gaoler_protocol::Limits;
+use nix::dir::Dir;
 use nix::errno::Errno;
-use nix::fcntl::{Flock, FlockArg, OFlag, openat};
-use nix::sys::stat::{Mode, mkdirat};
-use nix::unistd::{UnlinkatFlags, unlinkat};
+use nix::fcntl::{AT_FDCWD, Flock, FlockArg, OFlag, openat};
+use nix::sys::signal::{self, Signal};
+use nix::sys::stat::{Mode, fstat, mkdirat};
+use nix::unistd::{Pid, UnlinkatFlags, unlinkat};
 
 use crate::fault::{Doing, Fault};
 
@@ -18,6 +21,12 @@ const PREFIX: &str = "gaoler-";
 /// The period over which CPU is shared out, microseconds: the kernel's default.
 const CPU_PERIOD_US: u64 = 100_000;
 
+/// How often a group that another instance's sweep has taken is made again: a sweep holds one for as long as
+/// its dead need to go, 1 s at most.
+const SWEPT_MAX: u32 = 200;
+/// Between two looks at a group that somebody else must leave first.
+const RETRY: Duration = Duration::from_millis(10);
+
 /// The controllers whose limits a run needs, in the order in which [`Leaf`] holds their folders.
 const V1: [&str; 3] = ["memory", "pids", "cpu"];
 
@@ -25,7 +34,7 @@ const V1: [&str; 3] = ["memory", "pids", "cpu"];
 #[derive(Debug)]
 pub struct Cgroups {
     version: Version,
-    /// The instance's folder in each hierarchy (one for version 2), each of them locked.
+    /// The instance's folder in each hierarchy (one for version 2), the first of them locked.
     folders: Vec<Flock<File>>,
     parents: Vec<OwnedFd>,
     name: String,
@@ -34,8 +43,8 @@ pub struct Cgroups {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Version {
-    One,
-    Two,
+    One = 1,
+    Two = 2,
 }
 
 /// One run's group. Made with its limits in force; removed by [`Cgroups::remove`].
@@ -76,44 +85,26 @@ impl Cgroups {
         let (version, paths) = hierarchies(&mounts, &own).ok_or_else(|| {
             Fault::new("find a cgroup hierarchy", "none has the memory, pids and cpu controllers")
         })?;
-        let mut cgroups = Cgroups { version, folders: Vec::new(), parents: Vec::new(), name, next: 0 };
-        for path in paths {
-            let parent = folder(nix::fcntl::AT_FDCWD, &path).doing(format!("open {path}"))?;
-            cgroups.parents.push(parent);
-        }
-        // One start at a time: a group that is made and not yet locked looks like a dead instance's.
-        let mut starting = Vec::with_capacity(cgroups.parents.len());
-        for parent in &cgroups.parents {
-            let parent = File::from(parent.try_clone().doing("copy a cgroup's descriptor")?);
-            let locked = Flock::lock(parent, FlockArg::LockExclusive).map_err(|(_, errno)| errno);
-            starting.push(locked.doing("lock the parent of the own cgroup")?);
-        }
-        cgroups.sweep();
-        for index in 0..cgroups.parents.len() {
-            let parent = cgroups.parents[index].try_clone().doing("copy a cgroup's descriptor")?;
+        let parents = paths.iter().map(|path| folder(AT_FDCWD, path).doing(format!("open {path}")));
+        let parents = parents.collect::<Result<Vec<_>, _>>()?;
+        sweep(&parents);
+        let mut folders = Vec::new();
+        for parent in &parents {
             if version == Version::Two {
-                delegate(&parent, &cgroups.name)?;
+                delegate(parent, &name)?;
             }
-            make(parent.as_fd(), &cgroups.name).doing(format!("make the cgroup {}", cgroups.name))?;
-            let own = folder(&parent, &cgroups.name).doing(format!("open the cgroup {}", cgroups.name))?;
+            let own = take(parent, &name).doing(format!("make the cgroup {name}"))?;
             if version == Version::Two {
-                write_at(own.as_fd(), "cgroup.subtree_control", "+memory +pids +cpu")
-                    .doing("enable controllers for leaves")?;
+                hand_down(own.as_fd()).doing("enable controllers for leaves")?;
             }
-            let locked = Flock::lock(File::from(own), FlockArg::LockExclusiveNonblock)
-                .map_err(|(_, errno)| errno)
-                .doing(format!("lock the cgroup {}", cgroups.name))?;
-            cgroups.folders.push(locked);
+            folders.push(own);
         }
-        Ok(cgroups)
+        Ok(Cgroups { version, folders, parents, name, next: 0 })
     }
 
     /// 1 or 2.
     pub fn version(&self) -> u8 {
-        match self.version {
-            Version::One => 1,
-            Version::Two => 2,
-        }
+        self.version as u8
     }
 
     /// A fresh leaf under these limits, each read back.
@@ -124,58 +115,78 @@ impl Cgroups {
         let name = format!("r{}", self.next);
         self.next += 1;
         let mut leaf = Leaf { version: self.version, name, folders: Vec::new(), tasks: Vec::new(), limits };
-        for parent in &self.folders {
-            let made = make(parent.as_fd(), &leaf.name).and_then(|()| folder(parent.as_fd(), &leaf.name));
-            match made {
-                Ok(folder) => leaf.folders.push(folder),
-                Err(errno) => {
-                    self.remove(&leaf);
-                    return Err(errno).doing("make a leaf");
-                }
-            }
-        }
-        let ready = leaf.bound(limits).and_then(|()| leaf.open_tasks());
+        let ready = self.fill(&mut leaf);
         if ready.is_err() {
             self.remove(&leaf);
         }
         ready.map(|()| leaf)
     }
 
+    fn fill(&self, leaf: &mut Leaf) -> Result<(), Fault> {
+        for parent in &self.folders {
+            make(parent.as_fd(), &leaf.name).doing("make a leaf")?;
+            leaf.folders.push(folder(parent.as_fd(), &leaf.name).doing("open a leaf")?);
+        }
+        if self.version == Version::One {
+            for group in &leaf.folders {
+                let tasks = openat(group, "tasks", OFlag::O_WRONLY | OFlag::O_CLOEXEC, Mode::empty());
+                leaf.tasks.push(tasks.doing("open a leaf's tasks")?);
+            }
+        }
+        leaf.bound(leaf.limits)
+    }
+
     /// Removes a leaf. `false` while something still lives in it.
     pub fn remove(&self, leaf: &Leaf) -> bool {
-        let gone = |parent: &Flock<File>| match unlinkat(
-            parent.as_fd(),
-            leaf.name.as_str(),
-            UnlinkatFlags::RemoveDir,
-        ) {
-            Ok(()) | Err(Errno::ENOENT) => true,
-            Err(_) => false,
-        };
+        let remove =
+            |parent: &Flock<File>| unlinkat(parent.as_fd(), leaf.name.as_str(), UnlinkatFlags::RemoveDir);
+        let gone = |parent| matches!(remove(parent), Ok(()) | Err(Errno::ENOENT));
         self.folders.iter().map(gone).fold(true, |all, one| all & one)
     }
 
     /// Removes this instance's groups. Anything still alive in a leaf keeps them; the next start sweeps.
     pub fn close(self) {
-        for (parent, _) in self.parents.iter().zip(&self.folders) {
-            clear(parent.as_fd(), &self.name);
-        }
+        self.parents.iter().for_each(|parent| clear(parent.as_fd(), &self.name));
     }
+}
 
-    /// Ends and removes what instances that no longer hold their lock have left. Each hierarchy is looked at by
-    /// itself: an instance that shares one of them with us may lie elsewhere in the others.
-    fn sweep(&self) {
-        for parent in &self.parents {
-            for name in names(parent.as_fd()) {
-                let dead = folder(parent, &name)
-                    .map(File::from)
-                    .is_ok_and(|group| Flock::lock(group, FlockArg::LockExclusiveNonblock).is_ok());
-                if dead {
-                    crate::log::event("swept_cgroup", &[("group", &name)]);
-                    clear(parent.as_fd(), &name);
-                }
+/// Ends and removes what instances that no longer hold their lock have left. Each hierarchy is judged by its
+/// own locks: instances of different services share some of their parents and not others.
+fn sweep(parents: &[OwnedFd]) {
+    for parent in parents {
+        for name in entries(parent.as_fd(), PREFIX) {
+            // Held until it is removed, so that nobody takes it for theirs meanwhile.
+            if let Ok(_dead) = locked(parent, &name) {
+                crate::log::event("swept_cgroup", &[("group", &name)]);
+                clear(parent.as_fd(), &name);
             }
         }
     }
+}
+
+/// Makes and locks this instance's group. Another instance's sweep may come between the two: then the
+/// group is gone, or held for a moment, and is made again.
+fn take(parent: &OwnedFd, name: &str) -> nix::Result<Flock<File>> {
+    let inode = |folder: BorrowedFd<'_>| fstat(folder).map(|found| found.st_ino);
+    let mut last = Errno::EAGAIN;
+    for _ in 0..SWEPT_MAX {
+        match make(parent.as_fd(), name) {
+            Ok(()) | Err(Errno::EEXIST) => {}
+            Err(errno) => return Err(errno),
+        }
+        match (locked(parent, name), folder(parent, name)) {
+            (Ok(held), Ok(there)) if inode(held.as_fd()) == inode(there.as_fd()) => return Ok(held),
+            (Err(errno), _) | (_, Err(errno)) => last = errno,
+            _ => {}
+        }
+        std::thread::sleep(RETRY);
+    }
+    Err(last)
+}
+
+fn locked(parent: &OwnedFd, name: &str) -> nix::Result<Flock<File>> {
+    let group = File::from(folder(parent, name)?);
+    Flock::lock(group, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| errno)
 }
 
 impl Leaf {
@@ -200,18 +211,9 @@ impl Leaf {
     /// Whether /proc/PID/cgroup shows a process in this leaf in each hierarchy that bounds it.
     pub fn holds(&self, proc_cgroup: &str, instance: &Cgroups) -> bool {
         let suffix = format!("/{}/{}", instance.name, self.name);
-        let inside = |controller: &str| {
-            proc_cgroup.lines().any(|line| {
-                let mut parts = line.splitn(3, ':').skip(1);
-                let names = parts.next().unwrap_or_default();
-                let path = parts.next().unwrap_or_default();
-                names.split(',').any(|name| name == controller) && path.ends_with(&suffix)
-            })
-        };
-        match self.version {
-            Version::Two => inside(""),
-            Version::One => V1.iter().all(|controller| inside(controller)),
-        }
+        let controllers = if self.version == Version::Two { &[""][..] } else { &V1 };
+        let inside = |name: &&str| path_of(name, proc_cgroup).is_some_and(|path| path.ends_with(&suffix));
+        controllers.iter().all(inside)
     }
 
     /// Changes the limits, and reads them back.
@@ -238,7 +240,7 @@ impl Leaf {
                 // A pooled leaf is already bounded by the level's limits, and the second limit may not be
                 // below the first: lift it, lower the first, lower the second.
                 let bytes = memory.to_string();
-                optional(memory_group.as_fd(), "memory.memsw.limit_in_bytes", "-1").ok();
+                let _ = write_at(memory_group.as_fd(), "memory.memsw.limit_in_bytes", "-1");
                 hold(memory_group.as_fd(), "memory.limit_in_bytes", &bytes)?;
                 optional(memory_group.as_fd(), "memory.memsw.limit_in_bytes", &bytes)?;
                 hold(pids_group.as_fd(), "pids.max", &tasks)?;
@@ -247,16 +249,6 @@ impl Leaf {
             }
         }
         self.limits = limits;
-        Ok(())
-    }
-
-    fn open_tasks(&mut self) -> Result<(), Fault> {
-        if self.version == Version::One {
-            for group in &self.folders {
-                let tasks = openat(group, "tasks", OFlag::O_WRONLY | OFlag::O_CLOEXEC, Mode::empty());
-                self.tasks.push(tasks.doing("open a leaf's tasks")?);
-            }
-        }
         Ok(())
     }
 
@@ -276,43 +268,37 @@ impl Leaf {
 
     /// What it saw so far.
     pub fn peaks(&self) -> Peaks {
-        let number = |group: usize, file: &str| -> u64 {
-            let text =
-                self.folders.get(group).and_then(|fd| read_at(fd.as_fd(), file).ok()).unwrap_or_default();
-            text.trim().parse().unwrap_or(0)
+        let (peak, events, pids) = match self.version {
+            Version::Two => ("memory.peak", "memory.events", 0),
+            Version::One => ("memory.max_usage_in_bytes", "memory.oom_control", 1),
         };
+        let text = |group: usize, file: &str| read_at(self.folders[group].as_fd(), file).unwrap_or_default();
+        let number = |group: usize, file: &str| text(group, file).trim().parse::<u64>().unwrap_or(0);
         let field = |group: usize, file: &str, key: &str| -> u32 {
-            let text =
-                self.folders.get(group).and_then(|fd| read_at(fd.as_fd(), file).ok()).unwrap_or_default();
+            let text = text(group, file);
             let found = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(' ')?.parse().ok());
             found.unwrap_or(0)
         };
-        match self.version {
-            Version::Two => Peaks {
-                memory: number(0, "memory.peak"),
-                tasks: number(0, "pids.peak") as u32,
-                oom_kills: field(0, "memory.events", "oom_kill"),
-                tasks_denied: field(0, "pids.events", "max"),
-            },
-            Version::One => Peaks {
-                memory: number(0, "memory.max_usage_in_bytes"),
-                tasks: number(1, "pids.peak") as u32,
-                oom_kills: field(0, "memory.oom_control", "oom_kill"),
-                tasks_denied: field(1, "pids.events", "max"),
-            },
+        Peaks {
+            memory: number(0, peak),
+            tasks: number(pids, "pids.peak") as u32,
+            oom_kills: field(0, events, "oom_kill"),
+            tasks_denied: field(pids, "pids.events", "max"),
         }
     }
 }
 
+/// The path of the group in which /proc/PID/cgroup shows a process, for this controller ("" for version 2).
+fn path_of<'a>(controller: &str, proc_cgroup: &'a str) -> Option<&'a str> {
+    proc_cgroup.lines().find_map(|line| {
+        let (_, rest) = line.split_once(':')?;
+        let (names, path) = rest.split_once(':')?;
+        names.split(',').any(|name| name == controller).then_some(path)
+    })
+}
+
 /// The folders of this process's own groups: version 2's if it has the controllers, else version 1's.
 fn hierarchies(mounts: &str, own: &str) -> Option<(Version, Vec<String>)> {
-    let path_of = |controller: &str| -> Option<&str> {
-        own.lines().find_map(|line| {
-            let mut parts = line.splitn(3, ':').skip(1);
-            let names = parts.next()?;
-            names.split(',').any(|name| name == controller).then(|| parts.next()).flatten()
-        })
-    };
     let join =
         |mount: &str, path: &str| format!("{}/{}", mount.trim_end_matches('/'), path.trim_start_matches('/'));
     let mounted = |kind: &str, option: &str| -> Option<String> {
@@ -327,66 +313,59 @@ fn hierarchies(mounts: &str, own: &str) -> Option<(Version, Vec<String>)> {
             (fits && root == "/").then(|| point.to_owned())
         })
     };
-    if let (Some(mount), Some(path)) = (mounted("cgroup2", ""), path_of("")) {
+    if let (Some(mount), Some(path)) = (mounted("cgroup2", ""), path_of("", own)) {
         let folder = join(&mount, path);
         let controllers = std::fs::read_to_string(format!("{folder}/cgroup.controllers")).unwrap_or_default();
-        let has = |name: &&str| controllers.split_whitespace().any(|found| found == *name);
-        if V1.iter().all(has) {
+        if V1.iter().all(|name| controllers.split_whitespace().any(|found| found == *name)) {
             return Some((Version::Two, vec![folder]));
         }
     }
-    let folders: Option<Vec<String>> = V1
-        .iter()
-        .map(|controller| Some(join(&mounted("cgroup", controller)?, path_of(controller)?)))
-        .collect();
-    Some((Version::One, folders?))
+    let one = |controller: &&str| Some(join(&mounted("cgroup", controller)?, path_of(controller, own)?));
+    Some((Version::One, V1.iter().map(one).collect::<Option<_>>()?))
 }
 
 /// Version 2: no group with processes may have children with limits, so the supervisor moves into a leaf of
 /// its own before the controllers are handed down.
 fn delegate(parent: &OwnedFd, name: &str) -> Result<(), Fault> {
-    if write_at(parent.as_fd(), "cgroup.subtree_control", "+memory +pids +cpu").is_ok() {
+    if hand_down(parent.as_fd()).is_ok() {
         return Ok(());
     }
     let own = format!("{name}.supervisor");
     make(parent.as_fd(), &own).doing("make the supervisor's own cgroup")?;
     let folder = folder(parent, &own).doing("open the supervisor's own cgroup")?;
-    write_at(folder.as_fd(), "cgroup.procs", &std::process::id().to_string())
-        .doing("move into an own cgroup")?;
-    write_at(parent.as_fd(), "cgroup.subtree_control", "+memory +pids +cpu").doing("hand down controllers")
+    let pid = std::process::id().to_string();
+    write_at(folder.as_fd(), "cgroup.procs", &pid).doing("move into an own cgroup")?;
+    hand_down(parent.as_fd()).doing("hand down controllers")
 }
 
-/// Groups of ours directly in this folder.
-fn names(parent: BorrowedFd<'_>) -> Vec<String> {
-    let Ok(mut list) = nix::dir::Dir::openat(parent, ".", OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())
-    else {
-        return Vec::new();
-    };
-    let entries = list.iter().filter_map(|entry| entry.ok()?.file_name().to_str().ok().map(str::to_owned));
-    entries.filter(|name| name.starts_with(PREFIX)).collect()
+fn hand_down(group: BorrowedFd<'_>) -> std::io::Result<()> {
+    write_at(group, "cgroup.subtree_control", "+memory +pids +cpu")
+}
+
+/// What lies directly in this folder and begins so.
+fn entries(folder: BorrowedFd<'_>, prefix: &str) -> Vec<String> {
+    let list = Dir::openat(folder, ".", OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty());
+    let names = list
+        .into_iter()
+        .flatten()
+        .filter_map(|entry| entry.ok()?.file_name().to_str().map(String::from).ok());
+    names.filter(|name| name.starts_with(prefix)).collect()
 }
 
 /// Kills and removes a group of a dead instance and its leaves. What cannot be removed now is found again.
 fn clear(parent: BorrowedFd<'_>, name: &str) {
     let Ok(group) = folder(parent, name) else { return };
-    let leaves: Vec<String> =
-        nix::dir::Dir::openat(&group, ".", OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())
-            .map(|mut list| {
-                let entries =
-                    list.iter().filter_map(|entry| entry.ok()?.file_name().to_str().ok().map(str::to_owned));
-                entries.filter(|leaf| leaf.starts_with('r')).collect()
-            })
-            .unwrap_or_default();
+    let leaves = entries(group.as_fd(), "r");
     for leaf in leaves {
         if let Ok(folder) = folder(&group, &leaf) {
             kill(folder.as_fd());
-            // The dead leave their group when the kernel has taken them apart; 100 x 10 ms is far more than
+            // The dead leave their group when the kernel has taken them apart; 100 retries is far more than
             // the slowest teardown measured (50 ms for 1,000 processes).
             for _ in 0..100 {
                 if unlinkat(&group, leaf.as_str(), UnlinkatFlags::RemoveDir) != Err(Errno::EBUSY) {
                     break;
                 }
-                std::thread::sleep(std::time::Duration::from_millis(10));
+                std::thread::sleep(RETRY);
             }
         }
     }
@@ -397,9 +376,9 @@ fn kill(group: BorrowedFd<'_>) {
     if write_at(group, "cgroup.kill", "1").is_ok() {
         return;
     }
-    for pid in read_at(group, "cgroup.procs").unwrap_or_default().lines().filter_map(|line| line.parse().ok())
-    {
-        let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
+    let pids = read_at(group, "cgroup.procs").unwrap_or_default();
+    for pid in pids.lines().filter_map(|line| line.parse().ok()) {
+        let _ = signal::kill(Pid::from_raw(pid), Signal::SIGKILL);
     }
 }
 
@@ -407,20 +386,16 @@ fn kill(group: BorrowedFd<'_>) {
 fn hold(group: BorrowedFd<'_>, file: &str, value: &str) -> Result<(), Fault> {
     write_at(group, file, value).doing(format!("set {file} to {value}"))?;
     let found = read_at(group, file).doing(format!("read {file} back"))?;
-    match found.trim() == value {
-        true => Ok(()),
-        false => {
-            Err(Fault::new(format!("set {file} to {value}"), format!("it reads {} afterwards", found.trim())))
-        }
+    match found.trim() {
+        same if same == value => Ok(()),
+        other => Err(Fault::new(format!("set {file} to {value}"), format!("it reads {other} afterwards"))),
     }
 }
 
 /// The same for a file that a kernel without swap accounting does not have.
 fn optional(group: BorrowedFd<'_>, file: &str, value: &str) -> Result<(), Fault> {
-    match write_at(group, file, value) {
-        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
-        Err(error) if error.raw_os_error() == Some(libc::EACCES) => Ok(()),
-        _ if value == "-1" => Ok(()),
+    match write_at(group, file, value).map_err(|error| error.raw_os_error()) {
+        Err(Some(libc::ENOENT | libc::EACCES)) => Ok(()),
         _ => hold(group, file, value),
     }
 }
@@ -430,12 +405,8 @@ fn make(parent: BorrowedFd<'_>, name: &str) -> nix::Result<()> {
 }
 
 fn folder(parent: impl AsFd, name: &str) -> nix::Result<OwnedFd> {
-    openat(
-        parent,
-        name,
-        OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW,
-        Mode::empty(),
-    )
+    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW;
+    openat(parent, name, flags, Mode::empty())
 }
 
 /// The text of a small file of the kernel's, at most 64 KiB of it.

@@ -3,15 +3,15 @@
 
 use std::ffi::CString;
 
-use gaoler_policy::level::{Constant, LevelPolicy};
+use gaoler_policy::level::LevelPolicy;
 use gaoler_protocol::{Effort, Placeholder, Spawn};
 
 use crate::cage::Invocation;
 
 /// The invocation of this run.
 pub fn of(spawn: &Spawn, placeholder: &Placeholder, level: &LevelPolicy) -> Invocation {
-    let mut words: Vec<String> = level.cli.argv.clone();
-    words.extend(["--managed-settings".into(), level.cli.managed_settings.clone()]);
+    let mut words: Vec<String> = level.argv.iter().copied().map(String::from).collect();
+    words.extend(["--managed-settings".into(), level.managed_settings.into()]);
     let mut option = |name: &str, value: &str| words.extend([name.to_owned(), value.to_owned()]);
     if !spawn.model.as_str().is_empty() {
         option("--model", spawn.model.as_str());
@@ -26,14 +26,14 @@ pub fn of(spawn: &Spawn, placeholder: &Placeholder, level: &LevelPolicy) -> Invo
     Invocation {
         session: uuid(&spawn.session),
         words: words.into_iter().flat_map(CString::new).collect(),
-        environment: constants(&level.cli_env).chain(CString::new(token)).collect(),
+        environment: constants(level.cli_env).chain(CString::new(token)).collect(),
         proof: spawn.proof,
     }
 }
 
 /// Constants of a level as `NAME=value`.
-pub fn constants(of: &[Constant]) -> impl Iterator<Item = CString> {
-    of.iter().flat_map(|constant| CString::new(format!("{}={}", constant.name, constant.value)))
+pub fn constants(of: &[(&str, &str)]) -> impl Iterator<Item = CString> {
+    of.iter().flat_map(|(name, value)| CString::new(format!("{name}={value}")))
 }
 
 /// A UUID's text.

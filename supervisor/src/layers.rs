@@ -2,16 +2,15 @@
 //! It must never believe a return code where the effect can be seen, and never leave anything behind.
 
 use std::fs::File;
-use std::io::{Error, Read, Result, Write};
+use std::io::{Error, Result, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use gaoler_policy::confine::no_capabilities;
-use gaoler_policy::process::Process;
-use gaoler_policy::seccomp::{Threads, compile};
-use gaoler_policy::{confine, landlock};
+use gaoler_policy::landlock::{self, ABI_IOCTL, ABI_MINIMUM, ABI_SCOPES, ABI_TCP};
+use gaoler_policy::seccomp::{INIT, Threads};
 use gaoler_protocol::{LayerName, LayerRow, LayerState, Layers, Limits, Rows};
 use gaoler_sys::clone::{Side, clone3, wait};
 use gaoler_sys::mount::{Attributes, attach, clone_tree, restrict};
@@ -20,11 +19,14 @@ use gaoler_sys::{memfd, process};
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, OpenHow, ResolveFlag, openat, openat2};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::poll::{PollFd, PollFlags, poll};
 use nix::sched::{CloneFlags, unshare};
+use nix::sys::signal::{Signal, kill};
 use nix::sys::stat::{Mode, fchmod, mkdirat};
-use nix::unistd::{Gid, Uid, UnlinkatFlags, fchownat, unlinkat};
+use nix::unistd::{Gid, Pid, Uid, UnlinkatFlags, fchownat, unlinkat};
 
 use crate::cgroup::Cgroups;
+use crate::fault::{Doing, Fault};
 use crate::{namespaces, tiers};
 
 /// How long one attempt may take. The slowest that was measured needs 20 ms.
@@ -46,25 +48,81 @@ enum Seen {
     Refused(u16),
 }
 
+/// What the attempts need.
+struct Bench {
+    ground: Result<Ground>,
+    /// A listener of this host's, which some children must not reach.
+    door: Result<(TcpListener, SocketAddr)>,
+    landlock: Result<u8>,
+    /// The supervisor's own ipc, uts and cgroup namespace.
+    outside: [Option<PathBuf>; 3],
+}
+
+/// What is tried in a child that may be ruined by it: whether the effect was there.
+type Attempt = fn(&Bench) -> Result<bool>;
+
+/// Every layer but the control groups', the namespaces that its child starts in, and the attempt.
+const ATTEMPTS: &[(LayerName, i32, Attempt)] = &[
+    (LayerName::Uid, 0, uid_holds),
+    (LayerName::UserNamespace, 0, user_namespace_holds),
+    (LayerName::PidNamespace, libc::CLONE_NEWPID, |_| Ok(std::process::id() == 1)),
+    (LayerName::MountNamespace, libc::CLONE_NEWNS, |_| own_tmpfs().map(|()| true)),
+    (LayerName::NetworkNamespace, libc::CLONE_NEWNET, network_namespace_holds),
+    (LayerName::IpcNamespace, libc::CLONE_NEWIPC, |bench| Ok(namespace("ipc") != bench.outside[0])),
+    (LayerName::UtsNamespace, libc::CLONE_NEWUTS, |bench| Ok(namespace("uts") != bench.outside[1])),
+    (LayerName::CgroupNamespace, libc::CLONE_NEWCGROUP, |bench| Ok(namespace("cgroup") != bench.outside[2])),
+    (LayerName::Clone3, 0, clone3_holds),
+    (LayerName::PivotRoot, libc::CLONE_NEWNS, pivot_holds),
+    (LayerName::MountApi, 0, mount_api_holds),
+    (LayerName::IdMappedMounts, 0, idmap_holds),
+    (LayerName::Proc, libc::CLONE_NEWPID | libc::CLONE_NEWNS, proc_holds),
+    (LayerName::LandlockFiles, 0, landlock_files_hold),
+    (LayerName::LandlockTcp, 0, landlock_tcp_holds),
+    (LayerName::LandlockIoctl, 0, |bench| restrict_by(bench, ABI_IOCTL).map(|()| true)),
+    (LayerName::LandlockScopes, 0, landlock_scopes_hold),
+    (LayerName::Seccomp, 0, seccomp_holds),
+    (LayerName::NoNewPrivs, 0, |_| {
+        nix::sys::prctl::set_no_new_privs()?;
+        Ok(nix::sys::prctl::get_no_new_privs()?)
+    }),
+    (LayerName::Capabilities, 0, capabilities_hold),
+    (LayerName::Rlimits, 0, rlimits_hold),
+    (LayerName::TmpfsSize, libc::CLONE_NEWNS, |_| {
+        own_tmpfs()?;
+        Ok(is(std::fs::write("/tmp/full", [0; 131_072]), Errno::ENOSPC))
+    }),
+    (LayerName::ParentDeath, 0, parent_death_holds),
+    (LayerName::Openat2, 0, openat2_holds),
+    (LayerName::MemfdSeals, 0, |_| {
+        let mut file = File::from(memfd::sealed("probe", b"text")?);
+        Ok(is(file.write_all(b"else"), Errno::EPERM))
+    }),
+    (LayerName::Keyring, 0, |_| process::new_session_keyring().map(|()| true)),
+];
+
 /// Tries every layer. `state` is a folder in which two files may be made for a moment, `uid` and the one
 /// after it are run uids that nobody uses. The process must have one thread.
 #[must_use]
 pub fn probe(state: BorrowedFd<'_>, uid: u32) -> Layers {
-    let mut rows: Vec<LayerRow> = Vec::new();
-    let mut put = |name, seen| rows.push(row(name, seen));
-    let ground = Ground::make(state, uid);
-    let landlock_abi = landlock::abi();
-    for &name in LayerName::ALL {
-        match name {
-            LayerName::CgroupMemory | LayerName::CgroupTasks | LayerName::CgroupCpu => {}
-            other => put(other, one(other, &ground, &landlock_abi)),
-        }
-    }
-    let (cgroup, groups) = cgroups();
-    groups.into_iter().for_each(|(name, seen)| put(name, seen));
+    let bench = Bench {
+        ground: Ground::make(state, uid),
+        door: door(),
+        landlock: landlock::abi(),
+        outside: ["ipc", "uts", "cgroup"].map(namespace),
+    };
+    let (cgroup, bounds, tasks) = match cgroups() {
+        Ok((version, tasks)) => (version, Seen::Held, tasks),
+        // A refusal without an errno is ours: no hierarchy has the controllers.
+        Err(fault) if fault.errno() == 0 => (0, refused(Errno::ENOENT), refused(Errno::ENOENT)),
+        Err(fault) => (0, Seen::Refused(fault.errno()), Seen::Refused(fault.errno())),
+    };
+    let groups =
+        [(LayerName::CgroupMemory, bounds), (LayerName::CgroupTasks, tasks), (LayerName::CgroupCpu, bounds)];
+    let tried = ATTEMPTS.iter().map(|&(name, flags, attempt)| (name, seen(name, flags, &bench, attempt)));
+    let mut rows: Vec<LayerRow> = tried.chain(groups).map(|(name, seen)| row(name, seen)).collect();
     rows.sort_by_key(|row| row.name);
     let tier = tiers::tier(&rows);
-    Layers { tier, landlock_abi: landlock_abi.unwrap_or(0), cgroup, rows: Rows::new(rows) }
+    Layers { tier, landlock_abi: bench.landlock.unwrap_or(0), cgroup, rows: Rows::new(rows) }
 }
 
 fn row(name: LayerName, seen: Seen) -> LayerRow {
@@ -76,96 +134,24 @@ fn row(name: LayerName, seen: Seen) -> LayerRow {
     LayerRow { name, state, errno }
 }
 
-fn one(name: LayerName, ground: &Result<Ground>, abi: &Result<u8>) -> Seen {
-    match name {
-        LayerName::Uid => on(ground, |ground| attempt(0, || uid_holds(ground))),
-        LayerName::UserNamespace => user_namespace(),
-        LayerName::PidNamespace => namespace(libc::CLONE_NEWPID, || Ok(std::process::id() == 1)),
-        LayerName::MountNamespace => namespace(libc::CLONE_NEWNS, || own_tmpfs("size=64k").map(|()| true)),
-        LayerName::NetworkNamespace => network_namespace(),
-        LayerName::IpcNamespace => other_namespace(libc::CLONE_NEWIPC, "ipc"),
-        LayerName::UtsNamespace => other_namespace(libc::CLONE_NEWUTS, "uts"),
-        LayerName::CgroupNamespace => other_namespace(libc::CLONE_NEWCGROUP, "cgroup"),
-        LayerName::Clone3 => watch(child(|| clone3(0, None), || Ok(true))),
-        LayerName::PivotRoot => namespace(libc::CLONE_NEWNS, pivot_holds),
-        LayerName::MountApi => on(ground, |ground| attempt(0, || mount_api_holds(ground))),
-        LayerName::IdMappedMounts => on(ground, |ground| attempt(0, || idmap_holds(ground))),
-        LayerName::Proc => namespace(libc::CLONE_NEWPID | libc::CLONE_NEWNS, proc_holds),
-        LayerName::LandlockFiles => from(abi, landlock::ABI_MINIMUM, || {
-            landlock::no_files()?;
-            Ok(confine::failed_open())
-        }),
-        LayerName::LandlockTcp => match door() {
-            Ok((_door, address)) => from(abi, landlock::ABI_TCP, || {
-                landlock::no_files()?;
-                Ok(is(TcpStream::connect(address), Errno::EACCES))
-            }),
-            Err(error) => Seen::Refused(number(&error)),
-        },
-        LayerName::LandlockIoctl => from(abi, landlock::ABI_IOCTL, || landlock::no_files().map(|_| true)),
-        LayerName::LandlockScopes => from(abi, landlock::ABI_SCOPES, || {
-            let signal = || nix::sys::signal::kill(nix::unistd::getppid(), None);
-            signal()?;
-            landlock::no_files()?;
-            Ok(signal() == Err(Errno::EPERM))
-        }),
-        LayerName::Seccomp => attempt(0, || {
-            nix::sys::prctl::set_no_new_privs()?;
-            let policy = Process::Upstream.policy().map_err(Error::other)?;
-            File::open("/")?;
-            compile(&policy)?.install(Threads::All)?;
-            Ok(is(File::open("/"), Errno::EACCES))
-        }),
-        LayerName::NoNewPrivs => attempt(0, || {
-            nix::sys::prctl::set_no_new_privs()?;
-            Ok(nix::sys::prctl::get_no_new_privs()?)
-        }),
-        LayerName::Capabilities => attempt(0, || no_capabilities().map(|()| true)),
-        LayerName::Rlimits => attempt(0, || {
-            process::limit(libc::RLIMIT_NOFILE, 16)?;
-            let files: Vec<Result<File>> = (0..20).map(|_| File::open("/")).collect();
-            Ok(files.into_iter().any(|file| is(file, Errno::EMFILE)))
-        }),
-        LayerName::TmpfsSize => namespace(libc::CLONE_NEWNS, || {
-            own_tmpfs("size=64k")?;
-            Ok(is(std::fs::write("/tmp/full", [0; 131_072]), Errno::ENOSPC))
-        }),
-        LayerName::ParentDeath => parent_death(),
-        LayerName::Openat2 => on(ground, |ground| attempt(0, || openat2_holds(ground))),
-        LayerName::MemfdSeals => attempt(0, || {
-            let mut file = File::from(memfd::sealed("probe", b"text")?);
-            Ok(is(file.write_all(b"else"), Errno::EPERM))
-        }),
-        LayerName::Keyring => attempt(0, || process::new_session_keyring().map(|()| true)),
-        LayerName::CgroupMemory | LayerName::CgroupTasks | LayerName::CgroupCpu => Seen::Refused(0),
-    }
-}
-
-/// Runs `body` in a child with these namespaces and says what it saw.
-fn attempt(flags: i32, body: impl FnOnce() -> Result<bool>) -> Seen {
-    watch(forked(|| fork(flags), body))
-}
-
-/// The same for namespaces that an ordinary user gets only inside a user namespace.
-fn namespace(flags: i32, body: impl Fn() -> Result<bool>) -> Seen {
-    match attempt(flags, &body) {
-        Seen::Refused(errno) if attempt(flags | libc::CLONE_NEWUSER, &body) == Seen::Held => {
+/// The attempt as it is meant, and where that is refused, in the weaker way that an ordinary user has: a
+/// namespace inside a user namespace, and a user namespace without the right to map another uid into it.
+fn seen(name: LayerName, flags: i32, bench: &Bench, attempt: Attempt) -> Seen {
+    let tried = |flags: i32, attempt: Attempt| watch(forked(|| fork(flags), || attempt(bench)));
+    let weaker = match name {
+        LayerName::UserNamespace => Some((libc::CLONE_NEWUSER, (|_| Ok(true)) as Attempt)),
+        _ if flags != 0 => Some((flags | libc::CLONE_NEWUSER, attempt)),
+        _ => None,
+    };
+    match (tried(flags, attempt), weaker) {
+        (Seen::Refused(errno), Some((flags, attempt))) if tried(flags, attempt) == Seen::Held => {
             Seen::Part(errno)
         }
-        seen => seen,
+        (seen, _) => seen,
     }
 }
 
-fn child(start: impl FnOnce() -> Result<Side>, body: impl FnOnce() -> Result<bool>) -> Result<i32> {
-    let side = || {
-        Ok(match start()? {
-            Side::Child => None,
-            Side::Parent(child) => Some(child.pid),
-        })
-    };
-    forked(side, body)
-}
-
+/// Runs `body` in the child that `start` makes; its exit code says what it saw.
 fn forked(start: impl FnOnce() -> Result<Option<i32>>, body: impl FnOnce() -> Result<bool>) -> Result<i32> {
     match start()? {
         Some(pid) => Ok(pid),
@@ -193,20 +179,21 @@ fn watch(child: Result<i32>) -> Seen {
                     Some(0) => Seen::Held,
                     Some(WITHOUT_EFFECT) => Seen::Refused(0),
                     Some(errno) => Seen::Refused(errno.into()),
-                    None => Seen::Refused(libc::EINTR as u16),
+                    None => refused(Errno::EINTR),
                 };
             }
             Ok(None) if Instant::now() < late => std::thread::sleep(Duration::from_micros(200)),
             _ => {
-                let _ = nix::sys::signal::kill(
-                    nix::unistd::Pid::from_raw(pid),
-                    nix::sys::signal::Signal::SIGKILL,
-                );
+                let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
                 let _ = wait(pid, 0);
-                return Seen::Refused(libc::ETIMEDOUT as u16);
+                return refused(Errno::ETIMEDOUT);
             }
         }
     }
+}
+
+fn refused(errno: Errno) -> Seen {
+    Seen::Refused(errno as u16)
 }
 
 fn number(error: &Error) -> u16 {
@@ -217,18 +204,16 @@ fn is<T>(result: Result<T>, errno: Errno) -> bool {
     result.is_err_and(|error| error.raw_os_error() == Some(errno as i32))
 }
 
-fn from(abi: &Result<u8>, least: u8, body: impl FnOnce() -> Result<bool>) -> Seen {
-    match abi {
-        Ok(abi) if *abi >= least => attempt(0, body),
-        Ok(_) => Seen::Refused(libc::EOPNOTSUPP as u16),
-        Err(error) => Seen::Refused(number(error)),
-    }
+/// What was made before the attempts, or why it could not be.
+fn made<T>(result: &Result<T>) -> Result<&T> {
+    result.as_ref().map_err(|error| Error::from_raw_os_error(number(error).into()))
 }
 
-fn on(ground: &Result<Ground>, body: impl FnOnce(&Ground) -> Seen) -> Seen {
-    match ground {
-        Ok(ground) => body(ground),
-        Err(error) => Seen::Refused(number(error)),
+/// Restricts this child by Landlock, where the kernel's is at least this one.
+fn restrict_by(bench: &Bench, least: u8) -> Result<()> {
+    match *made(&bench.landlock)? >= least {
+        true => landlock::no_files().map(drop),
+        false => Err(Errno::EOPNOTSUPP.into()),
     }
 }
 
@@ -265,6 +250,16 @@ impl Ground {
     fn read(&self, file: &str) -> nix::Result<OwnedFd> {
         openat(&self.folder, file, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())
     }
+
+    /// Shows this folder on /tmp of a mount namespace of this child's own.
+    fn show(&self, attributes: Attributes<'_>) -> Result<()> {
+        // The copy is made before the namespace is left: a folder of another namespace gives EINVAL.
+        let tree = clone_tree(self.folder.as_fd(), false)?;
+        restrict(tree.as_fd(), attributes, false)?;
+        unshare(CloneFlags::CLONE_NEWNS)?;
+        own_tmpfs()?;
+        attach(tree.as_fd(), c"/tmp")
+    }
 }
 
 impl Drop for Ground {
@@ -276,7 +271,8 @@ impl Drop for Ground {
     }
 }
 
-fn uid_holds(ground: &Ground) -> Result<bool> {
+fn uid_holds(bench: &Bench) -> Result<bool> {
+    let ground = made(&bench.ground)?;
     ground.give()?;
     let (uid, gid) = (Uid::from_raw(ground.uid), Gid::from_raw(ground.uid));
     nix::unistd::setgroups(&[])?;
@@ -286,59 +282,49 @@ fn uid_holds(ground: &Ground) -> Result<bool> {
     Ok(ground.read("other").err() == Some(Errno::EACCES))
 }
 
-fn user_namespace() -> Seen {
-    let proc = File::open("/proc");
-    let mapped = proc.map_err(|error| number(&error)).and_then(|proc| {
-        let outside = nix::unistd::geteuid().as_raw() + 1;
-        namespaces::user(proc.as_fd(), 1000, outside).map_err(|fault| fault.errno())
-    });
-    match mapped {
-        Ok(_) => Seen::Held,
-        // A namespace without the right to map another uid into it still separates capabilities.
-        Err(errno) => match attempt(libc::CLONE_NEWUSER, || Ok(true)) {
-            Seen::Held => Seen::Part(errno),
-            refused => refused,
-        },
-    }
+fn user_namespace_holds(_: &Bench) -> Result<bool> {
+    let outside = nix::unistd::geteuid().as_raw() + 1;
+    let mapped = namespaces::user(File::open("/proc")?.as_fd(), 1000, outside);
+    mapped.map(|_| true).map_err(|fault| fault.error)
 }
 
-/// A listener of this host's, for children that must not reach it.
 fn door() -> Result<(TcpListener, SocketAddr)> {
     let door = TcpListener::bind("127.0.0.1:0")?;
     let address = door.local_addr()?;
     Ok((door, address))
 }
 
-fn network_namespace() -> Seen {
-    let (_door, outside) = match door() {
-        Ok(door) => door,
-        Err(error) => return Seen::Refused(number(&error)),
-    };
-    namespace(libc::CLONE_NEWNET, || {
-        // gVisor refuses the ioctl and has loopback up already: what counts is whether it carries.
-        let _ = process::loopback_up();
-        let (_own, inside) = door()?;
-        TcpStream::connect(inside)?;
-        // The port is free in here unless the network is the same one.
-        Ok(inside == outside || is(TcpStream::connect(outside), Errno::ECONNREFUSED))
-    })
+fn network_namespace_holds(bench: &Bench) -> Result<bool> {
+    let (_, outside) = made(&bench.door)?;
+    // gVisor refuses the ioctl and has loopback up already: what counts is whether it carries.
+    let _ = process::loopback_up();
+    let (_own, inside) = door()?;
+    TcpStream::connect(inside)?;
+    // The port is free in here unless the network is the same one.
+    Ok(inside == *outside || is(TcpStream::connect(outside), Errno::ECONNREFUSED))
 }
 
-fn other_namespace(flag: i32, name: &str) -> Seen {
-    let path = format!("/proc/self/ns/{name}");
-    let outside = std::fs::read_link(&path).ok();
-    namespace(flag, || Ok(std::fs::read_link(&path).ok() != outside))
+/// The identity of a namespace that this process is in.
+fn namespace(name: &str) -> Option<PathBuf> {
+    std::fs::read_link(format!("/proc/self/ns/{name}")).ok()
 }
 
-/// A tmpfs of this size on /tmp of a mount namespace of our own.
-fn own_tmpfs(size: &str) -> Result<()> {
+/// A small tmpfs on /tmp of a mount namespace of our own.
+fn own_tmpfs() -> Result<()> {
     let none: Option<&str> = None;
     mount(none, "/", none, MsFlags::MS_PRIVATE | MsFlags::MS_REC, none)?;
-    Ok(mount(Some("gaoler"), "/tmp", Some("tmpfs"), MsFlags::MS_NOSUID, Some(size))?)
+    Ok(mount(Some("gaoler"), "/tmp", Some("tmpfs"), MsFlags::MS_NOSUID, Some("size=64k"))?)
 }
 
-fn pivot_holds() -> Result<bool> {
-    own_tmpfs("size=64k")?;
+fn clone3_holds(_: &Bench) -> Result<bool> {
+    match clone3(0, None)? {
+        Side::Child => process::exit(0),
+        Side::Parent(child) => Ok(child.reap_blocking()?.is_some_and(|ended| ended.code == Some(0))),
+    }
+}
+
+fn pivot_holds(_: &Bench) -> Result<bool> {
+    own_tmpfs()?;
     nix::unistd::chdir("/tmp")?;
     nix::unistd::pivot_root(".", ".")?;
     umount2(".", MntFlags::MNT_DETACH)?;
@@ -346,89 +332,108 @@ fn pivot_holds() -> Result<bool> {
     Ok(is(File::open("/proc/self/status"), Errno::ENOENT))
 }
 
-fn shown(ground: &Ground, attributes: Attributes<'_>) -> Result<()> {
-    // The copy is made before the namespace is left: a folder of another namespace gives EINVAL.
-    let tree = clone_tree(ground.folder.as_fd(), false)?;
-    restrict(tree.as_fd(), attributes, false)?;
-    unshare(CloneFlags::CLONE_NEWNS)?;
-    own_tmpfs("size=64k")?;
-    attach(tree.as_fd(), c"/tmp")
-}
-
-fn mount_api_holds(ground: &Ground) -> Result<bool> {
-    shown(ground, Attributes { read_only: true, ..Attributes::default() })?;
+fn mount_api_holds(bench: &Bench) -> Result<bool> {
+    made(&bench.ground)?.show(Attributes { read_only: true, ..Attributes::default() })?;
     Ok(is(File::create("/tmp/own"), Errno::EROFS))
 }
 
-fn idmap_holds(ground: &Ground) -> Result<bool> {
+fn idmap_holds(bench: &Bench) -> Result<bool> {
+    let ground = made(&bench.ground)?;
     ground.give()?;
-    let proc = File::open("/proc")?;
-    let map = namespaces::user(proc.as_fd(), ground.uid, ground.uid + 1).map_err(|fault| fault.error)?;
-    shown(ground, Attributes { idmap: Some(map.as_fd()), ..Attributes::default() })?;
+    let map = namespaces::user(File::open("/proc")?.as_fd(), ground.uid, ground.uid + 1);
+    let map = map.map_err(|fault| fault.error)?;
+    ground.show(Attributes { idmap: Some(map.as_fd()), ..Attributes::default() })?;
     Ok(std::fs::metadata("/tmp/own")?.uid() == ground.uid + 1)
 }
 
-fn proc_holds() -> Result<bool> {
-    own_tmpfs("size=64k")?;
+fn proc_holds(_: &Bench) -> Result<bool> {
+    own_tmpfs()?;
     mount(Some("proc"), "/tmp", Some("proc"), MsFlags::MS_NOSUID, None::<&str>)?;
     let names = std::fs::read_dir("/tmp")?.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
     let pids: Vec<String> = names.filter(|name| name.bytes().all(|byte| byte.is_ascii_digit())).collect();
     Ok(pids == ["1"])
 }
 
-fn parent_death() -> Seen {
-    let (mut ends, held) = match nix::unistd::pipe() {
-        Ok((ends, held)) => (File::from(ends), held),
-        Err(errno) => return Seen::Refused(errno as u16),
+fn landlock_files_hold(bench: &Bench) -> Result<bool> {
+    File::open("/")?;
+    restrict_by(bench, ABI_MINIMUM)?;
+    Ok(is(File::open("/"), Errno::EACCES) && is(File::open("/proc/self/status"), Errno::EACCES))
+}
+
+fn landlock_tcp_holds(bench: &Bench) -> Result<bool> {
+    let (_, address) = made(&bench.door)?;
+    restrict_by(bench, ABI_TCP)?;
+    Ok(is(TcpStream::connect(address), Errno::EACCES))
+}
+
+fn landlock_scopes_hold(bench: &Bench) -> Result<bool> {
+    let signal = || kill(nix::unistd::getppid(), None);
+    signal()?;
+    restrict_by(bench, ABI_SCOPES)?;
+    Ok(signal() == Err(Errno::EPERM))
+}
+
+fn seccomp_holds(_: &Bench) -> Result<bool> {
+    nix::sys::prctl::set_no_new_privs()?;
+    File::open("/")?;
+    INIT.install(Threads::All)?;
+    Ok(is(File::open("/"), Errno::EACCES))
+}
+
+/// The bounding set can only be emptied by who holds CAP_SETPCAP; for others no_new_privs makes it moot.
+fn capabilities_hold(_: &Bench) -> Result<bool> {
+    let bounded = process::empty_bounding_set();
+    process::drop_permitted()?;
+    let status = std::fs::read_to_string("/proc/self/status")?;
+    let is_empty = |name: &&str| {
+        let found = status.lines().find_map(|line| line.strip_prefix(name));
+        found.is_some_and(|mask| mask.trim().bytes().all(|digit| digit == b'0'))
     };
-    let seen = attempt(0, || {
-        let grandchild = forked(
-            || fork(0),
-            || {
-                process::die_with_parent()?;
-                File::from(held.try_clone()?).write_all(b"x")?;
-                // Ends by itself too, should nothing end it: nothing is left behind.
-                std::thread::sleep(2 * PATIENCE);
-                Ok(true)
-            },
-        );
-        grandchild?;
-        ends.read_exact(&mut [0])?;
+    let sets = ["CapInh:", "CapPrm:", "CapEff:", "CapAmb:", "CapBnd:"];
+    Ok(sets[..if bounded.is_ok() { 5 } else { 4 }].iter().all(is_empty))
+}
+
+fn rlimits_hold(_: &Bench) -> Result<bool> {
+    process::limit(libc::RLIMIT_NOFILE, 16)?;
+    let files: Vec<Result<File>> = (0..20).map(|_| File::open("/")).collect();
+    Ok(files.into_iter().any(|file| is(file, Errno::EMFILE)))
+}
+
+/// A child's child, whose parent ends at once, must end too: its end of a pipe closes.
+fn parent_death_holds(_: &Bench) -> Result<bool> {
+    let (ends, held) = nix::unistd::pipe()?;
+    let grandchild = || {
+        process::die_with_parent()?;
+        nix::unistd::write(&held, b"x")?;
+        // Ends by itself too, should nothing end it: nothing is left behind.
+        std::thread::sleep(2 * PATIENCE);
         Ok(true)
-    });
+    };
+    let child = forked(
+        || fork(0),
+        || {
+            forked(|| fork(0), grandchild)?;
+            nix::unistd::read(&ends, &mut [0])?;
+            Ok(true)
+        },
+    )?;
+    wait(child, 0)?;
     drop(held);
-    let mut end = [nix::poll::PollFd::new(ends.as_fd(), nix::poll::PollFlags::POLLIN)];
-    match (seen, nix::poll::poll(&mut end, 1_000u16)) {
-        (Seen::Held, Ok(1)) => Seen::Held,
-        (Seen::Held, _) => Seen::Refused(0),
-        (refused, _) => refused,
-    }
+    let mut end = [PollFd::new(ends.as_fd(), PollFlags::POLLIN)];
+    Ok(poll(&mut end, 1_000u16)? == 1)
 }
 
-fn openat2_holds(ground: &Ground) -> Result<bool> {
+fn openat2_holds(bench: &Bench) -> Result<bool> {
     let how = || OpenHow::new().flags(OFlag::O_PATH | OFlag::O_CLOEXEC).resolve(ResolveFlag::RESOLVE_BENEATH);
-    openat2(&ground.folder, "other", how())?;
-    Ok(openat2(&ground.folder, "..", how()).err() == Some(Errno::EXDEV))
+    let folder = &made(&bench.ground)?.folder;
+    openat2(folder, "other", how())?;
+    Ok(openat2(folder, "..", how()).err() == Some(Errno::EXDEV))
 }
 
-/// The version whose limits hold, and its rows. Memory and CPU are read back; the task limit is run into.
-fn cgroups() -> (u8, [(LayerName, Seen); 3]) {
-    let rows = |memory, tasks, cpu| {
-        [(LayerName::CgroupMemory, memory), (LayerName::CgroupTasks, tasks), (LayerName::CgroupCpu, cpu)]
-    };
-    // A refusal without an errno is ours: no hierarchy has the controllers.
-    let absent = |errno: u16| {
-        let refused = Seen::Refused(if errno == 0 { libc::ENOENT as u16 } else { errno });
-        (0, rows(refused, refused, refused))
-    };
-    let proc = match File::open("/proc") {
-        Ok(proc) => proc,
-        Err(error) => return absent(number(&error)),
-    };
-    let mut groups = match Cgroups::open(proc.as_fd()) {
-        Ok(groups) => groups,
-        Err(fault) => return absent(fault.errno()),
-    };
+/// The version whose limits on memory and CPU can be read back, and what the task limit does to forks.
+fn cgroups() -> std::result::Result<(u8, Seen), Fault> {
+    let proc = File::open("/proc").doing("open /proc")?;
+    let mut groups = Cgroups::open(proc.as_fd())?;
     let limits = Limits {
         memory_mib: 64,
         tasks: TASKS,
@@ -438,26 +443,28 @@ fn cgroups() -> (u8, [(LayerName, Seen); 3]) {
         file_mib: 0,
         open_files: 0,
     };
-    let out = match groups.leaf(limits) {
-        Err(fault) => absent(fault.errno()),
-        Ok(leaf) => {
-            let crowd = || {
-                leaf.tasks().iter().try_for_each(|tasks| nix::unistd::write(tasks, b"0").map(drop))?;
-                let idle = || {
-                    std::thread::sleep(Duration::from_millis(100));
-                    Ok(true)
-                };
-                Ok((0..FORKS).any(|_| is(forked(|| fork(0), idle), Errno::EAGAIN)))
-            };
-            let seen = watch(child(|| clone3(0, leaf.clone_into()), crowd));
-            leaf.kill();
-            let late = Instant::now() + PATIENCE;
-            while !groups.remove(&leaf) && Instant::now() < late {
-                std::thread::sleep(Duration::from_millis(1));
-            }
-            (groups.version(), rows(Seen::Held, seen, Seen::Held))
+    let tried = groups.leaf(limits).map(|leaf| {
+        let start = || match clone3(0, leaf.clone_into())? {
+            Side::Child => Ok(None),
+            Side::Parent(child) => Ok(Some(child.pid)),
+        };
+        let idle = || {
+            std::thread::sleep(Duration::from_millis(100));
+            Ok(true)
+        };
+        let crowd = || {
+            leaf.tasks().iter().try_for_each(|tasks| nix::unistd::write(tasks, b"0").map(drop))?;
+            Ok((0..FORKS).any(|_| is(forked(|| fork(0), idle), Errno::EAGAIN)))
+        };
+        let seen = watch(forked(start, crowd));
+        leaf.kill();
+        let late = Instant::now() + PATIENCE;
+        while !groups.remove(&leaf) && Instant::now() < late {
+            std::thread::sleep(Duration::from_millis(1));
         }
-    };
+        seen
+    });
+    let version = groups.version();
     groups.close();
-    out
+    Ok((version, tried?))
 }

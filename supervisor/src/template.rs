@@ -6,8 +6,9 @@ use std::ffi::CString;
 use std::fs::{self, File, Permissions};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, symlink};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use gaoler_policy::level::LevelPolicy;
 use gaoler_sys::mount::{Attributes, attach, clone_tree, restrict};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
@@ -25,36 +26,20 @@ pub const PROBE: &str = "/.probe";
 /// The uid and gid of everything inside a cage.
 pub const INSIDE: u32 = 1000;
 
-/// Character devices that programs cannot do without: name, minor (major is 1, memory devices).
-const DEVICES: [(&str, u64); 5] = [("null", 3), ("zero", 5), ("full", 7), ("random", 8), ("urandom", 9)];
+/// Folders of the root that are there in any case. Those that a run mounts something on are empty here.
+const FOLDERS: &str =
+    "etc/claude-code etc/ssl/certs dev/shm proc tmp home/agent workspace run/gaoler opt/claude var mnt";
 
-/// Folders of the root, with their modes. Those that a run mounts something on are empty here.
-const FOLDERS: [(&str, u32); 17] = [
-    ("usr", 0o755),
-    ("etc", 0o755),
-    ("etc/ssl", 0o755),
-    ("etc/ssl/certs", 0o755),
-    ("etc/claude-code", 0o755),
-    ("dev", 0o755),
-    ("dev/shm", 0o755),
-    ("proc", 0o755),
-    ("tmp", 0o755),
-    ("home", 0o755),
-    ("home/agent", 0o755),
-    ("workspace", 0o755),
-    ("run", 0o755),
-    ("run/gaoler", 0o755),
-    ("opt", 0o755),
-    ("opt/claude", 0o755),
-    ("mnt", 0o700),
-];
+/// What every mount of the host's that a cage sees is restricted to.
+const READ_ONLY: Attributes<'static> = Attributes { read_only: true, nosuid: true, nodev: true, idmap: None };
 
-/// Leaves the host's file system for a fresh root: /usr read-only, a synthetic /etc, five devices, the CLI
-/// where there is one, and the state folder, which only root may enter.
+/// Leaves the host's file system for a fresh root: what the level makes visible of the host, read-only, a
+/// synthetic /etc, the level's devices, the CLI where there is one, and the state folder, which only root may
+/// enter.
 ///
 /// # Errors
 /// The first call that the kernel refuses. The process must then end: it may be half way.
-pub fn enter(state: &Path, cli: Option<&Path>, managed_settings: &str) -> Result<(), Fault> {
+pub fn enter(state: &Path, cli: Option<&Path>, level: &LevelPolicy) -> Result<(), Fault> {
     unshare(CloneFlags::CLONE_NEWNS).doing("leave the host's mount namespace")?;
     let none: Option<&str> = None;
     mount(none, "/", none, MsFlags::MS_PRIVATE | MsFlags::MS_REC, none).doing("make mounts private")?;
@@ -70,41 +55,31 @@ pub fn enter(state: &Path, cli: Option<&Path>, managed_settings: &str) -> Result
         .map(|path| clone_tree(File::open(path)?.as_fd(), false))
         .transpose()
         .doing("copy the CLI's mount")?;
-    let programs =
-        [("/usr", "usr"), ("/bin", "bin"), ("/sbin", "sbin"), ("/lib", "lib"), ("/lib64", "lib64")]
-            .into_iter()
-            .filter_map(|(host, name)| Program::of(host, name).transpose())
-            .collect::<Result<Vec<Program>, Fault>>()?;
-    let alternatives = Program::of("/etc/alternatives", "etc/alternatives")?;
-    let copies: Vec<(&str, Vec<u8>)> =
-        ["etc/ld.so.cache", "etc/ssl/certs/ca-certificates.crt", "etc/localtime"]
-            .into_iter()
-            .filter_map(|name| Some((name, fs::read(Path::new("/").join(name)).ok()?)))
-            .collect();
+    let places = level.visible.iter().filter_map(|(path, _)| Place::of(path).transpose());
+    let places = places.collect::<Result<Vec<Place>, Fault>>()?;
 
     // Any folder will do to hang the new root on: in this namespace nobody else sees it.
     let root = Path::new("/tmp");
     mount(Some("gaoler"), root, Some("tmpfs"), MsFlags::MS_NOSUID, Some("mode=755,size=32m"))
         .doing("mount the new root")?;
-    for (name, mode) in FOLDERS {
-        folder(&root.join(name), mode)?;
+    for name in FOLDERS.split(' ') {
+        fs::create_dir_all(root.join(name)).doing("make a folder of the new root")?;
     }
-    for (name, minor) in DEVICES {
-        let path = root.join("dev").join(name);
-        mknod(&path, SFlag::S_IFCHR, Mode::from_bits_truncate(0o666), makedev(1, minor))
-            .doing("make a device")?;
-        fs::set_permissions(&path, Permissions::from_mode(0o666)).doing("open a device to all")?;
+    mode(&root.join(&STATE[1..]), 0o700)?;
+    for (path, minor) in level.devices {
+        let path = root.join(&path[1..]);
+        mknod(&path, SFlag::S_IFCHR, Mode::empty(), makedev(1, *minor)).doing("make a device")?;
+        mode(&path, 0o666)?;
     }
-    for (name, target) in [("fd", "/proc/self/fd"), ("stdin", "fd/0"), ("stdout", "fd/1"), ("stderr", "fd/2")]
-    {
-        symlink(target, root.join("dev").join(name)).doing("link a device")?;
+    for (name, target) in [
+        ("dev/fd", "/proc/self/fd"),
+        ("dev/stdin", "fd/0"),
+        ("dev/stdout", "fd/1"),
+        ("dev/stderr", "fd/2"),
+        ("var/tmp", "/tmp"),
+    ] {
+        symlink(target, root.join(name)).doing("make a link of the new root")?;
     }
-    folder(&root.join("var"), 0o755)?;
-    symlink("/tmp", root.join("var/tmp")).doing("link /var/tmp")?;
-    for (name, bytes) in copies {
-        file(&root.join(name), &bytes)?;
-    }
-    let managed = managed_settings.as_bytes();
     for (name, text) in [
         (
             "etc/passwd",
@@ -116,20 +91,19 @@ pub fn enter(state: &Path, cli: Option<&Path>, managed_settings: &str) -> Result
         ("etc/nsswitch.conf", b"passwd: files\ngroup: files\nhosts: files\n"),
         ("etc/resolv.conf", b""),
         ("etc/gitconfig", b"[safe]\n\tdirectory = /workspace\n"),
-        ("etc/claude-code/managed-settings.json", managed),
+        ("etc/claude-code/managed-settings.json", level.managed_settings.as_bytes()),
         (&PROBE[1..], b"no Landlock rule covers this file\n"),
     ] {
         file(&root.join(name), text)?;
     }
 
-    for program in programs.into_iter().chain(alternatives) {
-        program.place(root)?;
+    for place in places {
+        place.make(root)?;
     }
     if let Some(cli) = cli {
         let place = root.join(&CLI[1..]);
         file(&place, b"")?;
-        restrict(cli.as_fd(), Attributes { read_only: true, nosuid: true, nodev: true, idmap: None }, false)
-            .doing("restrict the CLI's mount")?;
+        restrict(cli.as_fd(), READ_ONLY, false).doing("restrict the CLI's mount")?;
         attach(cli.as_fd(), &c_path(&place)?).doing("attach the CLI")?;
     }
     attach(state.as_fd(), &c_path(&root.join(&STATE[1..]))?).doing("attach the state folder")?;
@@ -142,46 +116,54 @@ pub fn enter(state: &Path, cli: Option<&Path>, managed_settings: &str) -> Result
     nix::unistd::chdir("/").doing("enter the new root")
 }
 
-/// A folder of the host's programs: a link that is made again, or a mount.
-enum Program {
-    Link(&'static str, std::path::PathBuf),
-    Mount(&'static str, OwnedFd),
+/// A place of the host that a cage sees.
+enum Place {
+    /// A link to a folder, made again.
+    Link(&'static str, PathBuf),
+    /// A folder, mounted.
+    Folder(&'static str, OwnedFd),
+    /// A file, copied.
+    File(&'static str, Vec<u8>),
 }
 
-impl Program {
-    fn of(host: &'static str, name: &'static str) -> Result<Option<Program>, Fault> {
-        let Ok(kind) = fs::symlink_metadata(host) else { return Ok(None) };
-        if kind.is_symlink() {
-            return Ok(Some(Program::Link(name, fs::read_link(host).doing("read a link")?)));
+impl Place {
+    /// The place at this path; `None` where the host has none.
+    fn of(host: &'static str) -> Result<Option<Place>, Fault> {
+        let Ok(kind) = fs::metadata(host) else { return Ok(None) };
+        let name = &host[1..];
+        if !kind.is_dir() {
+            return Ok(Some(Place::File(name, fs::read(host).doing(format!("read {host}"))?)));
         }
-        let tree = clone_tree(File::open(host).doing(format!("open {host}"))?.as_fd(), true)
-            .doing(format!("copy the mount of {host}"))?;
-        restrict(tree.as_fd(), Attributes { read_only: true, nosuid: true, nodev: true, idmap: None }, true)
-            .doing(format!("restrict the mount of {host}"))?;
-        Ok(Some(Program::Mount(name, tree)))
+        if let Ok(target) = fs::read_link(host) {
+            return Ok(Some(Place::Link(name, target)));
+        }
+        let folder = File::open(host).doing(format!("open {host}"))?;
+        let tree = clone_tree(folder.as_fd(), true).doing(format!("copy the mount of {host}"))?;
+        restrict(tree.as_fd(), READ_ONLY, true).doing(format!("restrict the mount of {host}"))?;
+        Ok(Some(Place::Folder(name, tree)))
     }
 
-    fn place(self, root: &Path) -> Result<(), Fault> {
+    fn make(self, root: &Path) -> Result<(), Fault> {
         match self {
-            Program::Link(name, target) => {
-                symlink(target, root.join(name)).doing("link a folder of programs")
+            Place::Link(name, target) => {
+                symlink(target, root.join(name)).doing("make a link of the new root")
             }
-            Program::Mount(name, tree) => {
-                folder(&root.join(name), 0o755)?;
+            Place::File(name, bytes) => file(&root.join(name), &bytes),
+            Place::Folder(name, tree) => {
+                fs::create_dir_all(root.join(name)).doing("make a folder of the new root")?;
                 attach(tree.as_fd(), &c_path(&root.join(name))?).doing(format!("attach /{name}"))
             }
         }
     }
 }
 
-fn folder(path: &Path, mode: u32) -> Result<(), Fault> {
-    fs::create_dir_all(path).doing("make a folder of the new root")?;
-    fs::set_permissions(path, Permissions::from_mode(mode)).doing("set a folder's mode")
+fn mode(path: &Path, mode: u32) -> Result<(), Fault> {
+    fs::set_permissions(path, Permissions::from_mode(mode)).doing("set a mode in the new root")
 }
 
 fn file(path: &Path, bytes: &[u8]) -> Result<(), Fault> {
     fs::write(path, bytes).doing("write a file of the new root")?;
-    fs::set_permissions(path, Permissions::from_mode(0o444)).doing("set a file's mode")
+    mode(path, 0o444)
 }
 
 fn c_path(path: &Path) -> Result<CString, Fault> {

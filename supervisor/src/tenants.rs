@@ -8,7 +8,7 @@ use gaoler_protocol::TenantKey;
 use nix::dir::Dir;
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, Flock, FlockArg, OFlag, OpenHow, ResolveFlag, openat, openat2};
-use nix::sys::stat::{FileStat, Mode, fstat, fstatat, mkdirat};
+use nix::sys::stat::{FileStat, Mode, fchmod, fstat, fstatat, mkdirat};
 use nix::unistd::{Gid, Uid, fchownat};
 use sha2::{Digest, Sha256};
 
@@ -133,7 +133,10 @@ impl Tenant {
     /// # Errors
     /// ELOOP or ENOENT where the tenant's tree is not what this module made.
     pub fn workspace(&self) -> Result<OwnedFd, Fault> {
-        beneath(&self.folder, "workspaces/default").doing("open a workspace")
+        let folder = beneath(&self.folder, "workspaces/default").doing("open a workspace")?;
+        // Its owner may have taken every right from it, and would then never get a cage again.
+        fchmod(&folder, Mode::S_IRWXU).doing("open a workspace to its owner")?;
+        Ok(folder)
     }
 
     /// The folder of a session, made if there is none, and locked for this run.
@@ -207,6 +210,17 @@ mod tests {
         std::fs::remove_dir(&workspace).unwrap();
         std::os::unix::fs::symlink("/etc", &workspace).unwrap();
         assert_eq!(tenant.workspace().unwrap_err().errno(), libc::ELOOP as u16);
+    }
+
+    #[test]
+    fn a_workspace_without_rights_is_opened_to_its_owner_again() {
+        use std::os::unix::fs::PermissionsExt;
+        let (dir, tenants) = state([2_000_000, 2]);
+        let tenant = tenants.admit(&id(1)).unwrap();
+        let workspace = dir.path().join("tenants").join(id(1).0).join("workspaces/default");
+        std::fs::set_permissions(&workspace, std::fs::Permissions::from_mode(0o000)).unwrap();
+        tenant.workspace().unwrap();
+        assert_eq!(std::fs::metadata(&workspace).unwrap().permissions().mode() & 0o7777, 0o700);
     }
 
     #[test]

@@ -14,57 +14,24 @@ pub fn tier(rows: &[LayerRow]) -> Tier {
 pub fn missing(wanted: Tier, rows: &[LayerRow]) -> Vec<LayerRow> {
     let unseen = |name| LayerRow { name, state: LayerState::Absent, errno: 0 };
     let row = |name: LayerName| rows.iter().copied().find(|row| row.name == name).unwrap_or(unseen(name));
-    let (layers, least) = needs(wanted);
-    let lacks = |row: &LayerRow| match row.state {
-        LayerState::Enforced => false,
-        LayerState::Degraded => least == LayerState::Enforced,
-        LayerState::Absent => true,
-    };
-    layers.iter().map(|name| row(*name)).filter(lacks).collect()
+    let least = if wanted == Tier::Namespaces { LayerState::Degraded } else { LayerState::Enforced };
+    let lacks = |row: &LayerRow| row.state > least;
+    LayerName::ALL.iter().filter(|name| needs(wanted, **name)).map(|name| row(*name)).filter(lacks).collect()
 }
 
-/// The layers of a tier, and the weakest state in which they count.
-fn needs(tier: Tier) -> (&'static [LayerName], LayerState) {
+/// Whether a tier needs this layer.
+fn needs(tier: Tier, name: LayerName) -> bool {
     use LayerName::*;
     match tier {
-        Tier::Directory => (&[], LayerState::Enforced),
-        Tier::Uid => (&[Uid, Rlimits], LayerState::Enforced),
+        Tier::Directory => false,
+        Tier::Uid => matches!(name, Uid | Rlimits),
         // An ordinary user gets these only inside a user namespace, which doctor reports as degraded.
-        Tier::Namespaces => (
-            &[PidNamespace, MountNamespace, NetworkNamespace, IpcNamespace, Seccomp, NoNewPrivs],
-            LayerState::Degraded,
+        Tier::Namespaces => matches!(
+            name,
+            PidNamespace | MountNamespace | NetworkNamespace | IpcNamespace | Seccomp | NoNewPrivs
         ),
-        Tier::Kernel => (
-            &[
-                Uid,
-                UserNamespace,
-                PidNamespace,
-                MountNamespace,
-                NetworkNamespace,
-                IpcNamespace,
-                UtsNamespace,
-                CgroupNamespace,
-                Clone3,
-                PivotRoot,
-                MountApi,
-                IdMappedMounts,
-                Proc,
-                LandlockFiles,
-                Seccomp,
-                NoNewPrivs,
-                Capabilities,
-                CgroupMemory,
-                CgroupTasks,
-                CgroupCpu,
-                Rlimits,
-                TmpfsSize,
-                ParentDeath,
-                Openat2,
-                MemfdSeals,
-                Keyring,
-            ],
-            LayerState::Enforced,
-        ),
+        // Landlock older than ports, ioctls and scopes will do: the other layers of this tier cover these.
+        Tier::Kernel => !matches!(name, LandlockTcp | LandlockIoctl | LandlockScopes),
     }
 }
 

@@ -9,8 +9,7 @@ use std::os::unix::net::UnixDatagram as StdUnixDatagram;
 use std::process::ExitCode;
 use std::sync::atomic::AtomicBool;
 
-use gaoler_policy::confine::{self, Files};
-use gaoler_policy::process::Process;
+use gaoler_confine::{self as confine, Files, Process};
 use gaoler_protocol::{FRAME_BYTES, Message, Ready, Role};
 use gaoler_sys::channel;
 use gaoler_upstream::serve;

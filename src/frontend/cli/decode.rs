@@ -35,7 +35,7 @@ impl Lines {
     ///
     /// # Errors
     /// [`Garbage::TooLong`].
-    pub fn next(&mut self) -> Result<Option<BytesMut>, Garbage> {
+    pub fn take_line(&mut self) -> Result<Option<BytesMut>, Garbage> {
         let found =
             self.buffer[self.searched..].iter().position(|&b| b == b'\n').map(|at| at + self.searched);
         match found {
@@ -186,6 +186,8 @@ pub struct Outcome {
     pub is_error: bool,
     /// The upstream's status that ended it.
     pub api_error_status: Option<u16>,
+    /// What the CLI calls a failure that has no status, such as `max_output_tokens`.
+    pub api_error: Option<String>,
     /// The last text, or the error's.
     pub result: Option<String>,
     /// The model's last stop reason.
@@ -439,7 +441,7 @@ mod tests {
             let mut out = Vec::new();
             for chunk in stream.chunks(size) {
                 lines.push(chunk);
-                while let Some(line) = lines.next().expect("short lines") {
+                while let Some(line) = lines.take_line().expect("short lines") {
                     out.push(String::from_utf8(line.to_vec()).expect("UTF-8"));
                 }
             }
@@ -451,9 +453,9 @@ mod tests {
     fn a_line_without_end_is_garbage() {
         let mut lines = Lines::default();
         lines.push(&vec![b'x'; LINE_BYTES_MAX]);
-        assert_eq!(lines.next(), Ok(None));
+        assert_eq!(lines.take_line(), Ok(None));
         lines.push(b"x");
-        assert_eq!(lines.next(), Err(Garbage::TooLong));
+        assert_eq!(lines.take_line(), Err(Garbage::TooLong));
     }
 
     #[test]

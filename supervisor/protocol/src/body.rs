@@ -2,7 +2,7 @@
 //! A body never holds text of unbounded size: that travels in descriptors.
 
 use crate::layer::names;
-use crate::{Body, Cursor, LAYER_ROWS, LayerName, LayerRow, LayerState, Malformed, Reader, Tier};
+use crate::{Cursor, Field, LAYER_ROWS, LayerName, LayerRow, LayerState, Malformed, Reader, Tier};
 
 /// A run's id: 128 random bits, made by whoever asks for the run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -169,12 +169,10 @@ macro_rules! bodies {
         #[derive(Debug, Clone, Copy, PartialEq)]
         pub struct $name { $($(#[$fdoc])* pub $field: $type,)* }
 
-        impl Body for $name {
-            fn write(&self, _out: &mut Cursor<'_>) { $(self.$field.put(_out);)* }
-            fn read(from: &mut Reader<'_>) -> Result<Self, Malformed> {
-                let body = $name { $($field: <$type as Field>::take(from, stringify!($field))?,)* };
-                from.end()?;
-                Ok(body)
+        impl Field for $name {
+            fn put(&self, _out: &mut Cursor<'_>) { $(self.$field.put(_out);)* }
+            fn take(_from: &mut Reader<'_>, _: &'static str) -> Result<Self, Malformed> {
+                Ok($name { $($field: <$type as Field>::take(_from, stringify!($field))?,)* })
             }
         }
     )*};
@@ -476,12 +474,6 @@ impl Rows {
     }
 }
 
-/// A field of a body.
-trait Field: Sized {
-    fn put(&self, out: &mut Cursor<'_>);
-    fn take(from: &mut Reader<'_>, name: &'static str) -> Result<Self, Malformed>;
-}
-
 macro_rules! integers {
     ($($int:ty)*) => {$(
         impl Field for $int {
@@ -493,18 +485,6 @@ macro_rules! integers {
     )*};
 }
 integers!(u8 u16 u32 u64);
-
-macro_rules! enums {
-    ($($enum:ty)*) => {$(
-        impl Field for $enum {
-            fn put(&self, out: &mut Cursor<'_>) { out.put(&[*self as u8]); }
-            fn take(from: &mut Reader<'_>, _: &'static str) -> Result<Self, Malformed> {
-                <$enum>::from_number(from.take::<1>()[0])
-            }
-        }
-    )*};
-}
-enums!(Kind Level Conversation Refusal Reason Denial Role Tier Effort);
 
 macro_rules! opaque {
     ($($type:ident)*) => {$(
@@ -529,21 +509,14 @@ impl Field for bool {
     }
 }
 
-impl Field for [u8; 16] {
+impl<T: Field + Default + Copy, const N: usize> Field for [T; N] {
     fn put(&self, out: &mut Cursor<'_>) {
-        out.put(self);
-    }
-    fn take(from: &mut Reader<'_>, _: &'static str) -> Result<Self, Malformed> {
-        Ok(from.take())
-    }
-}
-
-impl Field for [u16; 3] {
-    fn put(&self, out: &mut Cursor<'_>) {
-        self.iter().for_each(|n| n.put(out));
+        self.iter().for_each(|item| item.put(out));
     }
     fn take(from: &mut Reader<'_>, name: &'static str) -> Result<Self, Malformed> {
-        Ok([u16::take(from, name)?, u16::take(from, name)?, u16::take(from, name)?])
+        let mut items = [T::default(); N];
+        items.iter_mut().try_for_each(|item| T::take(from, name).map(|found| *item = found))?;
+        Ok(items)
     }
 }
 
@@ -553,32 +526,9 @@ impl Field for Model {
     }
     fn take(from: &mut Reader<'_>, name: &'static str) -> Result<Self, Malformed> {
         let bytes: [u8; 64] = from.take();
-        let end = bytes.iter().position(|&b| b == 0).unwrap_or(64);
-        let text = std::str::from_utf8(&bytes[..end]).map_err(|_| Malformed::Field(name))?;
-        match bytes[end..].iter().all(|&b| b == 0) {
-            true => Model::new(text),
-            false => Err(Malformed::Field(name)),
-        }
-    }
-}
-
-impl Field for Limits {
-    fn put(&self, out: &mut Cursor<'_>) {
-        let Limits { memory_mib, tasks, cpu_percent, wall_ms, tmp_mib, file_mib, open_files } = self;
-        [memory_mib, tasks, cpu_percent, wall_ms, tmp_mib, file_mib, open_files]
-            .iter()
-            .for_each(|n| n.put(out));
-    }
-    fn take(from: &mut Reader<'_>, name: &'static str) -> Result<Self, Malformed> {
-        Ok(Limits {
-            memory_mib: u32::take(from, name)?,
-            tasks: u32::take(from, name)?,
-            cpu_percent: u32::take(from, name)?,
-            wall_ms: u32::take(from, name)?,
-            tmp_mib: u32::take(from, name)?,
-            file_mib: u32::take(from, name)?,
-            open_files: u32::take(from, name)?,
-        })
+        let text = std::str::from_utf8(&bytes).map_err(|_| Malformed::Field(name))?;
+        // A NUL before the end is no character of a name, and so refused.
+        Model::new(text.trim_end_matches('\0'))
     }
 }
 

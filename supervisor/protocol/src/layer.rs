@@ -1,4 +1,4 @@
-//! The names of tiers, layers and guarantees, shared by doctor, reports and /v1/security.
+//! The names of tiers and layers, shared by doctor, reports and /v1/security.
 //! A name is never proof: a state is set only by code that tried the layer on this host.
 
 use crate::Malformed;
@@ -33,6 +33,13 @@ macro_rules! names {
 
         impl std::fmt::Display for $enum {
             fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result { f.pad(self.name()) }
+        }
+
+        impl $crate::Field for $enum {
+            fn put(&self, out: &mut $crate::Cursor<'_>) { out.put(&[*self as u8]); }
+            fn take(from: &mut $crate::Reader<'_>, _: &'static str) -> Result<$enum, Malformed> {
+                $enum::from_number(from.take::<1>()[0])
+            }
         }
     };
 }
@@ -125,45 +132,6 @@ names! {
         Degraded = 2, "degraded";
         /// Tried, and refused by the kernel.
         Absent = 3, "absent";
-    }
-}
-
-names! {
-    /// What a tenant cares about.
-    Guarantee {
-        /// No tenant can read or change another's files.
-        FilesApart = 1, "files_apart";
-        /// No tenant can see, signal or trace another's processes.
-        ProcessesApart = 2, "processes_apart";
-        /// No run reaches a network but through its egress.
-        NetworkApart = 3, "network_apart";
-        /// The kernel's surface is reduced to what the CLI needs.
-        KernelSurfaceReduced = 4, "kernel_surface_reduced";
-        /// A run cannot take more than its share.
-        ResourcesBounded = 5, "resources_bounded";
-        /// The credential is never in the cage.
-        CredentialAbsent = 6, "credential_absent";
-        /// No process, file, mount or group of a run outlives it.
-        NothingLeftBehind = 7, "nothing_left_behind";
-    }
-}
-
-impl Guarantee {
-    /// The layers that carry this guarantee; all of them must be enforced. An empty list means that it is
-    /// carried by the design (the broker), not by a kernel mechanism.
-    pub const fn layers(self) -> &'static [LayerName] {
-        use LayerName::*;
-        match self {
-            Guarantee::FilesApart => {
-                &[Uid, MountNamespace, PivotRoot, MountApi, IdMappedMounts, LandlockFiles]
-            }
-            Guarantee::ProcessesApart => &[Uid, PidNamespace, UserNamespace, IpcNamespace, Proc],
-            Guarantee::NetworkApart => &[NetworkNamespace, Seccomp],
-            Guarantee::KernelSurfaceReduced => &[Seccomp, NoNewPrivs, Capabilities, UserNamespace],
-            Guarantee::ResourcesBounded => &[CgroupMemory, CgroupTasks, CgroupCpu, TmpfsSize, Rlimits],
-            Guarantee::CredentialAbsent => &[],
-            Guarantee::NothingLeftBehind => &[PidNamespace, MountNamespace, ParentDeath],
-        }
     }
 }
 

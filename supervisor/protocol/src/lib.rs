@@ -10,7 +10,7 @@ mod body;
 mod layer;
 
 pub use body::*;
-pub use layer::{Guarantee, LAYER_ROWS, LayerName, LayerRow, LayerState, Tier};
+pub use layer::{LAYER_ROWS, LayerName, LayerRow, LayerState, Tier};
 
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
@@ -83,15 +83,17 @@ macro_rules! messages {
             pub fn fds(&self) -> std::ops::RangeInclusive<usize> { match self { $(Message::$name(_) => $fds,)* } }
 
             fn write(&self, out: &mut [u8; BODY_BYTES]) {
-                match self { $(Message::$name(body) => body.write(&mut Cursor { bytes: out, at: 0 }),)* }
+                match self { $(Message::$name(body) => body.put(&mut Cursor { bytes: out, at: 0 }),)* }
             }
 
             fn read(kind: u16, bytes: &[u8; BODY_BYTES]) -> Result<Message, Malformed> {
                 let reader = &mut Reader { bytes, at: 0 };
-                match kind {
-                    $($kind => <$body as Body>::read(reader).map(Message::$name),)*
-                    other => Err(Malformed::Kind(other)),
-                }
+                let message = match kind {
+                    $($kind => <$body as Field>::take(reader, stringify!($name)).map(Message::$name)?,)*
+                    other => return Err(Malformed::Kind(other)),
+                };
+                reader.end()?;
+                Ok(message)
             }
         }
     };
@@ -172,11 +174,10 @@ impl Message {
     }
 }
 
-/// A message's body, which knows how to lie in 240 bytes. Bytes past the last field are zero, or the frame
-/// is refused: there is no room for a covert or forgotten field.
-trait Body: Sized {
-    fn write(&self, out: &mut Cursor<'_>);
-    fn read(from: &mut Reader<'_>) -> Result<Self, Malformed>;
+/// A body or a field of one, which knows how to lie in 240 bytes.
+trait Field: Sized {
+    fn put(&self, out: &mut Cursor<'_>);
+    fn take(from: &mut Reader<'_>, name: &'static str) -> Result<Self, Malformed>;
 }
 
 struct Cursor<'a> {
@@ -204,6 +205,8 @@ impl Reader<'_> {
         out
     }
 
+    /// Bytes past the last field are zero, or the frame is refused: there is no room for a covert or forgotten
+    /// field.
     fn end(&self) -> Result<(), Malformed> {
         match self.bytes[self.at..].iter().all(|&b| b == 0) {
             true => Ok(()),

@@ -124,6 +124,9 @@ fn leave(blueprint: &Blueprint) -> Result<Wishes, Failure> {
     process::not_dumpable().at(Step::Privileges)?;
     process::drop_capabilities().at(Step::Privileges)?;
     process::no_new_privs().at(Step::Privileges)?;
+    // A run before this one may have taken its own folder's mode away: the owner gives it back, or no run of
+    // this tenant would ever start again.
+    fs::set_permissions("/workspace", Permissions::from_mode(0o700)).at(Step::Privileges)?;
     nix::unistd::chdir("/workspace").at(Step::Privileges)?;
     let options = blueprint.options.try_clone().at(Step::Options)?;
     let bytes = memfd::read(options, OPTIONS_BYTES_MAX).at(Step::Options)?;

@@ -94,7 +94,8 @@ fn landlock(common: &Common) -> std::io::Result<()> {
 
 /// rlimits: a second bound beside the cgroup, and the only one on files and cores.
 fn bound(limits: &Limits) -> std::io::Result<()> {
-    process::limit(libc::RLIMIT_NPROC, limits.tasks.into())?;
+    // One more than the group's: the group must be what refuses, since only the group counts refusals.
+    process::limit(libc::RLIMIT_NPROC, u64::from(limits.tasks) + 1)?;
     process::limit(libc::RLIMIT_NOFILE, limits.open_files.into())?;
     process::limit(libc::RLIMIT_FSIZE, u64::from(limits.file_mib) << 20)?;
     process::limit(libc::RLIMIT_MEMLOCK, 64 << 10)?;

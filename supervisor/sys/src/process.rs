@@ -57,8 +57,16 @@ pub fn empty_bounding_set() -> Result<()> {
 /// # Errors
 /// Those of prctl(2) and capset(2).
 pub fn drop_capabilities() -> Result<()> {
-    prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_CLEAR_ALL as u64)?;
     empty_bounding_set()?;
+    drop_permitted()
+}
+
+/// Drops every capability from every set but the bounding set.
+///
+/// # Errors
+/// Those of prctl(2) and capset(2).
+pub fn drop_permitted() -> Result<()> {
+    prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_CLEAR_ALL as u64)?;
     #[repr(C)]
     struct Header {
         version: u32,

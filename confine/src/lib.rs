@@ -5,15 +5,44 @@
 //! inherited; the filter comes after, on all threads at once, because starting a runtime needs calls that
 //! serving does not.
 
-use std::io::{Error, ErrorKind, Result};
+#![forbid(unsafe_code)]
+
+use std::io::{Error, Result};
 use std::path::Path;
 
 use caps::{CapSet, Capability};
 use nix::sys::prctl;
 use nix::sys::resource::{Resource, setrlimit};
 
-use crate::process::Process;
-use crate::seccomp::{Threads, compile};
+use gaoler_policy::landlock;
+use gaoler_policy::seccomp::{Program, Threads};
+
+/// A process that confines itself with a filter of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Process {
+    /// The HTTP side.
+    Frontend,
+    /// The credential broker of one run.
+    Egress,
+    /// The embedded model.
+    Upstream,
+}
+
+impl Process {
+    /// Its filter, as the build has compiled it from its file under policies/.
+    #[must_use]
+    pub const fn filter(self) -> Program {
+        match self {
+            Process::Frontend => Program(include!(concat!(env!("OUT_DIR"), "/frontend.rs"))),
+            Process::Egress => Program(include!(concat!(env!("OUT_DIR"), "/egress.rs"))),
+            Process::Upstream => Program(include!(concat!(env!("OUT_DIR"), "/upstream.rs"))),
+        }
+    }
+}
+
+// The build knew the target's call numbers from a table: a wrong one ends the build here.
+#[allow(clippy::unnecessary_cast)]
+const _: () = include!(concat!(env!("OUT_DIR"), "/numbers.rs"));
 
 /// What a process may still reach by name, once confined.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,8 +83,8 @@ pub fn before_threads(files: Files<'_>) -> std::result::Result<u8, ConfineError>
     // Capabilities go before Landlock is judged: a process with all of them can look past its scopes.
     step("capabilities", no_capabilities())?;
     let restricted = match files {
-        Files::None => crate::landlock::no_files(),
-        Files::ButConnect(ports) => crate::landlock::no_files_but_connect(ports),
+        Files::None => landlock::no_files(),
+        Files::ButConnect(ports) => landlock::no_files_but_connect(ports),
     };
     step("landlock", restricted)
 }
@@ -65,9 +94,7 @@ pub fn before_threads(files: Files<'_>) -> std::result::Result<u8, ConfineError>
 /// # Errors
 /// The step that did not hold. The process must end then.
 pub fn after_threads(process: Process) -> std::result::Result<(), ConfineError> {
-    let policy = process.policy().map_err(|error| Error::new(ErrorKind::InvalidData, error));
-    let program = step("policy", policy.and_then(|policy| compile(&policy)))?;
-    step("seccomp", program.install(Threads::All))
+    step("seccomp", process.filter().install(Threads::All))
 }
 
 /// Proof of the confinement from inside: whether the root folder and this process's own status both fail

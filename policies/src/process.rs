@@ -1,51 +1,11 @@
 //! One policy per confined process: which system calls it may make, each rule with its reason.
-//! It must never be read from anywhere but this repository: the files are compiled in.
+//! It must never be read from anywhere but this folder, and only when gaoler is built.
 
 use std::collections::BTreeMap;
 
 use serde::Deserialize;
 
-use crate::syscalls;
-
-/// A process that confines itself with a filter of its own.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Process {
-    /// The HTTP side.
-    Frontend,
-    /// The credential broker of one run.
-    Egress,
-    /// The embedded model.
-    Upstream,
-    /// pid 1 of a cage, once it has started the CLI.
-    Init,
-    /// The CLI and everything below it.
-    Cage,
-}
-
-impl Process {
-    /// Every process that has a policy.
-    pub const ALL: &[Process] =
-        &[Process::Frontend, Process::Egress, Process::Upstream, Process::Init, Process::Cage];
-
-    /// The text of its file under policies/.
-    pub const fn text(self) -> &'static str {
-        match self {
-            Process::Frontend => include_str!("../../../policies/frontend.toml"),
-            Process::Egress => include_str!("../../../policies/egress.toml"),
-            Process::Upstream => include_str!("../../../policies/upstream.toml"),
-            Process::Init => include_str!("../../../policies/init.toml"),
-            Process::Cage => include_str!("../../../policies/cage.toml"),
-        }
-    }
-
-    /// Its policy.
-    ///
-    /// # Errors
-    /// None in a build whose tests have passed: the text is part of the binary.
-    pub fn policy(self) -> Result<ProcessPolicy, PolicyError> {
-        ProcessPolicy::parse(self.text())
-    }
-}
+use crate::{Arch, Why, syscalls};
 
 /// Why a policy's text is not a policy.
 #[derive(Debug, PartialEq, Eq)]
@@ -54,8 +14,6 @@ pub enum PolicyError {
     Toml(String),
     /// A name that libc's table does not know.
     Unknown(String),
-    /// A rule without a reason.
-    NoWhy(String),
     /// A call that two rules speak of.
     Twice(String),
     /// A rule that contradicts itself or says nothing.
@@ -67,7 +25,6 @@ impl std::fmt::Display for PolicyError {
         match self {
             PolicyError::Toml(error) => write!(f, "policy is not readable: {error}"),
             PolicyError::Unknown(name) => write!(f, "policy names {name:?}, which is not in the table"),
-            PolicyError::NoWhy(name) => write!(f, "policy rule of {name:?} has no reason"),
             PolicyError::Twice(name) => write!(f, "policy speaks of {name:?} twice"),
             PolicyError::Shape(name) => write!(f, "policy rule of {name:?} is not well formed"),
         }
@@ -133,7 +90,7 @@ impl ProcessPolicy {
     ///
     /// # Errors
     /// Anything that is not exactly a policy, see [`PolicyError`].
-    pub fn parse(text: &str) -> Result<ProcessPolicy, PolicyError> {
+    pub fn parse(text: &str, arch: Arch) -> Result<ProcessPolicy, PolicyError> {
         let file: File = toml::from_str(text).map_err(|error| PolicyError::Toml(error.to_string()))?;
         let default = action(&file.default)?;
         let mut seen = Vec::new();
@@ -142,18 +99,15 @@ impl ProcessPolicy {
             file.allow.iter().map(|r| (r, true)).chain(file.deny.iter().map(|r| (r, false)))
         {
             let names: Vec<&String> = rule.calls.iter().chain(&rule.call).collect();
-            let first = names.first().map_or(String::new(), |name| name.to_string());
-            if rule.why.trim().is_empty() {
-                return Err(PolicyError::NoWhy(first));
-            }
             let answer = rule.answer(allowed)?;
             for name in names {
                 if seen.contains(&name) {
                     return Err(PolicyError::Twice(name.clone()));
                 }
                 seen.push(name);
-                let number = syscalls::number(name).ok_or_else(|| PolicyError::Unknown(name.clone()))?;
-                if let Some(number) = number.and_then(|number| u32::try_from(number).ok()) {
+                let number =
+                    syscalls::number(name, arch).ok_or_else(|| PolicyError::Unknown(name.clone()))?;
+                if let Some(number) = number {
                     answers.insert(number, answer.clone());
                 }
             }
@@ -185,7 +139,8 @@ struct RawRule {
     none_of: Option<Vec<Value>>,
     any: Option<Vec<Vec<RawTest>>>,
     errno: Option<String>,
-    why: String,
+    #[serde(rename = "why")]
+    _why: Why,
 }
 
 #[derive(Deserialize, Clone)]
@@ -283,14 +238,25 @@ fn action(word: &str) -> Result<Action, PolicyError> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
+
+    /// Every process that has a filter, and its policy.
+    pub(crate) const HOUSE: [(&str, &str); 5] = [
+        ("frontend", include_str!("../frontend.toml")),
+        ("egress", include_str!("../egress.toml")),
+        ("upstream", include_str!("../upstream.toml")),
+        ("init", include_str!("../init.toml")),
+        ("cage", include_str!("../cage.toml")),
+    ];
 
     #[test]
     fn t01_every_policy_of_the_house_is_a_policy() {
-        for process in Process::ALL {
-            let policy = process.policy().unwrap_or_else(|error| panic!("{process:?}: {error}"));
-            assert_eq!(policy.default, Action::Errno(libc::ENOSYS as u16), "{process:?}");
+        for (name, text) in HOUSE {
+            for &arch in Arch::ALL {
+                let policy = ProcessPolicy::parse(text, arch).unwrap_or_else(|e| panic!("{name}: {e}"));
+                assert_eq!(policy.default, Action::Errno(libc::ENOSYS as u16), "{name}");
+            }
         }
     }
 
@@ -298,10 +264,9 @@ mod tests {
     fn t02_a_text_that_is_not_exactly_a_policy_is_refused() {
         let check = |rules: &str, expected: PolicyError| {
             let text = format!("default = \"ENOSYS\"\n{rules}");
-            assert_eq!(ProcessPolicy::parse(&text), Err(expected), "{rules}");
+            assert_eq!(ProcessPolicy::parse(&text, Arch::X86_64), Err(expected), "{rules}");
         };
         let name = String::from;
-        check("[[allow]]\ncalls=['read']\nwhy=' '", PolicyError::NoWhy(name("read")));
         check("[[allow]]\ncalls=['raed']\nwhy='x'", PolicyError::Unknown(name("raed")));
         check("[[allow]]\ncalls=['read','read']\nwhy='x'", PolicyError::Twice(name("read")));
         check(
@@ -326,8 +291,21 @@ mod tests {
             "[[allow]]\ncall='socket'\narg=0\nany_of=['AF_ROOT']\nwhy='x'",
             PolicyError::Unknown(name("AF_ROOT")),
         );
-        let text = "default = 'ENOSYS'\n[[allow]]\ncalls=['read']\nwhy='x'\nlog=true";
-        assert!(matches!(ProcessPolicy::parse(text), Err(PolicyError::Toml(_))));
+        for (end, part) in
+            [("why='x'\nlog=true", "unknown field"), ("why=' '", "without a reason"), ("", "missing field")]
+        {
+            let text = format!("default = 'ENOSYS'\n[[allow]]\ncalls=['read']\n{end}");
+            let error = ProcessPolicy::parse(&text, Arch::X86_64).unwrap_err().to_string();
+            assert!(error.contains(part), "{error}");
+        }
+    }
+
+    #[test]
+    fn t04_numbers_are_the_targets() {
+        assert_eq!(syscalls::number("openat", Arch::X86_64), Some(Some(257)));
+        assert_eq!(syscalls::number("openat", Arch::Aarch64), Some(Some(56)));
+        assert_eq!(syscalls::number("open", Arch::Aarch64), Some(None));
+        assert_eq!(syscalls::number("raed", Arch::Aarch64), None);
     }
 
     #[test]

@@ -1,0 +1,7 @@
+//! Makes constants of the policies that the supervisor and its cages need.
+//! It must never decide anything: a policy that cannot be read ends the build.
+
+fn main() -> Result<(), String> {
+    gaoler_policies::filters(&["init", "cage"])?;
+    gaoler_policies::level("balanced")
+}

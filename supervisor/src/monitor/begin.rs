@@ -1,0 +1,213 @@
+//! A run's beginning: the verdict, its egress, its tenant's folder, its cage.
+//! It must never start anything that the verdict did not admit.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use gaoler_protocol::{
+    CREDENTIAL_BYTES_MAX, Conversation, Kind, Level, Message, OPTIONS_BYTES_MAX, Placeholder, Refusal,
+    Refused, Spawn, TenantKey,
+};
+use gaoler_sys::{memfd, mount, process};
+
+use super::end::{end, fail};
+use super::{Monitor, Stage};
+use crate::admit::{self, Situation, Verdict};
+use crate::boot::Mode;
+use crate::cage::{self, Blueprint, Command};
+use crate::fault::{Doing, Fault};
+use crate::run::{Broker, Phase, Run};
+use crate::spawn::{self, Network};
+use crate::tenants::{Closed, Tenant, TenantId};
+use crate::{invocation, namespaces};
+
+impl Monitor {
+    pub(super) fn on_spawn(&mut self, mut spawn: Spawn, mut fds: Vec<OwnedFd>) {
+        let permitted = if self.host.mode == Mode::Exec { Kind::Exec } else { Kind::Cli };
+        let wanted = if spawn.kind == Kind::Cli { 2 } else { 1 };
+        let sealed = |fd: &OwnedFd, max| memfd::is_sealed(fd, max);
+        let now = Situation {
+            permitted,
+            level_maximum: Level::Balanced,
+            runs: self.runs.iter().filter(|run| !run.quarantined).count(),
+            runs_max: self.host.settings.runs.max as usize,
+            draining: matches!(self.stage, Stage::Draining(_)),
+            proving: self.stage == Stage::Proving,
+            known: self.runs.iter().any(|run| run.id() == spawn.run),
+            sealed: fds.len() == wanted
+                && fds.first().is_some_and(|fd| sealed(fd, OPTIONS_BYTES_MAX))
+                && fds.get(1).is_none_or(|fd| sealed(fd, CREDENTIAL_BYTES_MAX)),
+        };
+        let limits = match admit::admit(&spawn, now, |wish| self.host.level.clamp(wish)) {
+            Verdict::Admit(limits) => limits,
+            Verdict::Refuse(reason) => {
+                let refused = Refused { run: spawn.run, reason, step: 0, errno: 0 };
+                return self.say(&Message::Refused(refused), &[]);
+            }
+            Verdict::Hostile(why) => return self.hostile(why),
+        };
+        let tenant = (!spawn.ephemeral).then(|| TenantId::of(&spawn.tenant));
+        spawn.tenant = TenantKey([0; 32]);
+        let Ok(secret) = process::random() else { return self.stop(1, "no_random_bytes") };
+        let mut run = Run::new(spawn, tenant, limits, Placeholder(secret));
+        run.credential = (wanted == 2).then(|| fds.pop()).flatten();
+        run.options = fds.pop();
+        self.begin(&mut run);
+        self.runs.push(run);
+    }
+
+    /// Starts egress where the run has one, and the cage unless the tenant is new.
+    pub(super) fn begin(&mut self, run: &mut Run) {
+        let known = match &run.tenant {
+            None => Ok(true),
+            Some(id) => self.tenants.find(id).map(|found| found.is_some()),
+        };
+        let known = match known {
+            Ok(known) => known,
+            Err(fault) => return fail(run, Refusal::CageFailed, &fault),
+        };
+        if run.credential.is_some()
+            && let Err(fault) = self.start_egress(run)
+        {
+            return fail(run, Refusal::EgressFailed, &fault);
+        }
+        if known || run.egress.is_none() {
+            return self.launch(run);
+        }
+        run.phase = Phase::Vouching;
+        if let Err(fault) = self.serve(run, true, None) {
+            fail(run, Refusal::EgressFailed, &fault);
+        }
+    }
+
+    pub(super) fn start_egress(&mut self, run: &mut Run) -> Result<(), Fault> {
+        let slot = self
+            .egress_uids
+            .take()
+            .ok_or_else(|| Fault::new("take an egress uid", "the range is used up"))?;
+        let uid = self.egress_uids.uid(&slot);
+        let url = if run.spawn.proof { &self.host.proving_url } else { &self.host.upstream_url };
+        let silence = self.host.settings.runs.silence_seconds.to_string();
+        let argv = ["gaoler-egress", "--upstream", url.as_str(), "--silence-seconds", silence.as_str()];
+        let program =
+            self.host.egress.as_ref().ok_or_else(|| Fault::new("start egress", "its program is missing"))?;
+        let runs = &mut self.runs;
+        let wipe = || {
+            run.placeholder = Placeholder([0; 32]);
+            runs.iter_mut().for_each(Run::wipe);
+        };
+        let process = spawn::start(program.as_fd(), &argv, uid, Network::Host, &[], wipe);
+        match process {
+            Ok(process) => {
+                run.egress = Some(Broker {
+                    process,
+                    slot,
+                    uid,
+                    ready: false,
+                    waiting: Vec::new(),
+                    revoked: false,
+                    heard: None,
+                    said: 0,
+                });
+                Ok(())
+            }
+            Err(fault) => {
+                self.egress_uids.release(slot);
+                Err(fault)
+            }
+        }
+    }
+
+    /// Hands egress the credential, and the listener where the cage has made it.
+    pub(super) fn serve(&self, run: &mut Run, vouch: bool, listener: Option<OwnedFd>) -> Result<(), Fault> {
+        let message = run.serve(vouch);
+        let credential =
+            run.credential.as_ref().ok_or_else(|| Fault::new("serve", "the credential is gone"))?;
+        let mut fds = vec![
+            credential.try_clone().doing("copy a credential's descriptor")?,
+            self.host.resolver().doing("open resolv.conf")?,
+        ];
+        fds.extend(listener);
+        if !vouch {
+            run.credential = None;
+        }
+        let egress = run.egress.as_mut().ok_or_else(|| Fault::new("serve", "egress is gone"))?;
+        match egress.tell(message, fds) {
+            true => Ok(()),
+            false => Err(Fault::new("serve", "egress does not listen")),
+        }
+    }
+
+    pub(super) fn launch(&mut self, run: &mut Run) {
+        run.phase = Phase::Launching;
+        match self.make_cage(run) {
+            Ok(()) => {}
+            Err(Closed::Full) => {
+                run.refuse(Refusal::TenantsFull, 0, 0);
+                end(run);
+            }
+            Err(Closed::Fault(fault)) if fault.errno() == libc::EWOULDBLOCK as u16 => {
+                run.refuse(Refusal::SessionBusy, 0, 0);
+                end(run);
+            }
+            Err(Closed::Fault(fault)) => fail(run, Refusal::CageFailed, &fault),
+        }
+    }
+
+    pub(super) fn make_cage(&mut self, run: &mut Run) -> Result<(), Closed> {
+        let limits = run.limits;
+        let level = self.host.level.limits;
+        let (pool, source) = self.source(level);
+        let set = pool.take(source, limits)?;
+        let uid = set.uid;
+        let user_namespace = set.user_namespace.try_clone().doing("copy a namespace's descriptor");
+        let network_namespace = set.network_namespace.try_clone().doing("copy a namespace's descriptor");
+        run.set = Some(set);
+        let (mut workspace, mut session) = (None, None);
+        if let Some(id) = &run.tenant {
+            let tenant: Tenant = self.tenants.admit(id)?;
+            let map = namespaces::user(self.host.proc_fd.as_fd(), tenant.uid, uid)?;
+            workspace = Some(mapped(&tenant.workspace()?, map.as_fd())?);
+            if run.spawn.kind == Kind::Cli && run.spawn.conversation == Conversation::Session {
+                let folder = tenant.session(&invocation::uuid(&run.spawn.session))?;
+                session =
+                    Some(mapped(&OwnedFd::from(folder.try_clone().doing("copy a session")?), map.as_fd())?);
+                run.session = Some(folder);
+            }
+        }
+        let command = match run.spawn.kind {
+            Kind::Cli => Command::Cli(invocation::of(&run.spawn, &run.placeholder, &self.host.level.policy)),
+            Kind::Exec => Command::Exec,
+        };
+        let blueprint = Blueprint {
+            uid,
+            user_namespace: user_namespace?,
+            network_namespace: network_namespace?,
+            workspace,
+            session,
+            options: run.options.take().ok_or_else(|| Fault::new("make a cage", "the options are gone"))?,
+            command,
+            limits,
+        };
+        let runs = &mut self.runs;
+        let placeholder = &mut run.placeholder;
+        let leaf = &run.set.as_ref().ok_or_else(|| Fault::new("make a cage", "its set is gone"))?.leaf;
+        let begun = cage::begin(&self.common, &blueprint, leaf, || {
+            *placeholder = Placeholder([0; 32]);
+            runs.iter_mut().for_each(Run::wipe);
+        })?;
+        let cage::Begun { init, line, gate, stdin, stdout, stderr } = begun;
+        run.init = Some(init);
+        run.line = Some(line);
+        run.gate = Some(gate);
+        run.stdio = Some([stdin, stdout, stderr]);
+        Ok(())
+    }
+}
+
+/// A folder as a detached mount whose owner is, inside, the run's uid.
+fn mapped(folder: &OwnedFd, map: BorrowedFd<'_>) -> Result<OwnedFd, Fault> {
+    let tree = mount::clone_tree(folder.as_fd(), false).doing("copy a tenant's mount")?;
+    let attributes = mount::Attributes { nosuid: true, nodev: true, idmap: Some(map), read_only: false };
+    mount::restrict(tree.as_fd(), attributes, false).doing("map the ids of a tenant's mount")?;
+    Ok(tree)
+}

@@ -1,0 +1,278 @@
+//! What a run's processes say: pid 1, the command before its gate, egress.
+//! It must never open a gate behind which it has not looked, nor believe an egress about another run.
+
+use std::os::fd::AsFd;
+use std::time::Instant;
+
+use gaoler_protocol::{FRAME_BYTES, Message, Reason, Refusal, Spawned, Tier};
+use gaoler_sys::channel;
+
+use super::end::{end, fail};
+use super::{BURST, Monitor};
+use crate::cage::attest::{Posture, attest};
+use crate::cage::word::{Heard, Step, Word, hear};
+use crate::fault::Fault;
+use crate::log::event;
+use crate::run::{Phase, Run, violation};
+
+/// Where a cage may have mounts.
+const MOUNTS: [&str; 15] = [
+    "/",
+    "/usr",
+    "/bin",
+    "/sbin",
+    "/lib",
+    "/lib64",
+    "/etc/alternatives",
+    crate::template::CLI,
+    "/tmp",
+    "/dev/shm",
+    "/home/agent",
+    "/home/agent/.claude/projects/-workspace",
+    "/run/gaoler",
+    "/proc",
+    "/workspace",
+];
+
+impl Monitor {
+    pub(super) fn on_line(&mut self, run: &mut Run) {
+        let Some(line) = &run.line else { return };
+        match hear(line) {
+            Heard::Nothing => {}
+            Heard::Word(Word::Listener, mut fds, _) if fds.len() == 1 && run.egress.is_some() => {
+                if let Err(fault) = self.serve(run, false, fds.pop()) {
+                    fail(run, Refusal::EgressFailed, &fault);
+                }
+            }
+            Heard::Word(Word::Failed(step, errno), ..) => {
+                event("cage_failed", &[("run", &run.id()), ("step", &step), ("errno", &errno)]);
+                run.refuse(Refusal::CageFailed, step, errno);
+                run.ends(Reason::InitDied, 0, 0);
+                end(run);
+            }
+            Heard::Word(Word::Exited(code), ..) => {
+                run.ends(Reason::Exited, code, 0);
+                run.line = None;
+            }
+            Heard::Word(Word::Signaled(signal), ..) => {
+                run.ends(Reason::Signaled, 0, signal);
+                run.line = None;
+            }
+            Heard::Word(..) | Heard::Nonsense => {
+                event("line_nonsense", &[("run", &run.id())]);
+                run.ends(Reason::InitDied, 0, 0);
+                run.refuse(Refusal::CageFailed, 0, 0);
+                end(run);
+            }
+            // pid 1's end itself is seen on its pidfd.
+            Heard::Closed => run.line = None,
+        }
+    }
+
+    pub(super) fn on_gate(&mut self, run: &mut Run) {
+        let Some(gate) = &run.gate else { return };
+        match (hear(gate), run.opened) {
+            (Heard::Nothing, _) => {}
+            (Heard::Word(Word::Ready, _, Some(pid)), None) => match self.look(run, pid) {
+                Ok(()) => {
+                    run.opened = Some(Instant::now());
+                    if channel::send(gate.as_fd(), b"G", &[]).is_err() {
+                        run.refuse(Refusal::CageFailed, Step::Attest as u8, 0);
+                        end(run);
+                    }
+                }
+                Err(fault) => {
+                    event("attest_failed", &[("run", &run.id()), ("fault", &fault)]);
+                    run.refuse(Refusal::CageFailed, Step::Attest as u8, fault.errno());
+                    end(run);
+                }
+            },
+            (Heard::Word(Word::Failed(step, errno), ..), None) => {
+                event("cage_failed", &[("run", &run.id()), ("step", &step), ("errno", &errno)]);
+                run.refuse(Refusal::CageFailed, step, errno);
+                end(run);
+            }
+            (Heard::Word(Word::ExecFailed(errno), ..), _) => {
+                run.refuse(Refusal::ExecFailed, 0, errno);
+                end(run);
+            }
+            // Closed by execve: behind the gate is the command.
+            (Heard::Closed, Some(_)) => self.passed(run),
+            _ => {
+                run.refuse(Refusal::CageFailed, Step::Attest as u8, 0);
+                end(run);
+            }
+        }
+    }
+
+    /// The look from outside, before the gate.
+    pub(super) fn look(&self, run: &Run, pid: i32) -> Result<(), Fault> {
+        let set = run.set.as_ref().ok_or_else(|| Fault::new("attest", "the set is gone"))?;
+        let posture = Posture {
+            uid: set.uid,
+            namespaces: &set.identities,
+            apart: &["mnt", "pid", "ipc", "uts", "cgroup"],
+            descriptors: 4,
+            filters: 1,
+            mounts: &MOUNTS,
+            threads: 1,
+        };
+        let groups = attest(self.host.proc_fd.as_fd(), pid, &posture)?;
+        match set.leaf.holds(&groups, &self.cgroups) {
+            true => Ok(()),
+            false => Err(Fault::new("attest cgroup", "the process is not in its leaf")),
+        }
+    }
+
+    pub(super) fn passed(&mut self, run: &mut Run) {
+        run.gate = None;
+        let pairs = channel::pair().and_then(|lease| Ok((lease, channel::pair()?)));
+        let (Ok(((lease, their_lease), (report, their_report))), Some(stdio)) = (pairs, run.stdio.take())
+        else {
+            run.refuse(Refusal::CageFailed, Step::Attest as u8, 0);
+            return end(run);
+        };
+        run.phase = Phase::Running;
+        run.lease = Some(lease);
+        run.report = Some(report);
+        let spawned = Spawned {
+            run: run.id(),
+            limits: run.limits,
+            launch_us: run.arrived.elapsed().as_micros() as u64,
+            tier: Tier::Kernel,
+        };
+        let [stdin, stdout, stderr] = &stdio;
+        let fds = [stdin.as_fd(), stdout.as_fd(), stderr.as_fd(), their_lease.as_fd(), their_report.as_fd()];
+        self.say(&Message::Spawned(spawned), &fds);
+        event("spawned", &[("run", &run.id()), ("kind", &run.spawn.kind), ("launch_us", &spawned.launch_us)]);
+    }
+
+    pub(super) fn on_init(&mut self, run: &mut Run) {
+        // pid 1's last word may still lie in its line.
+        while run.line.is_some() {
+            let before = run.outcome.is_some();
+            self.on_line(run);
+            if run.outcome.is_some() == before {
+                break;
+            }
+        }
+        if run.gate.is_some() {
+            self.on_gate(run);
+        }
+        let Some(init) = &run.init else { return };
+        if let Ok(Some(ended)) = init.reap() {
+            run.used = ended;
+            run.init = None;
+            run.line = None;
+            run.gate = None;
+            run.wall_us = run.opened.map_or(0, |at| at.elapsed().as_micros() as u64);
+            if run.phase != Phase::Running {
+                run.refuse(Refusal::CageFailed, 0, 0);
+            }
+            run.ends(Reason::InitDied, 0, ended.signal.unwrap_or_default());
+            end(run);
+        }
+    }
+
+    pub(super) fn on_egress(&mut self, run: &mut Run) {
+        let id = run.id();
+        for _ in 0..BURST {
+            let Some(egress) = &mut run.egress else { return };
+            let received = match channel::receive::<{ FRAME_BYTES + 1 }>(egress.process.control.as_fd()) {
+                Ok(received) => received,
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return,
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
+                Err(_) => return egress.process.child.kill(),
+            };
+            if received.bytes.is_empty() && received.fds.is_empty() {
+                return egress.process.child.kill();
+            }
+            let decoded = Message::decode(&received.bytes);
+            let fresh = |sequence: u64| egress.heard.is_none_or(|before| sequence > before);
+            let message = match decoded {
+                Ok((sequence, message))
+                    if !received.truncated && received.fds.is_empty() && fresh(sequence) =>
+                {
+                    egress.heard = Some(sequence);
+                    message
+                }
+                _ => {
+                    event("egress_hostile", &[("run", &id)]);
+                    return egress.process.child.kill();
+                }
+            };
+            self.on_egress_message(run, message);
+        }
+    }
+
+    pub(super) fn on_egress_message(&mut self, run: &mut Run, message: Message) {
+        let id = run.id();
+        let Some(egress) = &mut run.egress else { return };
+        match message {
+            Message::Ready(ready) if !egress.ready => {
+                let posture = Posture {
+                    uid: egress.uid,
+                    namespaces: &[],
+                    apart: &["mnt", "pid", "ipc", "uts"],
+                    descriptors: 0,
+                    filters: 1,
+                    mounts: &[],
+                    threads: ready.threads,
+                };
+                let confined = attest(self.host.proc_fd.as_fd(), egress.process.child.pid, &posture);
+                if let Err(fault) = confined {
+                    event("egress_not_confined", &[("run", &id), ("fault", &fault)]);
+                    egress.process.child.kill();
+                } else if !egress.flush() {
+                    egress.process.child.kill();
+                }
+            }
+            Message::Vouched(vouched) if vouched.run == id && run.phase == Phase::Vouching => {
+                match (vouched.accepted, vouched.status) {
+                    (true, _) => self.launch(run),
+                    (false, 401 | 403) => {
+                        run.refuse(Refusal::CredentialRefused, 0, vouched.status);
+                        end(run);
+                    }
+                    (false, status) => {
+                        run.refuse(Refusal::UpstreamUnavailable, 0, status);
+                        end(run);
+                    }
+                }
+            }
+            Message::Counted(totals) if totals.run == id => {
+                run.totals = totals;
+                if !run.tell(&Message::Progress(totals)) {
+                    run.ends(Reason::Cancelled, 0, 0);
+                    end(run);
+                }
+            }
+            Message::Denied(denied) if denied.run == id => {
+                run.totals.denials = run.totals.denials.saturating_add(1);
+                let count = run.totals.denials;
+                event("denied", &[("run", &id), ("what", &denied.what)]);
+                if !run.tell(&violation(id, denied.what, count)) {
+                    run.ends(Reason::Cancelled, 0, 0);
+                    end(run);
+                }
+            }
+            Message::Revoked(totals) if totals.run == id && egress.revoked => run.totals = totals,
+            other => {
+                event("egress_hostile", &[("run", &id), ("message", &other.name())]);
+                egress.process.child.kill();
+            }
+        }
+    }
+
+    /// Egress has been reaped: its run ends with it, unless it was told to go.
+    pub(super) fn without_egress(&mut self, run: &mut Run) {
+        let Some(egress) = run.egress.take() else { return };
+        self.egress_uids.release(egress.slot);
+        if !egress.revoked {
+            event("egress_died", &[("run", &run.id())]);
+            run.refuse(Refusal::EgressFailed, 0, 0);
+            run.ends(Reason::EgressDied, 0, 0);
+            end(run);
+        }
+    }
+}

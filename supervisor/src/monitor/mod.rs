@@ -1,0 +1,239 @@
+//! The monitor: one thread, one poll loop, and the closed table of what may be asked in which stage.
+//! It must never interpret a byte of the network, of a tenant or of the CLI, and never wait for a peer.
+
+mod begin;
+mod end;
+mod hear;
+mod peer;
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use gaoler_protocol::{Layers, Limits, Message, Reason, RunId};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signalfd::SignalFd;
+
+use crate::boot::{Host, Mode};
+use crate::cage::Common;
+use crate::cgroup::Cgroups;
+use crate::log::event;
+use crate::pool::{Pool, Source};
+use crate::run::{Phase, Run};
+use crate::spawn::Attended;
+use crate::tenants::Tenants;
+use crate::uids::Uids;
+
+use end::{deadline, end};
+
+/// How long a teardown may take before the client is released and the uid quarantined.
+const TEARDOWN: Duration = Duration::from_secs(2);
+/// How long a cage may take from the fork to its gate. The slowest measured was 32 ms; an emulated CPU is a
+/// hundred times slower.
+const LAUNCH: Duration = Duration::from_secs(10);
+/// How long the upstream may take to vouch for a credential: egress gives up before.
+const VOUCH: Duration = Duration::from_secs(30);
+/// How often a leaf that is not empty yet is looked at again.
+const TICK: Duration = Duration::from_millis(2);
+/// The same for a run in quarantine, which may stay there for as long as the kernel holds one of its processes.
+const LATE_TICK: Duration = Duration::from_millis(100);
+/// Frames taken from one peer before the others get their turn.
+const BURST: usize = 64;
+
+/// What the peer may do now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stage {
+    /// The frontend has been started and has said nothing.
+    Confining,
+    /// The frontend tests the CLI's invocation.
+    Proving,
+    /// Tenants may come; or the command line's own runs.
+    Serving,
+    /// No new run; the rest has until then.
+    Draining(Instant),
+}
+
+/// The supervisor, once it has entered its root.
+pub struct Monitor {
+    /// What was opened before.
+    pub host: Host,
+    /// What all cages share.
+    pub common: Common,
+    /// The host, as tried.
+    pub layers: Layers,
+    /// Groups.
+    pub cgroups: Cgroups,
+    /// Uids of runs.
+    pub uids: Uids,
+    /// Uids of egresses.
+    pub egress_uids: Uids,
+    /// Tenants.
+    pub tenants: Tenants,
+    /// The process that asks: the frontend, or the command line. `None` once it is lost.
+    pub peer: Option<OwnedFd>,
+    /// The frontend's process.
+    pub frontend: Option<Attended>,
+    /// The embedded upstream's process.
+    pub upstream: Option<Attended>,
+    /// SIGTERM and SIGINT.
+    pub signals: SignalFd,
+    /// What the peer may do now.
+    pub stage: Stage,
+    /// Sequence numbers of the peer's newest frame and of ours.
+    pub heard: Option<u64>,
+    pub said: u64,
+    /// Sets ready for runs.
+    pub pool: Pool,
+    /// Every run that has not been forgotten.
+    pub runs: Vec<Run>,
+    /// The status to end with, once it is decided.
+    pub status: Option<u8>,
+}
+
+/// What may become ready.
+#[derive(Debug, Clone, Copy)]
+enum Happening {
+    Signals,
+    Peer,
+    Frontend,
+    Upstream,
+    Line(RunId),
+    Gate(RunId),
+    Lease(RunId),
+    Init(RunId),
+    Egress(RunId),
+    EgressEnd(RunId),
+}
+
+impl Monitor {
+    /// Runs until there is nothing left to do; the status to exit with.
+    pub fn watch(mut self) -> u8 {
+        if self.host.mode == Mode::Exec {
+            self.say(&Message::Layers(self.layers), &[]);
+        }
+        while self.status.is_none() || !self.runs.is_empty() {
+            for happening in self.wait() {
+                self.handle(happening);
+            }
+            self.deadlines();
+            self.tear_down();
+        }
+        for set in self.pool.drain() {
+            self.cgroups.remove(&set.leaf);
+        }
+        for attended in [self.frontend.take(), self.upstream.take()].into_iter().flatten() {
+            attended.child.kill();
+            let _ = attended.child.reap_blocking();
+        }
+        self.cgroups.close();
+        self.status.unwrap_or(1)
+    }
+
+    /// Everything that is waited for.
+    fn watched(&self) -> Vec<(Happening, BorrowedFd<'_>)> {
+        let mut all = vec![(Happening::Signals, self.signals.as_fd())];
+        all.extend(self.peer.iter().map(|it| (Happening::Peer, it.as_fd())));
+        all.extend(self.frontend.iter().map(|it| (Happening::Frontend, it.child.pidfd.as_fd())));
+        all.extend(self.upstream.iter().map(|it| (Happening::Upstream, it.child.pidfd.as_fd())));
+        for run in &self.runs {
+            let id = run.id();
+            let parts = [
+                (Happening::Line(id), run.line.as_ref()),
+                (Happening::Gate(id), run.gate.as_ref()),
+                (Happening::Lease(id), run.lease.as_ref()),
+                (Happening::Init(id), run.init.as_ref().map(|child| &child.pidfd)),
+                (Happening::Egress(id), run.egress.as_ref().map(|egress| &egress.process.control)),
+                (Happening::EgressEnd(id), run.egress.as_ref().map(|egress| &egress.process.child.pidfd)),
+            ];
+            all.extend(parts.into_iter().filter_map(|(happening, fd)| Some((happening, fd?.as_fd()))));
+        }
+        all
+    }
+
+    /// What is ready, after waiting for it no longer than the next deadline. Idle time fills the pool.
+    fn wait(&mut self) -> Vec<Happening> {
+        let refill = self.status.is_none() && self.stage == Stage::Serving && self.pool.wants_more();
+        let timeout = if refill { PollTimeout::ZERO } else { self.timeout() };
+        let watched = self.watched();
+        let mut fds: Vec<PollFd<'_>> =
+            watched.iter().map(|(_, fd)| PollFd::new(*fd, PollFlags::POLLIN)).collect();
+        let quiet = poll(&mut fds, timeout) == Ok(0);
+        let ready = |fd: &PollFd<'_>| fd.revents().is_some_and(|events| !events.is_empty());
+        let found =
+            watched.iter().zip(&fds).filter(|(_, fd)| ready(fd)).map(|((what, _), _)| *what).collect();
+        if quiet && refill {
+            let limits = self.host.level.limits;
+            let (pool, source) = self.source(limits);
+            if let Err(fault) = pool.refill(source) {
+                event("pool_refill_failed", &[("fault", &fault)]);
+            }
+        }
+        found
+    }
+
+    fn source(&mut self, limits: Limits) -> (&mut Pool, Source<'_>) {
+        let source = Source {
+            proc_fd: self.host.proc_fd.as_fd(),
+            uids: &mut self.uids,
+            cgroups: &mut self.cgroups,
+            limits,
+        };
+        (&mut self.pool, source)
+    }
+
+    /// Until the next deadline; a tick while a teardown is under way.
+    fn timeout(&self) -> PollTimeout {
+        let now = Instant::now();
+        let ending =
+            |run: &Run| matches!(run.phase, Phase::Ending(_)) && run.init.is_none() && !run.quarantined;
+        if self.runs.iter().any(ending) {
+            return PollTimeout::try_from(TICK).unwrap_or(PollTimeout::ZERO);
+        }
+        let draining = match self.stage {
+            Stage::Draining(until) => Some(until),
+            _ => None,
+        };
+        let late = self.runs.iter().any(|run| run.quarantined).then(|| now + LATE_TICK);
+        let on_time = self.runs.iter().filter(|run| !run.quarantined);
+        let next = on_time.map(deadline).chain(draining).chain(late).min();
+        match next {
+            None => PollTimeout::NONE,
+            // Rounded up, so that it is past when we wake.
+            Some(at) => {
+                let left = at.saturating_duration_since(now) + Duration::from_millis(1);
+                PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)
+            }
+        }
+    }
+
+    fn handle(&mut self, happening: Happening) {
+        match happening {
+            Happening::Signals => self.on_signal(),
+            Happening::Peer => self.on_peer(),
+            Happening::Frontend => self.stop(1, "frontend_ended"),
+            Happening::Upstream => self.stop(1, "upstream_ended"),
+            Happening::Line(id) => self.with(id, Monitor::on_line),
+            Happening::Gate(id) => self.with(id, Monitor::on_gate),
+            Happening::Lease(id) => self.with(id, |_, run| {
+                run.lease = None;
+                run.ends(Reason::Cancelled, 0, 0);
+                end(run);
+            }),
+            Happening::Init(id) => self.with(id, Monitor::on_init),
+            Happening::Egress(id) => self.with(id, Monitor::on_egress),
+            Happening::EgressEnd(id) => self.with(id, |monitor, run| {
+                let Some(egress) = &run.egress else { return };
+                if let Ok(Some(_)) = egress.process.child.reap() {
+                    monitor.without_egress(run);
+                }
+            }),
+        }
+    }
+
+    /// Acts on one run while it is out of the table, so that the rest can be wiped in a fork.
+    fn with(&mut self, id: RunId, act: impl FnOnce(&mut Monitor, &mut Run)) {
+        let Some(index) = self.runs.iter().position(|run| run.id() == id) else { return };
+        let mut run = self.runs.swap_remove(index);
+        act(self, &mut run);
+        self.runs.push(run);
+    }
+}

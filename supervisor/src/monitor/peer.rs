@@ -1,0 +1,166 @@
+//! What the peer may ask, in which stage; anything else ends it. The table of permitted questions.
+//! It must never go on with a peer that has once said what no honest one says.
+
+use std::os::fd::{AsFd, BorrowedFd};
+use std::time::{Duration, Instant};
+
+use gaoler_protocol::{Empty, FRAME_BYTES, Level, Listen, Message, Reason, Refusal};
+use gaoler_sys::channel;
+
+use super::end::end;
+use super::{BURST, Monitor, Stage};
+use crate::boot::Mode;
+use crate::cage::attest::{Posture, attest};
+use crate::log::event;
+
+/// A signal that comes sooner after the first one is the same wish.
+const SECOND_SIGNAL: Duration = Duration::from_secs(1);
+
+impl Monitor {
+    pub(super) fn on_peer(&mut self) {
+        for _ in 0..BURST {
+            let Some(peer) = &self.peer else { return };
+            let received = match channel::receive::<{ FRAME_BYTES + 1 }>(peer.as_fd()) {
+                Ok(received) => received,
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return,
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
+                Err(_) => return self.lose_peer("the control socket broke"),
+            };
+            if received.bytes.is_empty() && received.fds.is_empty() {
+                return self.lose_peer("the control socket closed");
+            }
+            if received.truncated {
+                return self.hostile("a frame that was cut");
+            }
+            let (sequence, message) = match Message::decode(&received.bytes) {
+                Ok(decoded) => decoded,
+                Err(why) => return self.hostile(&why.to_string()),
+            };
+            if self.heard.is_some_and(|before| sequence <= before) {
+                return self.hostile("a frame out of sequence");
+            }
+            self.heard = Some(sequence);
+            if !message.fds().contains(&received.fds.len()) {
+                return self.hostile("a frame with the wrong number of descriptors");
+            }
+            match (self.stage, message) {
+                (Stage::Confining, Message::Ready(ready)) => self.on_ready(ready.threads),
+                (Stage::Proving, Message::Proven(proven)) => self.on_proven(proven.failed, proven.version),
+                (Stage::Proving | Stage::Serving | Stage::Draining(_), Message::Spawn(spawn)) => {
+                    self.on_spawn(spawn, received.fds);
+                }
+                (Stage::Draining(_), Message::Drained(Empty {})) => {
+                    self.stage = Stage::Draining(Instant::now())
+                }
+                (_, other) => return self.hostile(&format!("{} out of turn", other.name())),
+            }
+            if self.status.is_some() {
+                return;
+            }
+        }
+    }
+
+    pub(super) fn hostile(&mut self, why: &str) {
+        event("peer_hostile", &[("why", &why)]);
+        self.stop(1, "peer_ended");
+    }
+
+    pub(super) fn lose_peer(&mut self, why: &str) {
+        // The command line's own supervisor simply ends with it.
+        let status = u8::from(self.host.mode == Mode::Serve);
+        if status != 0 {
+            event("peer_lost", &[("why", &why)]);
+        }
+        self.stop(status, "peer_ended");
+    }
+
+    /// Ends everything. Every run's cage is killed; the loop goes on until all are gone.
+    pub(super) fn stop(&mut self, status: u8, why: &str) {
+        if self.status.is_none() {
+            self.status = Some(status);
+            if status != 0 {
+                event("stopping", &[("why", &why)]);
+            }
+        }
+        if let Some(frontend) = &self.frontend {
+            frontend.child.kill();
+        }
+        for run in &mut self.runs {
+            run.ends(Reason::Drained, 0, 0);
+            run.refuse(Refusal::Draining, 0, 0);
+            end(run);
+        }
+        self.peer = None;
+    }
+
+    pub(super) fn say(&mut self, message: &Message, fds: &[BorrowedFd<'_>]) {
+        let Some(peer) = &self.peer else { return };
+        self.said += 1;
+        if let Err(error) = channel::send(peer.as_fd(), &message.encode(self.said), fds) {
+            // A peer that does not read is ended: to wait for it would stall every tenant.
+            event("peer_unread", &[("message", &message.name()), ("error", &error)]);
+            self.stop(1, "peer_ended");
+        }
+    }
+
+    pub(super) fn on_ready(&mut self, threads: u32) {
+        let Some(frontend) = &self.frontend else { return self.hostile("Ready without a frontend") };
+        let posture = Posture {
+            uid: self.host.settings.uids.frontend,
+            namespaces: &[],
+            apart: &["net", "mnt", "pid", "ipc", "uts"],
+            descriptors: 0,
+            filters: 1,
+            mounts: &[],
+            threads,
+        };
+        if let Err(fault) = attest(self.host.proc_fd.as_fd(), frontend.child.pid, &posture) {
+            event("frontend_not_confined", &[("fault", &fault)]);
+            return self.stop(1, "frontend_not_confined");
+        }
+        self.stage = Stage::Proving;
+        self.say(&Message::Layers(self.layers), &[]);
+        self.say(&Message::Prove(Empty {}), &[]);
+    }
+
+    pub(super) fn on_proven(&mut self, failed: u32, version: [u16; 3]) {
+        if failed != 0 {
+            event("self_test_failed", &[("check", &failed)]);
+            return self.stop(1, "self_test_failed");
+        }
+        let [major, minor, patch] = version;
+        let embedded = self.host.embedded;
+        if !embedded && let Some(upstream) = self.upstream.take() {
+            upstream.child.kill();
+            let _ = upstream.child.reap_blocking();
+        }
+        self.stage = Stage::Serving;
+        let Some(listener) = self.host.listener.take() else { return self.stop(1, "no_listener") };
+        let listen = Listen {
+            tier: self.layers.tier,
+            level: Level::Balanced,
+            runs_max: self.host.settings.runs.max,
+            embedded,
+        };
+        self.say(&Message::Listen(listen), &[listener.as_fd()]);
+        event("serving", &[("tier", &self.layers.tier), ("cli", &format!("{major}.{minor}.{patch}"))]);
+        println!("ready tier={} level={} address={}", self.layers.tier, Level::Balanced, self.host.address);
+    }
+
+    pub(super) fn on_signal(&mut self) {
+        while let Ok(Some(_)) = self.signals.read_signal() {
+            let grace = Duration::from_secs(self.host.settings.runs.drain_seconds.into());
+            match self.stage {
+                Stage::Serving if self.host.mode == Mode::Serve => {
+                    self.stage = Stage::Draining(Instant::now() + grace);
+                    event("draining", &[("runs", &self.runs.len())]);
+                    self.say(&Message::Drain(Empty {}), &[]);
+                }
+                // Some senders signal a process and then its group: that is one wish, told twice.
+                Stage::Draining(until) if Instant::now() + grace < until + SECOND_SIGNAL => {}
+                // A second wish, or one before anybody was served, waits for nothing.
+                _ => self.stop(0, "signal"),
+            }
+        }
+    }
+}

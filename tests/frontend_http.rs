@@ -1,0 +1,449 @@
+//! What a client of the frontend sees, status by status and byte by byte, without a cage.
+//! It must never wait by sleeping: every wait ends with what it waits for, or with a liveness bound.
+
+mod fake;
+
+use std::sync::Arc;
+
+use fake::{BEARER, House, LONG, Play, Script, Until, drain, recorded, send, settings};
+use gaoler_protocol::{Conversation, Effort, Kind, Level, Message, Reason, Refusal, Section};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::Notify;
+
+const HELLO: &str = r#"{"messages":[{"role":"user","content":"Hello"}]}"#;
+const HELLO_STREAMED: &str = r#"{"stream":true,"messages":[{"role":"user","content":"Hello"}]}"#;
+
+async fn house(scripts: Vec<Script>) -> House {
+    House::new(settings(120), scripts).await
+}
+
+fn plays(name: &str) -> Script {
+    Script::Play(Play::of(recorded(name)))
+}
+
+/// Replaces the random letters of ids, so that bytes can be compared.
+fn named(text: &str) -> String {
+    let mut out = String::new();
+    let mut rest = text;
+    while let Some(at) = ["msg_01", "req_01"].iter().filter_map(|p| rest.find(p)).min() {
+        out.push_str(&rest[..at + 6]);
+        rest = &rest[at + 6 + 22..];
+    }
+    out.push_str(rest);
+    match out.find("\"run_id\":\"") {
+        Some(at) => out.replace(&out[at + 10..at + 42].to_string(), "RUN"),
+        None => out,
+    }
+}
+
+#[tokio::test]
+async fn w01_a_json_answer_has_the_shape_of_the_api() {
+    let house = house(vec![plays("plain")]).await;
+    let reply = house.messages(HELLO).await;
+    assert_eq!(reply.status, 200, "{reply:?}");
+    assert_eq!(reply.header("content-type"), Some("application/json"));
+    assert!(reply.header("request-id").is_some_and(|id| id.starts_with("req_01") && id.len() == 28));
+    let mut json = reply.json();
+    for number in ["input_tokens", "output_tokens"] {
+        assert!(json["usage"][number].as_u64().is_some_and(|n| n > 0));
+        json["usage"][number] = 0.into();
+    }
+    assert!(json["x_cost"]["total_cost_usd"].is_f64());
+    json["x_cost"] = serde_json::Value::Null;
+    json["model"] = "MODEL".into();
+    assert_eq!(
+        named(&json.to_string()),
+        concat!(
+            r#"{"container":null,"content":[{"citations":null,"text":"[embedded] Hello","type":"text"}],"#,
+            r#""id":"msg_01","model":"MODEL","role":"assistant","run_id":"RUN","session_id":null,"#,
+            r#""stop_details":null,"stop_reason":"end_turn","stop_sequence":null,"type":"message","#,
+            r#""usage":{"cache_creation":{"ephemeral_1h_input_tokens":0,"ephemeral_5m_input_tokens":0},"#,
+            r#""cache_creation_input_tokens":0,"cache_read_input_tokens":0,"input_tokens":0,"output_tokens":0,"#,
+            r#""server_tool_use":null,"service_tier":"standard"},"x_cost":null}"#
+        )
+    );
+}
+
+const STREAM: &str = r#"{"type":"system","subtype":"init","claude_code_version":"2.1.330"}
+{"type":"stream_event","event":{"type":"message_start","message":{"id":"m1","model":"claude-x","usage":{"input_tokens":3,"output_tokens":1}}},"parent_tool_use_id":null}
+{"type":"stream_event","event":{"type":"content_block_start","index":0,"content_block":{"type":"text","text":""}},"parent_tool_use_id":null}
+{"type":"stream_event","event":{"type":"content_block_delta","index":0,"delta":{"type":"text_delta","text":"one"}},"parent_tool_use_id":null}
+{"type":"stream_event","event":{"type":"content_block_stop","index":0},"parent_tool_use_id":null}
+{"type":"stream_event","event":{"type":"content_block_start","index":1,"content_block":{"type":"tool_use","id":"t1","name":"Bash","input":{}}},"parent_tool_use_id":null}
+{"type":"stream_event","event":{"type":"content_block_delta","index":1,"delta":{"type":"input_json_delta","partial_json":"{}"}},"parent_tool_use_id":null}
+{"type":"stream_event","event":{"type":"content_block_stop","index":1},"parent_tool_use_id":null}
+{"type":"stream_event","event":{"type":"message_delta","delta":{"stop_reason":"tool_use"},"usage":{"output_tokens":7}},"parent_tool_use_id":null}
+{"type":"stream_event","event":{"type":"message_stop"},"parent_tool_use_id":null}
+{"type":"user","message":{"role":"user","content":[{"tool_use_id":"t1","type":"tool_result","content":"x"}]}}
+{"type":"stream_event","event":{"type":"message_start","message":{"id":"m2","model":"claude-x","usage":{"input_tokens":9,"output_tokens":1}}},"parent_tool_use_id":null}
+{"type":"stream_event","event":{"type":"content_block_start","index":0,"content_block":{"type":"text","text":""}},"parent_tool_use_id":null}
+{"type":"stream_event","event":{"type":"content_block_delta","index":0,"delta":{"type":"text_delta","text":"two\n"}},"parent_tool_use_id":null}
+"#;
+const STREAM_END: &str = r#"{"type":"stream_event","event":{"type":"content_block_stop","index":0},"parent_tool_use_id":null}
+{"type":"stream_event","event":{"type":"message_stop"},"parent_tool_use_id":null}
+{"type":"result","subtype":"success","is_error":false,"api_error_status":null,"stop_reason":"end_turn","result":"two","usage":{"input_tokens":12,"output_tokens":14},"total_cost_usd":0.5}
+"#;
+
+const EVENTS: &str = r#"event: message_start
+data: {"type":"message_start","message":{"id":"msg_01","type":"message","role":"assistant","model":"claude-x","content":[],"stop_reason":null,"stop_sequence":null,"stop_details":null,"container":null,"usage":{"input_tokens":3,"output_tokens":1,"cache_creation_input_tokens":0,"cache_read_input_tokens":0,"cache_creation":{"ephemeral_5m_input_tokens":0,"ephemeral_1h_input_tokens":0},"server_tool_use":null,"service_tier":"standard"},"session_id":null,"run_id":"RUN"}}
+
+event: content_block_start
+data: {"type":"content_block_start","index":0,"content_block":{"type":"text","text":""}}
+
+event: content_block_delta
+data: {"type":"content_block_delta","index":0,"delta":{"type":"text_delta","text":"one"}}
+
+event: content_block_stop
+data: {"type":"content_block_stop","index":0}
+
+event: content_block_start
+data: {"type":"content_block_start","index":1,"content_block":{"type":"text","text":""}}
+
+event: content_block_delta
+data: {"type":"content_block_delta","index":1,"delta":{"type":"text_delta","text":"two\n"}}
+
+event: content_block_stop
+data: {"type":"content_block_stop","index":1}
+
+"#;
+const EVENTS_END: &str = r#"event: message_delta
+data: {"type":"message_delta","delta":{"stop_reason":"end_turn","stop_sequence":null},"usage":{"input_tokens":12,"cache_creation_input_tokens":0,"cache_read_input_tokens":0,"output_tokens":14},"x_cost":{"total_cost_usd":0.5}}
+
+event: message_stop
+data: {"type":"message_stop"}
+
+"#;
+
+#[tokio::test]
+async fn w02_two_turns_are_one_message_in_exact_bytes() {
+    let house = house(vec![Script::Play(Play::of(format!("{STREAM}{STREAM_END}")))]).await;
+    let reply = house.messages(HELLO_STREAMED).await;
+    assert_eq!(reply.status, 200);
+    assert_eq!(reply.header("content-type"), Some("text/event-stream; charset=utf-8"));
+    assert_eq!(reply.header("cache-control"), Some("no-cache"));
+    assert_eq!(reply.header("x-accel-buffering"), Some("no"));
+    assert_eq!(named(&reply.body), format!("{EVENTS}{EVENTS_END}"));
+}
+
+#[tokio::test]
+async fn w03_a_failure_after_the_first_byte_is_an_error_event() {
+    let house = house(vec![Script::Play(Play::of(STREAM).until(Until::Now))]).await;
+    let reply = house.messages(HELLO_STREAMED).await;
+    assert_eq!(reply.status, 200);
+    let error = concat!(
+        "event: error\ndata: {\"error\":{\"details\":{\"error_code\":\"cli_exited\"},\"message\":",
+        "\"The CLI ended without a result.\",\"type\":\"api_error\"},\"request_id\":\"req_01\",\"type\":\"error\"}\n\n"
+    );
+    assert_eq!(named(&reply.body), format!("{EVENTS}{error}"));
+}
+
+#[tokio::test]
+async fn w04_the_end_of_an_answer_follows_exit() {
+    let told = Arc::new(Notify::new());
+    let play = Play::of(format!("{STREAM}{STREAM_END}")).until(Until::Told(Arc::clone(&told)));
+    let mut house = house(vec![Script::Play(play)]).await;
+    let head = format!("POST /v1/messages HTTP/1.1\r\n{BEARER}");
+    let mut stream = house.connect(&head, HELLO_STREAMED.as_bytes()).await;
+    let mut bytes = Vec::new();
+    while !String::from_utf8_lossy(&bytes).contains("two") {
+        assert!(stream.read_buf(&mut bytes).await.expect("read") > 0);
+    }
+    // The run has given its result; only its Exit is missing, and the end of the message waits for it.
+    assert!(!String::from_utf8_lossy(&bytes).contains("message_stop"));
+    told.notify_one();
+    tokio::time::timeout(LONG, stream.read_to_end(&mut bytes)).await.expect("in time").expect("read");
+    assert!(String::from_utf8_lossy(&bytes).contains("message_stop"));
+    assert!(!house.seen().await.lease_dropped);
+}
+
+#[tokio::test]
+async fn w05_a_refusal_of_the_supervisor_has_its_status() {
+    let rows = [
+        (Refusal::Busy, 0, 529, "overloaded_error", Some("5"), None),
+        (Refusal::TenantsFull, 0, 529, "overloaded_error", Some("60"), None),
+        (Refusal::CredentialRefused, 401, 401, "authentication_error", None, None),
+        (Refusal::UpstreamUnavailable, 0, 503, "api_error", Some("5"), None),
+        (Refusal::UpstreamUnavailable, 529, 529, "overloaded_error", Some("10"), None),
+        (Refusal::UpstreamUnavailable, 429, 429, "rate_limit_error", Some("10"), None),
+        (Refusal::UpstreamUnavailable, 403, 403, "permission_error", None, None),
+        (Refusal::LevelUnavailable, 0, 403, "permission_error", None, None),
+        (Refusal::Draining, 0, 503, "api_error", Some("5"), None),
+        (Refusal::CageFailed, 13, 500, "api_error", None, None),
+        (Refusal::ExecFailed, 2, 500, "api_error", None, None),
+        (Refusal::SessionBusy, 0, 409, "conflict_error", None, Some("false")),
+        (Refusal::Unacceptable, 0, 500, "api_error", None, None),
+        (Refusal::EgressFailed, 0, 500, "api_error", None, None),
+    ];
+    let house = house(rows.iter().map(|row| Script::Refuse(row.0, row.1)).collect()).await;
+    for (reason, _, status, kind, retry_after, should_retry) in rows {
+        let reply = house.messages(HELLO).await;
+        assert_eq!((reply.status, reply.json()["error"]["type"].as_str()), (status, Some(kind)), "{reason}");
+        assert_eq!(reply.json()["request_id"].as_str(), reply.json()["request_id"].as_str(), "{reason}");
+        assert_eq!(reply.header("retry-after"), retry_after, "{reason}");
+        assert_eq!(reply.header("x-should-retry"), should_retry, "{reason}");
+    }
+}
+
+#[tokio::test]
+async fn w06_a_bad_request_is_refused_in_the_apis_form_and_starts_nothing() {
+    let deep = format!("{{\"messages\":{}{}}}", "[".repeat(200), "]".repeat(200));
+    let cases: Vec<(&str, &[u8], u16, &str)> = vec![
+        ("", b"{", 401, "credential_missing"),
+        ("authorization: Bearer nonsense\r\n", b"{}", 401, "invalid_token_format"),
+        ("authorization: Basic c2s6c2s=\r\n", b"{}", 401, "invalid_token_format"),
+        ("x-api-key: sk-ant-ort01-refresh-token\r\n", b"{}", 401, "invalid_token_format"),
+        (BEARER, b"{", 400, "invalid_request"),
+        (BEARER, b"[]", 400, "invalid_request"),
+        (BEARER, b"", 400, "invalid_request"),
+        (BEARER, b"{\"messages\":\"\xff\"}", 400, "invalid_request"),
+        (BEARER, deep.as_bytes(), 400, "invalid_request"),
+        (BEARER, br#"{"model":"gpt-4","messages":[{"role":"user","content":"x"}]}"#, 404, "model_not_found"),
+        (
+            BEARER,
+            br#"{"session_id":"x","messages":[{"role":"user","content":"x"}]}"#,
+            400,
+            "invalid_session_id",
+        ),
+        (
+            BEARER,
+            br#"{"security_level":"DEVELOPER","messages":[{"role":"user","content":"x"}]}"#,
+            403,
+            "level_not_allowed",
+        ),
+    ];
+    let house = house(vec![]).await;
+    for (head, body, status, code) in cases {
+        // Without a credential the body is looked at first, for it may hold one: so it must be whole there.
+        let body = if head.is_empty() { HELLO.as_bytes() } else { body };
+        let reply = house.request(&format!("POST /v1/messages HTTP/1.1\r\n{head}"), body).await;
+        assert_eq!(
+            (reply.status, reply.code().as_str()),
+            (status, code),
+            "{}",
+            String::from_utf8_lossy(body)
+        );
+        assert_eq!(
+            reply.json()["request_id"].as_str().map(str::to_lowercase).as_deref(),
+            reply.header("request-id")
+        );
+    }
+}
+
+#[tokio::test]
+async fn w07_paths_methods_and_encodings() {
+    let house = house(vec![plays("plain"), plays("plain")]).await;
+    let check = async |line: &str, expected: u16| {
+        let reply = house.request(&format!("{line} HTTP/1.1\r\n{BEARER}"), HELLO.as_bytes()).await;
+        assert_eq!(reply.status, expected, "{line}");
+        assert!(reply.header("request-id").is_some(), "{line}");
+        reply
+    };
+    check("POST /v1/messages?beta=true", 200).await;
+    check("POST /prefix/v1/messages", 200).await;
+    assert_eq!(check("GET /v1/messages", 405).await.json()["error"]["type"], "invalid_request_error");
+    assert_eq!(check("POST /v1/nothing", 404).await.json()["error"]["type"], "not_found_error");
+    assert_eq!(check("GET /favicon.ico", 404).await.code(), "not_found");
+    check("HEAD /", 200).await;
+    let health = check("GET /health", 200).await.json();
+    assert_eq!((&health["status"], &health["security_level"]), (&"healthy".into(), &"BALANCED".into()));
+    assert_eq!((&health["tier"], &health["level"]), (&"kernel".into(), &"balanced".into()));
+    let security = check("GET /v1/security", 200).await.json();
+    assert_eq!((&security["tier"], &security["layers"][0]["name"]), (&"kernel".into(), &"uid".into()));
+    assert_eq!(security["guarantees"].as_array().map(Vec::len), Some(7));
+    let gzip = format!("POST /v1/messages HTTP/1.1\r\n{BEARER}content-encoding: gzip\r\n");
+    let reply = house.request(&gzip, b"\x1f\x8b").await;
+    assert_eq!((reply.status, reply.code().as_str()), (415, "request_body_encoding_unsupported"));
+}
+
+#[tokio::test]
+async fn w08_a_body_of_33_megabytes_is_too_large() {
+    let house = house(vec![]).await;
+    let body = vec![b' '; 33 * 1024 * 1024];
+    let reply = house.request(&format!("POST /v1/messages HTTP/1.1\r\n{BEARER}"), &body).await;
+    assert_eq!((reply.status, reply.code().as_str()), (413, "request_too_large"));
+    assert_eq!(reply.json()["error"]["type"], "request_too_large");
+}
+
+#[tokio::test]
+async fn w09_a_client_that_goes_away_drops_the_lease() {
+    let quiet = || Script::Play(Play::of("").until(Until::LeaseDrops));
+    let begun = || Script::Play(Play::of(STREAM).until(Until::LeaseDrops));
+    let mut house = house(vec![quiet(), quiet(), begun()]).await;
+    let head = format!("POST /v1/messages HTTP/1.1\r\n{BEARER}");
+    for (body, words) in [(HELLO, ""), (HELLO_STREAMED, ""), (HELLO_STREAMED, "two")] {
+        let mut stream = house.connect(&head, body.as_bytes()).await;
+        let mut bytes = Vec::new();
+        while !String::from_utf8_lossy(&bytes).contains(words) {
+            assert!(stream.read_buf(&mut bytes).await.expect("read") > 0);
+        }
+        drop(stream);
+        let seen = house.seen().await;
+        assert!(seen.lease_dropped);
+        assert!(!seen.stdin.contains("control_request"), "nothing polite for a client that is gone");
+    }
+}
+
+#[tokio::test]
+async fn w10_silence_of_the_upstream_is_interrupted_and_then_ended() {
+    let silent = Play::of("{\"type\":\"system\",\"subtype\":\"init\"}\n").until(Until::LeaseDrops);
+    let mut house = House::new(settings(1), vec![Script::Play(silent)]).await;
+    let reply = house.messages(HELLO).await;
+    assert_eq!((reply.status, reply.code().as_str()), (504, "upstream_silent"));
+    assert_eq!(reply.header("x-should-retry"), Some("false"));
+    let seen = house.seen().await;
+    assert!(seen.lease_dropped);
+    let interrupt =
+        r#"{"type":"control_request","request_id":"gaoler-interrupt","request":{"subtype":"interrupt"}}"#;
+    assert_eq!(seen.stdin.lines().nth(1), Some(interrupt));
+}
+
+#[tokio::test]
+async fn w11_a_cli_that_prints_garbage_floods_crashes_or_complains_is_an_error() {
+    let flood = vec![b'x'; 17 * 1024 * 1024];
+    let play = |bytes: &[u8]| Script::Play(Play::of(bytes).until(Until::LeaseDrops));
+    let noisy = Play { stderr: vec![b'e'; 300 * 1024], ..Play::of(recorded("plain")) };
+    let reason = |reason| Script::Play(Play { reason, ..Play::of("").until(Until::Now) });
+    let rows = vec![
+        (play(b"hello world\n"), 500, "cli_garbage"),
+        (play(b"{\"type\":7}\n"), 500, "cli_garbage"),
+        (play(b"{\"type\":\"\xff\"}\n"), 500, "cli_garbage"),
+        (play(&flood), 500, "cli_garbage"),
+        (Script::Play(noisy), 200, ""),
+        (reason(Reason::Exited), 500, "cli_exited"),
+        (reason(Reason::Signaled), 500, "cli_exited"),
+        (reason(Reason::Oom), 500, "memory_limit"),
+        (reason(Reason::Wall), 504, "wall_limit"),
+        (reason(Reason::EgressDied), 500, "egress_died"),
+        (reason(Reason::Drained), 503, "draining"),
+    ];
+    let (scripts, expected): (Vec<_>, Vec<_>) =
+        rows.into_iter().map(|(script, status, code)| (script, (status, code))).unzip();
+    let house = house(scripts).await;
+    for (row, (status, code)) in expected.into_iter().enumerate() {
+        let reply = house.messages(HELLO).await;
+        let got = if reply.status == 200 { String::new() } else { reply.code() };
+        assert_eq!((reply.status, got.as_str()), (status, code), "row {row}");
+    }
+}
+
+#[tokio::test]
+async fn w12_what_the_real_cli_said_of_each_error_has_its_status() {
+    let rows = [
+        ("err400", 400, "invalid_request_error"),
+        ("err401", 401, "authentication_error"),
+        ("err403", 403, "permission_error"),
+        ("err404", 404, "not_found_error"),
+        ("err413", 413, "request_too_large"),
+        ("err429", 429, "rate_limit_error"),
+        ("err500", 500, "api_error"),
+        ("err529", 529, "overloaded_error"),
+        ("ratelimit_rejected", 429, "rate_limit_error"),
+        ("refused_connection", 503, "api_error"),
+        ("control_interrupt_silent", 500, "api_error"),
+        ("max_budget", 500, "api_error"),
+    ];
+    let house = house(rows.iter().map(|row| plays(row.0)).collect()).await;
+    for (name, status, kind) in rows {
+        let reply = house.messages(HELLO).await;
+        assert_eq!((reply.status, reply.json()["error"]["type"].as_str()), (status, Some(kind)), "{name}");
+        assert!(!reply.body.contains("sk-ant-"), "{name}");
+        if name == "ratelimit_rejected" {
+            assert_eq!(reply.code(), "plan_limit");
+            assert_eq!(reply.header("x-should-retry"), Some("false"));
+            assert!(reply.header("retry-after").is_some());
+        }
+    }
+}
+
+#[tokio::test]
+async fn w13_a_request_becomes_a_spawn_a_prompt_and_sealed_options() {
+    let mut house = house(vec![plays("plain"), plays("plain")]).await;
+    let body = r#"{"model":"claude-opus-4-8[1m]","max_tokens":5,"system":"Be terse.","temperature":1,"odd key":1,
+        "output_config":{"effort":"low"},"max_turns":7,"oauth_credentials":{"access_token":"sk-ant-oat01-ignored-token"},
+        "messages":[{"role":"user","content":"q1"},{"role":"assistant","content":"a1"},
+        {"role":"system","content":"Now in French."},{"role":"user","content":[{"type":"text","text":"/cost"}]}]}"#;
+    let reply = house.messages(body).await;
+    assert_eq!(reply.status, 200, "{reply:?}");
+    assert_eq!(reply.header("x-gaoler-ignored"), Some("max_tokens,other,temperature"));
+    let seen = house.seen().await;
+    let spawn = seen.spawn;
+    assert_eq!(
+        (spawn.kind, spawn.level, spawn.conversation),
+        (Kind::Cli, Level::Balanced, Conversation::Stateless)
+    );
+    assert_eq!(
+        (spawn.effort, spawn.turns_max, spawn.model.as_str()),
+        (Effort::Low, 7, "claude-opus-4-8[1m]")
+    );
+    assert!(!spawn.ephemeral && !spawn.proof);
+    assert_eq!(seen.credential, b"\x01sk-ant-oat01-a-tenants-own-token");
+    let prompt = r#"{"type":"user","message":{"role":"user","content":[{"type":"text","text":" /cost"}]}}"#;
+    assert_eq!(seen.stdin, format!("{prompt}\n"));
+    assert_eq!(seen.options[0], (Section::System, "Be terse.\n\nNow in French.".to_string()));
+    let (Section::Transcript, transcript) = &seen.options[1] else { panic!("{:?}", seen.options) };
+    assert_eq!(transcript.lines().count(), 2);
+    let session = uuid(&spawn.session);
+    assert!(transcript.lines().all(|line| line.contains(&session)));
+    assert!(!reply.json()["session_id"].is_string());
+
+    let id = "6f1c0f0e-8d2b-4c7e-9a51-0c2d3e4f5a6b";
+    let body = format!(
+        r#"{{"session_id":"{id}","oauth_credentials":{{"access_token":"sk-ant-oat01-in-the-body",
+        "refresh_token":"sk-ant-ort01-never-kept","expires_at":99999999999999,"scopes":["user:inference"],
+        "subscription_type":"max"}},"messages":[{{"role":"user","content":"more"}}]}}"#
+    );
+    let reply = house.request("POST /v1/messages HTTP/1.1\r\n", body.as_bytes()).await;
+    assert_eq!((reply.status, reply.json()["session_id"].as_str()), (200, Some(id)));
+    let second = house.seen().await;
+    assert_eq!(second.spawn.conversation, Conversation::Session);
+    assert_eq!(uuid(&second.spawn.session), id);
+    assert_eq!(second.credential, b"\x01sk-ant-oat01-in-the-body");
+    assert!(second.spawn.tenant != spawn.tenant, "another token is another tenant");
+    assert!(second.options.is_empty());
+}
+
+fn uuid(bytes: &[u8; 16]) -> String {
+    let hex: String = bytes.iter().map(|b| format!("{b:02x}")).collect();
+    format!("{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..])
+}
+
+#[tokio::test]
+async fn w14_a_frontend_ends_with_its_supervisor_and_on_a_malformed_frame() {
+    let gone = house(vec![]).await;
+    let House { control, frontend, .. } = gone;
+    nix::sys::socket::shutdown(std::os::fd::AsRawFd::as_raw_fd(&*control), nix::sys::socket::Shutdown::Both)
+        .expect("shut down");
+    tokio::time::timeout(LONG, frontend).await.expect("in time").expect("ends");
+
+    let bad: [&[u8]; 3] = [&[0; 256], b"short", &Message::Drained(gaoler_protocol::Empty {}).encode(9)];
+    for frame in bad {
+        let house = house(vec![]).await;
+        gaoler_sys::channel::send(std::os::fd::AsFd::as_fd(&*house.control), frame, &[]).expect("sent");
+        tokio::time::timeout(LONG, house.frontend).await.expect("in time").expect("ends");
+    }
+}
+
+#[tokio::test]
+async fn w15_a_drain_lets_runs_finish_and_then_says_so() {
+    let told = Arc::new(Notify::new());
+    let play = Play::of(format!("{STREAM}{STREAM_END}")).until(Until::Told(Arc::clone(&told)));
+    let mut house = house(vec![Script::Play(play)]).await;
+    let head = format!("POST /v1/messages HTTP/1.1\r\n{BEARER}");
+    let mut stream = house.connect(&head, HELLO_STREAMED.as_bytes()).await;
+    let mut idle = tokio::net::TcpStream::connect(("127.0.0.1", house.port)).await.expect("a connection");
+    let mut bytes = Vec::new();
+    while !String::from_utf8_lossy(&bytes).contains("two") {
+        assert!(stream.read_buf(&mut bytes).await.expect("read") > 0);
+    }
+    send(&house.control, &drain(), &[]).await;
+    // An idle connection ends at once, a busy one with its answer.
+    let _ = idle.write_all(b"").await;
+    let mut rest = Vec::new();
+    tokio::time::timeout(LONG, idle.read_to_end(&mut rest)).await.expect("in time").expect("read");
+    assert!(house.said.try_recv().is_err(), "nothing is drained while a run is alive");
+    told.notify_one();
+    tokio::time::timeout(LONG, stream.read_to_end(&mut bytes)).await.expect("in time").expect("read");
+    assert!(String::from_utf8_lossy(&bytes).contains("message_stop"));
+    let said = tokio::time::timeout(LONG, house.said.recv()).await.expect("in time");
+    assert!(matches!(said, Some(Message::Drained(_))), "{said:?}");
+}

@@ -1,0 +1,175 @@
+//! The tests of the server that gaoler replaces, by their names, with the real agent running the commands.
+//! Needs root and the CLI. A row must never pass because the command failed: each ends with a word of its own.
+
+mod support;
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
+
+use serde_json::json;
+use support::{Options, Server, ask, token};
+
+const SESSION: &str = "7d1c0f0e-8d2b-4c7e-9a51-0c2d3e4f5a6c";
+
+fn server() -> Server {
+    Server::start(Options::default())
+}
+
+/// What a tenant's agent says of a command, which must have run to its end.
+fn ran(server: &Server, tenant: &str, command: &str) -> String {
+    let said = server.says(tenant, &format!("RUN: {command}; echo it-ran"));
+    assert!(said.contains("it-ran"), "{command}: {said}");
+    said
+}
+
+/// The tenants' folders on the host, in the order in which they came.
+fn tenants(server: &Server) -> Vec<PathBuf> {
+    let folder = fs::read_dir(server.state.join("tenants")).expect("tenants");
+    let mut folders: Vec<PathBuf> = folder.map(|entry| entry.expect("an entry").path()).collect();
+    folders.sort_by_key(|path| fs::metadata(path).expect("a folder").uid());
+    folders
+}
+
+#[test]
+fn t60_token_isolation() {
+    let server = server();
+    ran(&server, "alice", "ls -la ~");
+    let said = ran(
+        &server,
+        "bob",
+        "ls -laR /tmp /home 2>&1; cat ~/.claude/.credentials.json /tmp/*/.credentials.json /home/*/.claude/.credentials.json 2>&1; env",
+    );
+    assert!(
+        !said.contains(&token("alice")) && !said.contains("alice") && !said.contains(&token("bob")),
+        "{said}"
+    );
+}
+
+#[test]
+fn t61_token_not_in_ps() {
+    let server = server();
+    let client = server.client();
+    let running =
+        std::thread::spawn(move || client.messages("alice", &ask("RUN: sleep 4 # alices-own-command")));
+    // The control: on the host the command is to be seen while it runs.
+    support::until("alice's command", || {
+        let processes = fs::read_dir("/proc").expect("/proc").filter_map(Result::ok);
+        processes
+            .filter_map(|entry| fs::read(entry.path().join("cmdline")).ok())
+            .any(|line| String::from_utf8_lossy(&line).contains("alices-own-command"))
+            .then_some(())
+    });
+    let said = ran(
+        &server,
+        "bob",
+        "ps auxeww 2>/dev/null; cat /proc/[0-9]*/cmdline /proc/[0-9]*/environ | tr '\\0' ' '",
+    );
+    assert!(!running.is_finished(), "alice's command was over too soon");
+    assert_eq!(running.join().expect("an answer").status, 200);
+    assert!(!said.contains("alice") && !said.contains(&token("bob")), "{said}");
+}
+
+#[test]
+fn t62_code_isolation() {
+    let server = server();
+    ran(&server, "alice", "echo API_KEY=canary-of-alice > secret.txt; chmod 666 secret.txt; chmod 777 .");
+    assert!(ran(&server, "alice", "cat secret.txt").contains("canary-of-alice"));
+    let root = server.state.display();
+    let said = ran(
+        &server,
+        "bob",
+        &format!(
+            "ls -la {root} {root}/tenants /workspaces .. / 2>&1; cat {root}/tenants/*/workspaces/default/secret.txt ../*/secret.txt 2>&1; find / -name secret.txt 2>/dev/null"
+        ),
+    );
+    assert!(!said.contains("canary-of-alice"), "{said}");
+    let path = tenants(&server)[0].join("workspaces/default/secret.txt");
+    assert!(fs::read_to_string(&path).expect("alice's file").contains("canary-of-alice"));
+    let said = ran(&server, "bob", &format!("cat {} 2>&1", path.display()));
+    assert!(said.contains("No such file or directory") && !said.contains("canary-of-alice"), "{said}");
+}
+
+#[test]
+fn t63_file_permissions() {
+    let server = server();
+    ran(&server, "alice", "umask 000; echo x > open; mkdir folder");
+    let said = ran(&server, "alice", "stat -c '%n %a' /workspace ~ /tmp; find ~ -name .credentials.json");
+    for place in ["/workspace 700", "/home/agent 700", "/tmp 700"] {
+        assert!(said.contains(place), "{place}: {said}");
+    }
+    // No file with a credential exists at all; what the host keeps is the tenant's alone.
+    assert!(!said.contains(".credentials.json\n"), "{said}");
+    for folder in tenants(&server) {
+        let owner = fs::metadata(&folder).expect("a folder").uid();
+        assert_ne!(owner, 0);
+        for name in ["", "workspaces", "workspaces/default", "sessions"] {
+            let found = fs::metadata(folder.join(name)).expect("a folder");
+            assert_eq!((found.mode() & 0o777, found.uid()), (0o700, owner), "{name}");
+        }
+    }
+    let secret = fs::metadata(server.state.join("secret")).expect("the server's secret");
+    assert_eq!((secret.mode() & 0o777, secret.uid()), (0o600, 0));
+}
+
+#[test]
+fn t64_a_session_of_a_continued_by_b_knows_nothing() {
+    let server = server();
+    let tell = |tenant: &str, text: &str| {
+        let mut body = ask(text);
+        body["session_id"] = json!(SESSION);
+        let response = server.client().messages(tenant, &body);
+        assert_eq!(response.status, 200, "{response:?}");
+        response.text()
+    };
+    tell("alice", "we discuss the canary project");
+    // The control: alice's own session remembers.
+    assert!(tell("alice", "HISTORY?").contains("canary project"));
+    let said = tell("bob", "HISTORY?");
+    assert!(!said.contains("canary"), "{said}");
+    assert!(!tell("bob", "RUN: grep -r canar[y] ~ /workspace; echo it-ran").contains("canary project"));
+    assert!(tell("alice", "HISTORY?").contains("canary project"));
+}
+
+#[test]
+fn t65_git_clone_by_a_unreadable_for_b() {
+    let server = server();
+    ran(
+        &server,
+        "alice",
+        "git init -q origin && cd origin && echo canary-of-alice > code && git add code && git -c user.name=a -c user.email=a@example.com commit -qm first && cd .. && git clone -q origin clone && cat clone/code",
+    );
+    let path = tenants(&server)[0].join("workspaces/default/clone");
+    assert_eq!(fs::read_to_string(path.join("code")).expect("the clone"), "canary-of-alice\n");
+    let said = ran(
+        &server,
+        "bob",
+        &format!(
+            "git clone {} stolen 2>&1; git -C {} log 2>&1; cat {}/code stolen/code 2>&1; ls",
+            path.display(),
+            path.display(),
+            path.display()
+        ),
+    );
+    assert!(said.contains("does not exist") || said.contains("No such file"), "{said}");
+    assert!(!said.contains("canary-of-alice"), "{said}");
+}
+
+#[test]
+fn t66_symlink_from_bs_workspace_into_as() {
+    let server = server();
+    ran(&server, "alice", "echo canary-of-alice > secret.txt; chmod 666 secret.txt");
+    let path = tenants(&server)[0].join("workspaces/default");
+    ran(&server, "bob", &format!("ln -s {0} folder; ln -s {0}/secret.txt file; ls", path.display()));
+    // The control: on the host the links lead there.
+    let bobs = tenants(&server)[1].join("workspaces/default");
+    assert_eq!(fs::read_to_string(bobs.join("file")).expect("followed"), "canary-of-alice\n");
+    for text in [
+        "RUN: cat file folder/secret.txt; echo hurt >> file; ls folder/; echo it-ran",
+        "READ: /workspace/file",
+    ] {
+        let said = server.says("bob", text);
+        assert!(!said.contains("canary-of-alice"), "{said}");
+    }
+    assert_eq!(fs::read_to_string(path.join("secret.txt")).expect("alice's file"), "canary-of-alice\n");
+}
