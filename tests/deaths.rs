@@ -241,3 +241,34 @@ fn r01_a_start_takes_a_running_neighbour_for_a_dead_one() {
     assert!(rest.contains("event: message_stop"), "the run was killed: {rest}");
     assert_eq!(server.says("a", "hello"), "[embedded] hello");
 }
+
+#[test]
+fn r02_a_late_teardown_leaves_its_cgroup_and_uid_for_ever() {
+    let server = Server::start(Options::with_double());
+    server.says("a", "hello");
+    let baseline = server.baseline();
+    let mut stranger = std::process::Command::new("sleep").arg("600").spawn().expect("sleep");
+    let response = std::thread::scope(|scope| {
+        let client = server.client();
+        let running = scope.spawn(move || client.messages("a", &ask("SLOW: 20")));
+        // A process that is not the run's stays in its group, as one that the kernel is slow to end would.
+        let leaves = || groups(server.pid()).into_iter().flat_map(std::fs::read_dir).flatten().flatten();
+        let joined = until("the run's leaf", || {
+            let used = |path: &std::path::Path| {
+                std::fs::read_to_string(path.join("cgroup.procs")).is_ok_and(|text| !text.is_empty())
+            };
+            let leaf = leaves().map(|leaf| leaf.path()).find(|path| used(path))?;
+            std::fs::write(leaf.join("cgroup.procs"), stranger.id().to_string()).ok()
+        });
+        assert_eq!(joined, ());
+        running.join().expect("an answer")
+    });
+    // The client is released all the same, and the operator is told.
+    assert_eq!(response.status, 200, "{response:?}");
+    assert!(server.log().contains("\"quarantined\""), "{}", server.log());
+    assert_ne!(server.traces(), baseline);
+    assert_eq!(server.says("a", "hello"), "[embedded] double: hello");
+    stranger.kill().expect("killed");
+    stranger.wait().expect("an end");
+    server.settles_to(&baseline);
+}
