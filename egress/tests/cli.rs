@@ -1,5 +1,5 @@
 //! The real CLI through an egress, over the unix socket that a cage would have.
-//! It must never be skipped without a word: without GAOLER_CLI it fails.
+//! It must never be skipped without a word: without GAOLER_TEST_CLI it fails.
 #![allow(missing_docs)]
 
 mod common;
@@ -17,8 +17,8 @@ use serde_json::{Value, json};
 const NOBODY: u32 = 65534;
 
 fn turn(egress: &Egress, prompt: &str) -> Value {
-    let cli = std::env::var_os("GAOLER_CLI")
-        .expect("GAOLER_CLI must name the Claude Code binary that the test runs (make test sets it)");
+    let cli = std::env::var_os("GAOLER_TEST_CLI")
+        .expect("GAOLER_TEST_CLI must name the Claude Code binary that the test runs (make test sets it)");
     let home = tempfile::tempdir().expect("a folder");
     let open = || PermissionsExt::from_mode(0o777);
     let socket = egress.socket();

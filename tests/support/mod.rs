@@ -55,9 +55,9 @@ pub fn ask(text: &str) -> Value {
 
 /// The real CLI, as `make test` names it.
 pub fn real_cli() -> PathBuf {
-    let path = std::env::var_os("GAOLER_TEST_CLI").or_else(|| std::env::var_os("GAOLER_CLI"));
-    let path =
-        path.expect("GAOLER_CLI must name the Claude Code binary that the tests run (make test sets it)");
+    let path = std::env::var_os("GAOLER_TEST_CLI");
+    let path = path
+        .expect("GAOLER_TEST_CLI must name the Claude Code binary that the tests run (make test sets it)");
     PathBuf::from(path)
 }
 

@@ -1,4 +1,4 @@
-//! The embedded model serves the real CLI, whose binary the environment variable GAOLER_CLI names.
+//! The embedded model serves the real CLI, whose binary the environment variable GAOLER_TEST_CLI names.
 //! It must never be skipped without a word: without the variable it fails.
 #![allow(missing_docs)]
 
@@ -17,8 +17,8 @@ const NOBODY: u32 = 65534;
 
 /// The result event of one turn of the CLI.
 fn turn(upstream: &Upstream, prompt: &str) -> Value {
-    let cli = std::env::var_os("GAOLER_CLI")
-        .expect("GAOLER_CLI must name the Claude Code binary that the test runs (make test sets it)");
+    let cli = std::env::var_os("GAOLER_TEST_CLI")
+        .expect("GAOLER_TEST_CLI must name the Claude Code binary that the test runs (make test sets it)");
     let home = tempfile::tempdir().expect("a folder");
     std::fs::set_permissions(home.path(), PermissionsExt::from_mode(0o777)).expect("its mode");
     std::fs::write(home.path().join("a.txt"), "canary\n").expect("a file");
