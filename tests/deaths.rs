@@ -253,14 +253,13 @@ fn r02_a_late_teardown_leaves_its_cgroup_and_uid_for_ever() {
         let running = scope.spawn(move || client.messages("a", &ask("SLOW: 20")));
         // A process that is not the run's stays in its group, as one that the kernel is slow to end would.
         let leaves = || groups(server.pid()).into_iter().flat_map(std::fs::read_dir).flatten().flatten();
-        let joined = until("the run's leaf", || {
+        until("the run's leaf", || {
             let used = |path: &std::path::Path| {
                 std::fs::read_to_string(path.join("cgroup.procs")).is_ok_and(|text| !text.is_empty())
             };
             let leaf = leaves().map(|leaf| leaf.path()).find(|path| used(path))?;
             std::fs::write(leaf.join("cgroup.procs"), stranger.id().to_string()).ok()
         });
-        assert_eq!(joined, ());
         running.join().expect("an answer")
     });
     // The client is released all the same, and the operator is told.

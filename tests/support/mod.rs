@@ -1,7 +1,7 @@
 //! What the end-to-end suites share: a real server on a state of its own, a client that sees every byte, and
 //! a count of what a server leaves on the machine. Nothing here may wait without a bound, or outlive its test.
 
-#![allow(dead_code, reason = "each suite uses its own part of this")]
+#![allow(dead_code, unused_imports, reason = "each suite uses its own part of this")]
 
 pub mod client;
 pub mod traces;
@@ -18,7 +18,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 
-pub use client::Client;
+pub use client::{Client, Response};
 pub use traces::Traces;
 
 /// How long anything may take before a test says that it hangs. Never a measurement.
