@@ -19,14 +19,17 @@ const CAGE_GONE: Duration = Duration::from_secs(5);
 const ENDLESS: &str =
     "SLOW: 2000 this is an answer of a good many pieces, and each of them lets us wait for two seconds";
 
+/// One whose answer takes some seconds.
+const LASTING: &str = "SLOW: 1000 this is an answer of some seconds, and of six pieces";
+
 /// A streamed answer that has begun, and is not at its end.
 struct Begun {
     reader: BufReader<TcpStream>,
 }
 
 impl Begun {
-    fn new(client: &Client, tenant: &str) -> Begun {
-        let mut body = ask(ENDLESS);
+    fn new(client: &Client, tenant: &str, text: &str) -> Begun {
+        let mut body = ask(text);
         body["stream"] = json!(true);
         let stream = client.connect().expect("a connection");
         let (name, value) = bearer(tenant);
@@ -90,7 +93,7 @@ fn nothing_is_left_after_the_next_start(mut server: Server) {
 fn t01_a_killed_supervisor_takes_everything_along() {
     let server = Server::start(Options::default());
     let client = server.client();
-    let clients = [Begun::new(&client, "a"), Begun::new(&client, "b")];
+    let clients = [Begun::new(&client, "a", ENDLESS), Begun::new(&client, "b", ENDLESS)];
     let uids = server.options.uids;
     assert_eq!(of(&server, |it| uids.is_run(it.uid) && it.inner == 1).len(), 2, "two cages run");
     server.signal(Signal::SIGKILL);
@@ -105,7 +108,7 @@ fn t01_a_killed_supervisor_takes_everything_along() {
 fn t02_a_killed_frontend_takes_every_cage_and_the_server_along() {
     let mut server = Server::start(Options::default());
     let client = server.client();
-    let clients = [Begun::new(&client, "a"), Begun::new(&client, "b")];
+    let clients = [Begun::new(&client, "a", ENDLESS), Begun::new(&client, "b", ENDLESS)];
     let uids = server.options.uids;
     let frontends = of(&server, |it| uids.is_frontend(it.uid));
     assert_eq!(frontends.len(), 1, "{frontends:?}");
@@ -135,10 +138,10 @@ fn t03_a_killed_egress_or_init_ends_its_own_run_only() {
     ];
     for (code, is) in rows {
         let before: Vec<i32> = of(&server, |it| is(it, uids)).iter().map(|it| it.pid).collect();
-        let victim = Begun::new(&client, "a");
+        let victim = Begun::new(&client, "a", ENDLESS);
         let found = of(&server, |it| is(it, uids) && !before.contains(&it.pid));
         assert_eq!(found.len(), 1, "{code}: {found:?}");
-        let bystander = Begun::new(&client, "b");
+        let bystander = Begun::new(&client, "b", LASTING);
         die(&found[0]);
         let (rest, reset) = victim.rest();
         assert!(rest.contains("event: error") && rest.contains(code) && !reset, "{code}: {rest}");
@@ -157,7 +160,12 @@ fn t04_a_client_that_goes_away_ends_its_run() {
     server.says("a", "hello");
     let baseline = server.baseline();
     for _ in 0..3 {
-        drop(Begun::new(&client, "a"));
+        let begun = Begun::new(&client, "a", ENDLESS);
+        // The control: what a run has on the machine is seen.
+        let now = server.traces();
+        assert!(now.processes.len() >= baseline.processes.len() + 3, "{now:?}");
+        assert!(now.homes > baseline.homes && now.networks > baseline.networks, "{now:?}");
+        drop(begun);
         server.settles_to(&baseline);
     }
     // One that goes before a word has come, too.
@@ -176,7 +184,7 @@ fn t04_a_client_that_goes_away_ends_its_run() {
 fn t05_sigterm_lets_what_runs_finish_and_takes_nothing_new() {
     let mut server = Server::start(Options::default());
     let client = server.client();
-    let begun = Begun::new(&client, "a");
+    let begun = Begun::new(&client, "a", LASTING);
     server.signal(Signal::SIGTERM);
     until("the listener's end", || client.connect().is_err().then_some(()));
     let (rest, reset) = begun.rest();
@@ -190,7 +198,7 @@ fn t05_sigterm_lets_what_runs_finish_and_takes_nothing_new() {
 fn t06_a_second_sigterm_waits_for_nothing() {
     let mut server = Server::start(Options::default());
     let client = server.client();
-    let begun = Begun::new(&client, "a");
+    let begun = Begun::new(&client, "a", ENDLESS);
     server.signal(Signal::SIGTERM);
     until("the listener's end", || client.connect().is_err().then_some(()));
     server.signal(Signal::SIGTERM);
@@ -205,7 +213,7 @@ fn r01_a_start_takes_a_running_neighbour_for_a_dead_one() {
     // On version 1 the two may share the pids hierarchy and not the memory hierarchy: a start that knew only
     // its own memory group took the other's groups for a dead instance's, and killed what ran in them.
     let server = Server::start(Options::default());
-    let begun = Begun::new(&server.client(), "a");
+    let begun = Begun::new(&server.client(), "a", LASTING);
     let memory = groups(server.pid()).into_iter().find(|path| path.starts_with("/sys/fs/cgroup/memory"));
     let elsewhere = memory.and_then(|path| path.parent().map(|parent| parent.join("test-neighbour")));
     if let Some(folder) = &elsewhere {
@@ -214,7 +222,7 @@ fn r01_a_start_takes_a_running_neighbour_for_a_dead_one() {
     let mut neighbour = std::process::Command::new("/bin/sh");
     let own = Options::default();
     let state = tempfile::tempdir().expect("a folder");
-    let serve = own.command(state.path());
+    let serve = own.command(&state.path().join("state"));
     let enter = elsewhere.as_ref().map(|folder| format!("echo $$ > {}/cgroup.procs && ", folder.display()));
     neighbour.args(["-c", &format!("{}exec \"$0\" \"$@\"", enter.unwrap_or_default())]);
     neighbour.arg(serve.get_program()).args(serve.get_args()).env_clear();
@@ -232,4 +240,35 @@ fn r01_a_start_takes_a_running_neighbour_for_a_dead_one() {
     assert!(line.starts_with("ready "), "the neighbour did not start: {line:?}");
     assert!(rest.contains("event: message_stop"), "the run was killed: {rest}");
     assert_eq!(server.says("a", "hello"), "[embedded] hello");
+}
+
+#[test]
+fn r02_a_late_teardown_leaves_its_cgroup_and_uid_for_ever() {
+    let server = Server::start(Options::with_double());
+    server.says("a", "hello");
+    let baseline = server.baseline();
+    let mut stranger = std::process::Command::new("sleep").arg("600").spawn().expect("sleep");
+    let response = std::thread::scope(|scope| {
+        let client = server.client();
+        let running = scope.spawn(move || client.messages("a", &ask("SLOW: 20")));
+        // A process that is not the run's stays in its group, as one that the kernel is slow to end would.
+        let leaves = || groups(server.pid()).into_iter().flat_map(std::fs::read_dir).flatten().flatten();
+        let joined = until("the run's leaf", || {
+            let used = |path: &std::path::Path| {
+                std::fs::read_to_string(path.join("cgroup.procs")).is_ok_and(|text| !text.is_empty())
+            };
+            let leaf = leaves().map(|leaf| leaf.path()).find(|path| used(path))?;
+            std::fs::write(leaf.join("cgroup.procs"), stranger.id().to_string()).ok()
+        });
+        assert_eq!(joined, ());
+        running.join().expect("an answer")
+    });
+    // The client is released all the same, and the operator is told.
+    assert_eq!(response.status, 200, "{response:?}");
+    assert!(server.log().contains("\"quarantined\""), "{}", server.log());
+    assert_ne!(server.traces(), baseline);
+    assert_eq!(server.says("a", "hello"), "[embedded] double: hello");
+    stranger.kill().expect("killed");
+    stranger.wait().expect("an end");
+    server.settles_to(&baseline);
 }

@@ -371,7 +371,7 @@ fn t07_the_upstreams_errors_keep_their_status() {
     ];
     let forms = [false, true];
     let all: Vec<_> = rows.iter().flat_map(|row| forms.iter().map(move |form| (row, *form))).collect();
-    for pair in all.chunks(4) {
+    for pair in all.chunks(8) {
         thread::scope(|scope| {
             for &((text, status, kind, retry_after), stream) in pair {
                 let client = &client;

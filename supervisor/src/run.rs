@@ -111,6 +111,8 @@ pub struct Run {
     pub used: Ended,
     /// What its group saw.
     pub peaks: Peaks,
+    /// Its teardown is past its deadline: its client has been released, and it is no longer counted as running.
+    pub quarantined: bool,
     /// Microseconds from the gate to the end.
     pub wall_us: u64,
 }
@@ -143,6 +145,7 @@ impl Run {
             outcome: None,
             used: Ended::default(),
             peaks: Peaks::default(),
+            quarantined: false,
             wall_us: 0,
         }
     }

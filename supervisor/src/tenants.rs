@@ -218,7 +218,7 @@ mod tests {
         let (dir, tenants) = state([2_000_000, 2]);
         let tenant = tenants.admit(&id(1)).unwrap();
         let workspace = dir.path().join("tenants").join(id(1).0).join("workspaces/default");
-        std::fs::set_permissions(&workspace, std::fs::Permissions::from_mode(0)).unwrap();
+        std::fs::set_permissions(&workspace, std::fs::Permissions::from_mode(0o000)).unwrap();
         tenant.workspace().unwrap();
         assert_eq!(std::fs::metadata(&workspace).unwrap().permissions().mode() & 0o7777, 0o700);
     }

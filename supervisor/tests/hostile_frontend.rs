@@ -80,7 +80,7 @@ impl Hostile {
     }
 
     /// The supervisor has ended its peer and itself, with status 1 and without a panic.
-    fn is_ended(mut self, case: &str) {
+    fn expect_end(mut self, case: &str) {
         let until = Instant::now() + PATIENCE;
         let status = loop {
             if let Some(status) = self.supervisor.try_wait().unwrap() {
@@ -150,7 +150,7 @@ fn spawn(id: u8) -> Spawn {
 fn check(case: &str, bytes: &[u8], fds: &[BorrowedFd<'_>]) {
     let hostile = Hostile::new().works();
     channel::send(hostile.control.as_fd(), bytes, fds).unwrap();
-    hostile.is_ended(case);
+    hostile.expect_end(case);
 }
 
 #[test]
@@ -188,7 +188,7 @@ fn t03_a_replayed_frame_or_run_id_ends_its_sender() {
     hostile.send(&Message::Spawn(spawn(9)), &[options.as_fd()]);
     assert!(matches!(hostile.hear(), Some((Message::Spawned(_), _))));
     channel::send(hostile.control.as_fd(), &Message::Spawn(spawn(9)).encode(1), &[options.as_fd()]).unwrap();
-    hostile.is_ended("the same frame again");
+    hostile.expect_end("the same frame again");
 
     let mut hostile = Hostile::new();
     hostile.send(&Message::Spawn(spawn(9)), &[options.as_fd()]);
@@ -196,7 +196,7 @@ fn t03_a_replayed_frame_or_run_id_ends_its_sender() {
     let held = hostile.hear();
     assert!(matches!(held, Some((Message::Spawned(_), _))));
     hostile.send(&Message::Spawn(spawn(9)), &[options.as_fd()]);
-    hostile.is_ended("the id of a live run again");
+    hostile.expect_end("the id of a live run again");
 }
 
 #[test]
@@ -246,7 +246,7 @@ fn t06_a_peer_that_never_reads_is_ended_and_stalls_nobody() {
         }
         assert!(Instant::now() < until, "a peer that does not read is still served");
     }
-    hostile.is_ended("unread");
+    hostile.expect_end("unread");
 }
 
 #[test]
@@ -261,5 +261,5 @@ fn t07_the_runs_of_an_ended_peer_end_with_it() {
     let mut rest = Vec::new();
     stdout.read_to_end(&mut rest).unwrap();
     assert!(rest.is_empty());
-    hostile.is_ended("nonsense");
+    hostile.expect_end("nonsense");
 }

@@ -3,16 +3,19 @@
 
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::TcpStream;
+use std::time::Duration;
 
 use serde_json::Value;
 
-use super::{PATIENCE, bearer};
+use super::bearer;
 
 /// A client of one server.
 #[derive(Debug, Clone)]
 pub struct Client {
     /// `HOST:PORT`.
     pub address: String,
+    /// How long it waits for the next byte.
+    pub patience: Duration,
 }
 
 /// An answer, whole.
@@ -94,11 +97,11 @@ impl Response {
 }
 
 impl Client {
-    /// A connection. Its reads end after [`PATIENCE`].
+    /// A connection.
     pub fn connect(&self) -> std::io::Result<TcpStream> {
         let stream = TcpStream::connect(&self.address)?;
-        stream.set_read_timeout(Some(PATIENCE))?;
-        stream.set_write_timeout(Some(PATIENCE))?;
+        stream.set_read_timeout(Some(self.patience))?;
+        stream.set_write_timeout(Some(self.patience))?;
         stream.set_nodelay(true)?;
         Ok(stream)
     }

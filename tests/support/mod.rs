@@ -18,7 +18,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 
-pub use client::{Client, Response};
+pub use client::Client;
 pub use traces::Traces;
 
 /// How long anything may take before a test says that it hangs. Never a measurement.
@@ -235,7 +235,7 @@ impl Server {
 
     /// A client of it.
     pub fn client(&self) -> Client {
-        Client { address: self.address.clone() }
+        Client { address: self.address.clone(), patience: PATIENCE }
     }
 
     /// Asks as this tenant, and returns the text of the answer. Anything but a message fails the test.

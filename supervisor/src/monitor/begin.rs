@@ -28,7 +28,7 @@ impl Monitor {
         let now = Situation {
             permitted,
             level_maximum: Level::Balanced,
-            runs: self.runs.len(),
+            runs: self.runs.iter().filter(|run| !run.quarantined).count(),
             runs_max: self.host.settings.runs.max as usize,
             draining: matches!(self.stage, Stage::Draining(_)),
             proving: self.stage == Stage::Proving,

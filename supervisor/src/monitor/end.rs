@@ -47,26 +47,20 @@ impl Monitor {
 
     /// One step of every teardown under way.
     pub(super) fn tear_down(&mut self) {
-        let mut index = 0;
-        while index < self.runs.len() {
-            let mut run = self.runs.swap_remove(index);
+        for mut run in std::mem::take(&mut self.runs) {
             let Phase::Ending(since) = run.phase else {
                 self.runs.push(run);
-                let last = self.runs.len() - 1;
-                self.runs.swap(index, last);
-                index += 1;
                 continue;
             };
-            let late = since.elapsed() > TEARDOWN;
             let gone = self.dismantle(&mut run);
+            let late = since.elapsed() > TEARDOWN;
             if gone || late {
-                self.finish(run, late && !gone);
-                continue;
+                self.release(&mut run, !gone);
             }
-            self.runs.push(run);
-            let last = self.runs.len() - 1;
-            self.runs.swap(index, last);
-            index += 1;
+            // What is late is taken apart all the same, until the supervisor itself is to end.
+            if !(gone || (late && self.status.is_some())) {
+                self.runs.push(run);
+            }
         }
     }
 
@@ -99,17 +93,20 @@ impl Monitor {
         run.set.is_none() && run.egress.is_none()
     }
 
-    /// The last word, and the run is forgotten.
-    pub(super) fn finish(&mut self, mut run: Run, quarantined: bool) {
-        if quarantined {
+    /// The last word to the client, once. A late run keeps its uid and its leaf until nothing of it is left.
+    fn release(&mut self, run: &mut Run, late: bool) {
+        if run.quarantined {
+            return;
+        }
+        if late {
+            run.quarantined = true;
             event("quarantined", &[("run", &run.id())]);
-            // Its uids stay taken and its leaf stays where it is, until a next start sweeps.
-            if let Some(egress) = run.egress.take() {
+            if let Some(egress) = &run.egress {
                 egress.process.child.kill();
             }
         }
         if run.report.is_some() {
-            let exit = run.exit(quarantined);
+            let exit = run.exit(late);
             run.tell(&Message::Exit(exit));
             event(
                 "exit",

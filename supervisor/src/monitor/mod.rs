@@ -34,6 +34,8 @@ const LAUNCH: Duration = Duration::from_secs(10);
 const VOUCH: Duration = Duration::from_secs(30);
 /// How often a leaf that is not empty yet is looked at again.
 const TICK: Duration = Duration::from_millis(2);
+/// The same for a run in quarantine, which may stay there for as long as the kernel holds one of its processes.
+const LATE_TICK: Duration = Duration::from_millis(100);
 /// Frames taken from one peer before the others get their turn.
 const BURST: usize = 64;
 
@@ -181,7 +183,8 @@ impl Monitor {
     /// Until the next deadline; a tick while a teardown is under way.
     fn timeout(&self) -> PollTimeout {
         let now = Instant::now();
-        let ending = |run: &Run| matches!(run.phase, Phase::Ending(_)) && run.init.is_none();
+        let ending =
+            |run: &Run| matches!(run.phase, Phase::Ending(_)) && run.init.is_none() && !run.quarantined;
         if self.runs.iter().any(ending) {
             return PollTimeout::try_from(TICK).unwrap_or(PollTimeout::ZERO);
         }
@@ -189,7 +192,9 @@ impl Monitor {
             Stage::Draining(until) => Some(until),
             _ => None,
         };
-        let next = self.runs.iter().map(deadline).chain(draining).min();
+        let late = self.runs.iter().any(|run| run.quarantined).then(|| now + LATE_TICK);
+        let on_time = self.runs.iter().filter(|run| !run.quarantined);
+        let next = on_time.map(deadline).chain(draining).chain(late).min();
         match next {
             None => PollTimeout::NONE,
             // Rounded up, so that it is past when we wake.
