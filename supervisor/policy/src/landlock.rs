@@ -91,7 +91,7 @@ pub fn abi() -> Result<u8> {
 /// # Errors
 /// Where the kernel has no Landlock or does not enforce all that its ABI offers.
 pub fn no_files() -> Result<u8> {
-    restrict(&[], &[])
+    restrict(&[], Some(&[]))
 }
 
 /// As [`no_files`], but TCP may connect to these ports.
@@ -99,11 +99,13 @@ pub fn no_files() -> Result<u8> {
 /// # Errors
 /// As for [`no_files`].
 pub fn no_files_but_connect(ports: &[u16]) -> Result<u8> {
-    restrict(&[], ports)
+    restrict(&[], Some(ports))
 }
 
-/// The restriction of a cage: these places and nothing else; no TCP port, no signal and no abstract socket
-/// out of it. `base` is opened once at boot, `per_run` belongs to this run. Returns the ABI in force.
+/// The restriction of a cage: these places and nothing else; no signal and no abstract socket out of it. TCP is
+/// left to its network namespace, in which there is nothing but its own loopback: programs under test listen
+/// there on ports that nobody can name ahead. `base` is opened once at boot, `per_run` belongs to this run.
+/// Returns the ABI in force.
 ///
 /// # Errors
 /// As for [`no_files`], and where a rule cannot be added.
@@ -111,7 +113,7 @@ pub fn restrict_cage(
     base: &[(BorrowedFd<'_>, AccessClass)],
     per_run: &[(BorrowedFd<'_>, AccessClass)],
 ) -> Result<u8> {
-    restrict(&[base, per_run], &[])
+    restrict(&[base, per_run], None)
 }
 
 /// The places that every cage of a host sees, opened once at boot.
@@ -147,7 +149,8 @@ impl CageRules {
     }
 }
 
-fn restrict(places: &[&[(BorrowedFd<'_>, AccessClass)]], connect: &[u16]) -> Result<u8> {
+/// `connect`: the TCP ports that may be connected to; `None` leaves TCP to the network namespace.
+fn restrict(places: &[&[(BorrowedFd<'_>, AccessClass)]], connect: Option<&[u16]>) -> Result<u8> {
     let number = abi()?;
     let abi = ABI::from(i32::from(number));
     let refused = |error: &dyn std::error::Error| Error::other(format!("Landlock ABI {number}: {error}"));
@@ -156,7 +159,7 @@ fn restrict(places: &[&[(BorrowedFd<'_>, AccessClass)]], connect: &[u16]) -> Res
         .set_compatibility(CompatLevel::HardRequirement)
         .handle_access(AccessFs::from_all(abi))
         .map_err(|error| refused(&error))?;
-    if number >= ABI_TCP {
+    if number >= ABI_TCP && connect.is_some() {
         ruleset = ruleset.handle_access(AccessNet::from_all(abi)).map_err(|error| refused(&error))?;
     }
     if number >= ABI_SCOPES {
@@ -171,7 +174,7 @@ fn restrict(places: &[&[(BorrowedFd<'_>, AccessClass)]], connect: &[u16]) -> Res
         };
         created = created.add_rule(PathBeneath::new(fd, rights)).map_err(|error| refused(&error))?;
     }
-    for &port in connect.iter().filter(|_| number >= ABI_TCP) {
+    for &port in connect.unwrap_or_default().iter().filter(|_| number >= ABI_TCP) {
         created =
             created.add_rule(NetPort::new(port, AccessNet::ConnectTcp)).map_err(|error| refused(&error))?;
     }
