@@ -262,7 +262,7 @@ q = multiprocessing.get_context("fork").Queue(); q.put(1); assert q.get() == 1
 assert multiprocessing.Pool(2).map(abs, [-1, -2]) == [1, 2]
 P
 fi
-if command -v node; then node -e 'const{execSync}=require("child_process");execSync("true");require("os").networkInterfaces();new (require("worker_threads").Worker)("",{eval:true});require("fs").watch(".").close();setTimeout(()=>process.exit(0),50)'; fi
+if command -v node; then node -e 'const{execSync}=require("child_process");execSync("true");require("os").networkInterfaces();new (require("worker_threads").Worker)("",{eval:true});setTimeout(()=>process.exit(0),50)'; fi
 if command -v gcc; then echo 'int main(){return 0;}' > m.c; printf 'm: m.c\n\tgcc -o m m.c\n' > Makefile; make -s -j2 && ./m; fi
 if command -v curl; then curl -s file://"$1"/a > /dev/null; fi
 if command -v rg; then rg -q text; fi
@@ -321,9 +321,9 @@ fn cage_places() {
     assert!(start().unwrap().success(), "/usr may be executed");
     std::fs::copy(read.join("file"), full.join("copy")).unwrap();
     assert_eq!(errno(std::fs::rename(full.join("copy"), read.join("copy"))), Errno::EACCES);
-    if abi >= gaoler_policy::landlock::ABI_TCP {
-        assert_eq!(errno(TcpListener::bind("127.0.0.1:0")), Errno::EACCES);
-    }
+    assert!(abi >= gaoler_policy::landlock::ABI_MINIMUM);
+    // TCP is the network namespace's to bound.
+    drop(TcpListener::bind("127.0.0.1:0").unwrap());
     // A symbolic link is no place: its target could be anything by the time that a rule is made of it.
     assert_eq!(errno(place(Path::new("/proc/self"))), Errno::ELOOP);
 }

@@ -14,7 +14,7 @@ use crate::cage::attest::{Posture, attest};
 use crate::log::event;
 
 /// A signal that comes sooner after the first one is the same wish.
-const SECOND_SIGNAL: Duration = Duration::from_secs(1);
+const SECOND_SIGNAL: Duration = Duration::from_millis(100);
 
 impl Monitor {
     pub(super) fn on_peer(&mut self) {
