@@ -28,6 +28,7 @@ use crate::invocation;
 use crate::monitor::{Monitor, Stage};
 use crate::pool::Pool;
 use crate::spawn::{self, Attended, Network};
+use crate::template::Views;
 use crate::tenants::Tenants;
 use crate::uids::Uids;
 use crate::{layers, template, tiers};
@@ -54,6 +55,8 @@ pub struct Host {
     pub settings: Settings,
     /// The level in force.
     pub level: LevelBounds,
+    /// The own mount namespaces.
+    pub views: Views,
     /// The host's /proc.
     pub proc_fd: OwnedFd,
     /// The folder and name that /etc/resolv.conf really is: read anew for each egress, for it changes.
@@ -146,10 +149,12 @@ pub fn run(mode: Mode) -> Result<u8, Fault> {
 
     template::enter(&settings.state.dir, cli.as_deref(), &BALANCED)?;
     let tenants = Tenants::open(&folder(template::STATE)?, settings.uids.tenant)?;
+    let views = Views::part(proc_fd.as_fd())?;
     let common = common(&BALANCED)?;
 
     let mut host = Host {
         mode,
+        views,
         level: LevelBounds { policy: BALANCED, limits: BALANCED.limits },
         proc_fd,
         resolver,

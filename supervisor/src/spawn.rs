@@ -9,12 +9,10 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use gaoler_sys::channel;
 use gaoler_sys::clone::{Child, Side, clone3};
 use gaoler_sys::process::{self, Strings};
-use nix::mount::{MntFlags, umount2};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
 use nix::unistd::{Gid, Uid, setgroups, setresgid, setresuid};
 
 use crate::fault::{Doing, Fault};
-use crate::template::STATE;
 
 /// Above every number that a descriptor is placed at: 0 to 2, the control socket, and at most four more.
 const ABOVE: i32 = 64;
@@ -73,7 +71,6 @@ fn become_it(program: BorrowedFd<'_>, argv: &[&str], uid: u32, fds: &[BorrowedFd
     let words = argv.iter().filter_map(|word| CString::new(*word).ok()).collect();
     let (argv, environment) = (Strings::new(words), Strings::new(Vec::new()));
     let given_up = || -> Result<ManuallyDrop<OwnedFd>, Fault> {
-        umount2(STATE, MntFlags::MNT_DETACH).doing("unmount the state folder")?;
         let (owner, group) = (Uid::from_raw(uid), Gid::from_raw(uid));
         process::empty_bounding_set().doing("empty the bounding set")?;
         setgroups(&[]).doing("drop groups")?;

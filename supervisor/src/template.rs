@@ -4,19 +4,20 @@
 
 use std::ffi::CString;
 use std::fs::{self, File, Permissions};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
 use gaoler_policy::level::LevelPolicy;
 use gaoler_sys::mount::{Attributes, attach, clone_tree, restrict};
+use nix::fcntl::{OFlag, openat};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
-use nix::sched::{CloneFlags, unshare};
+use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::stat::{Mode, SFlag, makedev, mknod};
 
 use crate::fault::{Doing, Fault};
 
-/// Where the state lies in the supervisor's root. Root's alone, and unmounted first in every cage.
+/// Where the state lies in the supervisor's root, until it parts from it. Root's alone.
 pub const STATE: &str = "/mnt";
 /// Where the CLI lies in a cage.
 pub const CLI: &str = "/opt/claude/claude";
@@ -114,6 +115,43 @@ pub fn enter(state: &Path, cli: Option<&Path>, level: &LevelPolicy) -> Result<()
     nix::unistd::pivot_root(".", ".").doing("pivot_root")?;
     umount2(".", MntFlags::MNT_DETACH).doing("leave the host's root")?;
     nix::unistd::chdir("/").doing("enter the new root")
+}
+
+/// The supervisor's two mount namespaces, which differ in the state folder alone.
+pub struct Views {
+    /// The one that it lives in and that every cage copies: the state folder is not in it.
+    cages: OwnedFd,
+    /// The one in which a tenant's folder can be copied as a mount.
+    state: OwnedFd,
+}
+
+impl Views {
+    /// Leaves the state folder behind, once what is needed of it is open. To unmount it in each cage would wait
+    /// for an RCU grace period every time, which is most of what a launch then took.
+    ///
+    /// # Errors
+    /// Those of unshare(2) and umount2(2).
+    pub fn part(proc_fd: BorrowedFd<'_>) -> Result<Views, Fault> {
+        let open = || openat(proc_fd, "self/ns/mnt", OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty());
+        let state = open().doing("open the own mount namespace")?;
+        unshare(CloneFlags::CLONE_NEWNS).doing("copy the own mount namespace")?;
+        umount2(STATE, MntFlags::MNT_DETACH).doing("unmount the state folder")?;
+        Ok(Views { cages: open().doing("open the own mount namespace")?, state })
+    }
+
+    /// Copies the mount at a folder of the state.
+    ///
+    /// # Errors
+    /// Those of setns(2) and open_tree(2). A way back that is shut ends the process: nothing may be forked from
+    /// the wrong view.
+    pub fn copy(&self, folder: BorrowedFd<'_>) -> Result<OwnedFd, Fault> {
+        setns(&self.state, CloneFlags::CLONE_NEWNS).doing("enter the state's mount namespace")?;
+        let tree = clone_tree(folder, false).doing("copy a tenant's mount");
+        if setns(&self.cages, CloneFlags::CLONE_NEWNS).is_err() {
+            std::process::abort();
+        }
+        tree
+    }
 }
 
 /// A place of the host that a cage sees.

@@ -11,13 +11,13 @@ use std::os::unix::net::UnixListener;
 
 use gaoler_protocol::{OPTIONS_BYTES_MAX, Section, sections};
 use gaoler_sys::{memfd, mount as mounts, process};
-use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::unistd::{Gid, Uid, setgroups, setresgid, setresuid};
 
 use super::word::{Step, Word, say};
 use super::{Blueprint, Command, Common, Ends, init, worker};
-use crate::template::{INSIDE, STATE};
+use crate::template::INSIDE;
 
 /// Where the CLI reads and writes its transcript: its home, and its working directory with every character
 /// that is not alphanumeric turned into a dash.
@@ -78,7 +78,6 @@ fn enter(
     unshare(CloneFlags::CLONE_NEWCGROUP).at(Step::CgroupNamespace)?;
     setns(&blueprint.network_namespace, CloneFlags::CLONE_NEWNET).at(Step::Network)?;
     nix::unistd::sethostname("cage").at(Step::HostName)?;
-    umount2(STATE, MntFlags::MNT_DETACH).at(Step::State)?;
 
     let (uid, mib) = (blueprint.uid, blueprint.limits.tmp_mib);
     tmpfs("/tmp", uid, mib, MsFlags::empty()).at(Step::Temporary)?;

@@ -23,36 +23,34 @@ pub enum Step {
     Network = 4,
     /// The host name.
     HostName = 5,
-    /// The state folder is gone from view.
-    State = 6,
     /// /tmp, /dev/shm, the home, /run/gaoler.
-    Temporary = 7,
+    Temporary = 6,
     /// /proc.
-    Proc = 8,
+    Proc = 7,
     /// The workspace and the session's folder.
-    Workspace = 9,
+    Workspace = 8,
     /// The listener of the broker.
-    Listener = 10,
+    Listener = 9,
     /// The user namespace.
-    UserNamespace = 11,
+    UserNamespace = 10,
     /// Uids, gids, groups.
-    Ids = 12,
+    Ids = 11,
     /// PDEATHSIG, dumpable, capabilities, no_new_privs.
-    Privileges = 13,
+    Privileges = 12,
     /// Options copied into files.
-    Options = 14,
+    Options = 13,
     /// The command's own process.
-    Fork = 15,
+    Fork = 14,
     /// Session, keyring, rlimits, stdio.
-    Process = 16,
+    Process = 15,
     /// Landlock.
-    Landlock = 17,
+    Landlock = 16,
     /// seccomp.
-    Seccomp = 18,
+    Seccomp = 17,
     /// What must fail fails.
-    SelfTest = 19,
+    SelfTest = 18,
     /// The supervisor's look from outside.
-    Attest = 20,
+    Attest = 19,
 }
 
 /// A word.

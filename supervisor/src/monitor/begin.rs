@@ -166,11 +166,10 @@ impl Monitor {
         if let Some(id) = &run.tenant {
             let tenant: Tenant = self.tenants.admit(id)?;
             let map = namespaces::user(self.host.proc_fd.as_fd(), tenant.uid, uid)?;
-            workspace = Some(mapped(&tenant.workspace()?, map.as_fd())?);
+            workspace = Some(self.mapped(tenant.workspace()?.as_fd(), map.as_fd())?);
             if run.spawn.kind == Kind::Cli && run.spawn.conversation == Conversation::Session {
                 let folder = tenant.session(&invocation::uuid(&run.spawn.session))?;
-                session =
-                    Some(mapped(&OwnedFd::from(folder.try_clone().doing("copy a session")?), map.as_fd())?);
+                session = Some(self.mapped(folder.as_fd(), map.as_fd())?);
                 run.session = Some(folder);
             }
         }
@@ -202,12 +201,12 @@ impl Monitor {
         run.stdio = Some([stdin, stdout, stderr]);
         Ok(())
     }
-}
 
-/// A folder as a detached mount whose owner is, inside, the run's uid.
-fn mapped(folder: &OwnedFd, map: BorrowedFd<'_>) -> Result<OwnedFd, Fault> {
-    let tree = mount::clone_tree(folder.as_fd(), false).doing("copy a tenant's mount")?;
-    let attributes = mount::Attributes { nosuid: true, nodev: true, idmap: Some(map), read_only: false };
-    mount::restrict(tree.as_fd(), attributes, false).doing("map the ids of a tenant's mount")?;
-    Ok(tree)
+    /// A folder of the state as a detached mount whose owner is, inside, the run's uid.
+    fn mapped(&self, folder: BorrowedFd<'_>, map: BorrowedFd<'_>) -> Result<OwnedFd, Fault> {
+        let tree = self.host.views.copy(folder)?;
+        let attributes = mount::Attributes { nosuid: true, nodev: true, idmap: Some(map), read_only: false };
+        mount::restrict(tree.as_fd(), attributes, false).doing("map the ids of a tenant's mount")?;
+        Ok(tree)
+    }
 }
