@@ -35,6 +35,8 @@ pub struct Set {
 #[derive(Default)]
 pub struct Pool {
     ready: Vec<Set>,
+    /// The last attempt to make one failed: nothing is tried again before somebody needs it.
+    failed: bool,
 }
 
 /// Where sets come from.
@@ -52,7 +54,7 @@ pub struct Source<'a> {
 impl Pool {
     /// Whether there is room for another set.
     pub fn wants_more(&self) -> bool {
-        self.ready.len() < READY
+        !self.failed && self.ready.len() < READY
     }
 
     /// Makes one set more.
@@ -60,7 +62,9 @@ impl Pool {
     /// # Errors
     /// As for [`Pool::take`].
     pub fn refill(&mut self, source: Source<'_>) -> Result<(), Fault> {
-        self.ready.push(make(source)?);
+        let made = make(source);
+        self.failed = made.is_err();
+        self.ready.push(made?);
         Ok(())
     }
 
@@ -69,6 +73,7 @@ impl Pool {
     /// # Errors
     /// No uid left, or the kernel's refusal.
     pub fn take(&mut self, source: Source<'_>, limits: Limits) -> Result<Set, Fault> {
+        self.failed = false;
         let mut set = match self.ready.pop() {
             Some(set) => set,
             None => make(source)?,

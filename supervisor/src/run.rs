@@ -87,6 +87,8 @@ pub struct Run {
     pub line: Option<OwnedFd>,
     /// The gate, until it is passed.
     pub gate: Option<OwnedFd>,
+    /// The pid of the command's process, once it has been seen to be in its place.
+    pub placed: Option<i32>,
     /// The gate's byte has been sent.
     pub opened: Option<Instant>,
     /// The command's stdin, stdout, stderr, until the peer has them.
@@ -134,6 +136,7 @@ impl Run {
             init: None,
             line: None,
             gate: None,
+            placed: None,
             opened: None,
             stdio: None,
             egress: None,

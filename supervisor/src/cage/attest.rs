@@ -27,19 +27,44 @@ pub struct Posture<'a> {
     pub mounts: &'a [&'static str],
 }
 
-/// Looks at a process.
+/// Looks at where a process is: its namespaces, its mounts and its cgroups, of which it returns the list. What a
+/// process without capabilities cannot change any more may be looked at before the rest of it is done.
 ///
 /// # Errors
 /// The first thing that is not as it must be.
-pub fn attest(proc_fd: BorrowedFd<'_>, pid: i32, posture: &Posture<'_>) -> Result<String, Fault> {
-    let wrong = |what: &str, found: &str| Err(Fault::new(format!("attest {what}"), format!("found {found}")));
-    let process = openat(
-        proc_fd,
-        pid.to_string().as_str(),
-        OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC,
-        Mode::empty(),
-    )
-    .doing("open a process")?;
+pub fn place(proc_fd: BorrowedFd<'_>, pid: i32, posture: &Posture<'_>) -> Result<String, Fault> {
+    let process = open(proc_fd, &pid.to_string())?;
+    for (name, wanted) in posture.namespaces {
+        let found = namespace(&process, name)?;
+        if found != *wanted {
+            return wrong(&format!("namespace {name}"), "another one");
+        }
+    }
+    let own = open(proc_fd, "self")?;
+    for name in posture.apart {
+        if namespace(&process, name)? == namespace(&own, name)? {
+            return wrong(&format!("namespace {name}"), "the supervisor's own");
+        }
+    }
+    if !posture.mounts.is_empty() {
+        let mountinfo = read_at(process.as_fd(), "mountinfo").doing("read a process's mounts")?;
+        // What the host has mounted below /usr came along read-only and is not counted.
+        let points = mountinfo.lines().filter_map(|line| line.split(' ').nth(4));
+        let points =
+            points.filter(|point| !point.starts_with("/usr/") && !point.starts_with("/etc/alternatives/"));
+        if let Some(strange) = points.clone().find(|point| !posture.mounts.contains(point)) {
+            return wrong("mounts", strange);
+        }
+    }
+    read_at(process.as_fd(), "cgroup").doing("read a process's cgroups")
+}
+
+/// Looks at what a process may: each of its threads, and its descriptors.
+///
+/// # Errors
+/// The first thing that is not as it must be.
+pub fn rights(proc_fd: BorrowedFd<'_>, pid: i32, posture: &Posture<'_>) -> Result<(), Fault> {
+    let process = open(proc_fd, &pid.to_string())?;
     let mut tasks =
         nix::dir::Dir::openat(&process, "task", OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())
             .doing("list a process's threads")?;
@@ -56,19 +81,6 @@ pub fn attest(proc_fd: BorrowedFd<'_>, pid: i32, posture: &Posture<'_>) -> Resul
     if threads != posture.threads {
         return wrong("threads", &threads.to_string());
     }
-    for (name, wanted) in posture.namespaces {
-        let found = namespace(&process, name)?;
-        if found != *wanted {
-            return wrong(&format!("namespace {name}"), "another one");
-        }
-    }
-    let own = openat(proc_fd, "self", OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())
-        .doing("open the own process")?;
-    for name in posture.apart {
-        if namespace(&process, name)? == namespace(&own, name)? {
-            return wrong(&format!("namespace {name}"), "the supervisor's own");
-        }
-    }
     let mut list = nix::dir::Dir::openat(&process, "fd", OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())
         .doing("list a process's descriptors")?;
     let count =
@@ -76,17 +88,16 @@ pub fn attest(proc_fd: BorrowedFd<'_>, pid: i32, posture: &Posture<'_>) -> Resul
     if posture.descriptors != 0 && count != posture.descriptors {
         return wrong("descriptors", &count.to_string());
     }
-    if !posture.mounts.is_empty() {
-        let mountinfo = read_at(process.as_fd(), "mountinfo").doing("read a process's mounts")?;
-        // What the host has mounted below /usr came along read-only and is not counted.
-        let points = mountinfo.lines().filter_map(|line| line.split(' ').nth(4));
-        let points =
-            points.filter(|point| !point.starts_with("/usr/") && !point.starts_with("/etc/alternatives/"));
-        if let Some(strange) = points.clone().find(|point| !posture.mounts.contains(point)) {
-            return wrong("mounts", strange);
-        }
-    }
-    read_at(process.as_fd(), "cgroup").doing("read a process's cgroups")
+    Ok(())
+}
+
+fn open(proc_fd: BorrowedFd<'_>, process: &str) -> Result<OwnedFd, Fault> {
+    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    openat(proc_fd, process, flags, Mode::empty()).doing("open a process")
+}
+
+fn wrong<T>(what: &str, found: &str) -> Result<T, Fault> {
+    Err(Fault::new(format!("attest {what}"), format!("found {found}")))
 }
 
 /// What must be so of every thread.
@@ -94,7 +105,6 @@ fn thread(status: &str, posture: &Posture<'_>) -> Result<(), Fault> {
     let field = |name: &str| -> &str {
         status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(":\t")).unwrap_or("?").trim()
     };
-    let wrong = |what: &str| Err(Fault::new(format!("attest {what}"), format!("found {}", field(what))));
     let ids = format!("{0}\t{0}\t{0}\t{0}", posture.uid);
     for (name, wanted) in [
         ("Uid", ids.as_str()),
@@ -109,12 +119,12 @@ fn thread(status: &str, posture: &Posture<'_>) -> Result<(), Fault> {
         ("Seccomp", "2"),
     ] {
         if field(name) != wanted {
-            return wrong(name);
+            return wrong(name, field(name));
         }
     }
     match field("Seccomp_filters").parse::<u32>().is_ok_and(|found| found >= posture.filters) {
         true => Ok(()),
-        false => wrong("Seccomp_filters"),
+        false => wrong("Seccomp_filters", field("Seccomp_filters")),
     }
 }
 

@@ -60,6 +60,8 @@ pub enum Word {
     Failed(u8, u16),
     /// The listener is made; it comes beside the word.
     Listener,
+    /// The command's process is there, and cannot leave its place any more.
+    Born,
     /// Everything is done but execve.
     Ready,
     /// execve failed with this errno.
@@ -75,6 +77,7 @@ impl Word {
         let (tag, small, number) = match self {
             Word::Failed(step, errno) => (1, step, errno),
             Word::Listener => (2, 0, 0),
+            Word::Born => (7, 0, 0),
             Word::Ready => (3, 0, 0),
             Word::ExecFailed(errno) => (4, 0, errno),
             Word::Exited(code) => (5, code, 0),
@@ -90,6 +93,7 @@ impl Word {
         Some(match (tag, small, number) {
             (1, step, errno) => Word::Failed(step, errno),
             (2, 0, 0) => Word::Listener,
+            (7, 0, 0) => Word::Born,
             (3, 0, 0) => Word::Ready,
             (4, 0, errno) => Word::ExecFailed(errno),
             (5, code, 0) => Word::Exited(code),
@@ -144,6 +148,7 @@ mod tests {
         for word in [
             Word::Failed(3, 22),
             Word::Listener,
+            Word::Born,
             Word::Ready,
             Word::ExecFailed(2),
             Word::Exited(7),
@@ -151,7 +156,7 @@ mod tests {
         ] {
             assert_eq!(Word::parse(&word.bytes()), Some(word));
         }
-        for wrong in [&b""[..], b"g", b"g\x07\0\0\0\0\0\0", b"x\x03\0\0\0\0\0\0", b"g\x03\0\0\0\0\0\x01"] {
+        for wrong in [&b""[..], b"g", b"g\x08\0\0\0\0\0\0", b"x\x03\0\0\0\0\0\0", b"g\x03\0\0\0\0\0\x01"] {
             assert_eq!(Word::parse(wrong), None, "{wrong:?}");
         }
     }

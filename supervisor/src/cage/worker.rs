@@ -49,6 +49,8 @@ pub(super) fn fork(
 
 /// Steps 16 to 19.
 fn confine(common: &Common, blueprint: &Blueprint, ends: &Ends) -> Result<(), Failure> {
+    // The supervisor looks at where we are while we go on.
+    say(&ends.gate, Word::Born, &[]).at(Step::Process)?;
     nix::unistd::setsid().at(Step::Process)?;
     process::new_session_keyring().at(Step::Process)?;
     bound(&blueprint.limits).at(Step::Process)?;

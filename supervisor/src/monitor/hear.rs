@@ -9,9 +9,9 @@ use gaoler_sys::channel;
 
 use super::end::{end, fail};
 use super::{BURST, Monitor};
-use crate::cage::attest::{Posture, attest};
+use crate::cage::attest::{Posture, place, rights};
 use crate::cage::word::{Heard, Step, Word, hear};
-use crate::fault::Fault;
+use crate::fault::{Doing, Fault};
 use crate::log::event;
 use crate::run::{Phase, Run, violation};
 
@@ -73,20 +73,20 @@ impl Monitor {
         let Some(gate) = &run.gate else { return };
         match (hear(gate), run.opened) {
             (Heard::Nothing, _) => {}
-            (Heard::Word(Word::Ready, _, Some(pid)), None) => match self.look(run, pid) {
-                Ok(()) => {
-                    run.opened = Some(Instant::now());
-                    if channel::send(gate.as_fd(), b"G", &[]).is_err() {
-                        run.refuse(Refusal::CageFailed, Step::Attest as u8, 0);
-                        end(run);
-                    }
+            (Heard::Word(Word::Born, _, Some(pid)), None) if run.placed.is_none() => {
+                match self.placed(run, pid) {
+                    Ok(()) => run.placed = Some(pid),
+                    Err(fault) => not_attested(run, &fault),
                 }
-                Err(fault) => {
-                    event("attest_failed", &[("run", &run.id()), ("fault", &fault)]);
-                    run.refuse(Refusal::CageFailed, Step::Attest as u8, fault.errno());
-                    end(run);
+            }
+            (Heard::Word(Word::Ready, _, Some(pid)), None) if run.placed == Some(pid) => {
+                let looked = posture(run).and_then(|it| rights(self.host.proc_fd.as_fd(), pid, &it));
+                let let_go = || channel::send(gate.as_fd(), b"G", &[]).doing("open a gate");
+                match looked.and_then(|()| let_go()) {
+                    Ok(()) => run.opened = Some(Instant::now()),
+                    Err(fault) => not_attested(run, &fault),
                 }
-            },
+            }
             (Heard::Word(Word::Failed(step, errno), ..), None) => {
                 event("cage_failed", &[("run", &run.id()), ("step", &step), ("errno", &errno)]);
                 run.refuse(Refusal::CageFailed, step, errno);
@@ -105,20 +105,10 @@ impl Monitor {
         }
     }
 
-    /// The look from outside, before the gate.
-    pub(super) fn look(&self, run: &Run, pid: i32) -> Result<(), Fault> {
-        let set = run.set.as_ref().ok_or_else(|| Fault::new("attest", "the set is gone"))?;
-        let posture = Posture {
-            uid: set.uid,
-            namespaces: &set.identities,
-            apart: &["mnt", "pid", "ipc", "uts", "cgroup"],
-            descriptors: 4,
-            filters: 1,
-            mounts: &MOUNTS,
-            threads: 1,
-        };
-        let groups = attest(self.host.proc_fd.as_fd(), pid, &posture)?;
-        match set.leaf.holds(&groups, &self.cgroups) {
+    /// Whether the command's process is where it must be.
+    fn placed(&self, run: &Run, pid: i32) -> Result<(), Fault> {
+        let groups = place(self.host.proc_fd.as_fd(), pid, &posture(run)?)?;
+        match run.set.as_ref().is_some_and(|set| set.leaf.holds(&groups, &self.cgroups)) {
             true => Ok(()),
             false => Err(Fault::new("attest cgroup", "the process is not in its leaf")),
         }
@@ -219,7 +209,8 @@ impl Monitor {
                     mounts: &[],
                     threads: ready.threads,
                 };
-                let confined = attest(self.host.proc_fd.as_fd(), egress.process.child.pid, &posture);
+                let (proc_fd, pid) = (self.host.proc_fd.as_fd(), egress.process.child.pid);
+                let confined = place(proc_fd, pid, &posture).and_then(|_| rights(proc_fd, pid, &posture));
                 if let Err(fault) = confined {
                     event("egress_not_confined", &[("run", &id), ("fault", &fault)]);
                     egress.process.child.kill();
@@ -275,4 +266,25 @@ impl Monitor {
             end(run);
         }
     }
+}
+
+/// What must be so of the command's process before its gate.
+fn posture(run: &Run) -> Result<Posture<'_>, Fault> {
+    let set = run.set.as_ref().ok_or_else(|| Fault::new("attest", "the set is gone"))?;
+    Ok(Posture {
+        uid: set.uid,
+        namespaces: &set.identities,
+        apart: &["mnt", "pid", "ipc", "uts", "cgroup"],
+        descriptors: 4,
+        filters: 1,
+        mounts: &MOUNTS,
+        threads: 1,
+    })
+}
+
+/// The gate stays shut.
+fn not_attested(run: &mut Run, fault: &Fault) {
+    event("attest_failed", &[("run", &run.id()), ("fault", fault)]);
+    run.refuse(Refusal::CageFailed, Step::Attest as u8, fault.errno());
+    end(run);
 }

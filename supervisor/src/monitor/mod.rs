@@ -36,6 +36,9 @@ const VOUCH: Duration = Duration::from_secs(30);
 const TICK: Duration = Duration::from_millis(2);
 /// The same for a run in quarantine, which may stay there for as long as the kernel holds one of its processes.
 const LATE_TICK: Duration = Duration::from_millis(100);
+/// How long nothing must have happened before a set is made for the pool: longer than a program takes to load, so
+/// that the two do not compete, and shorter than any deadline.
+const QUIET_MS: u8 = 2;
 /// Frames taken from one peer before the others get their turn.
 const BURST: usize = 64;
 
@@ -151,8 +154,10 @@ impl Monitor {
 
     /// What is ready, after waiting for it no longer than the next deadline. Idle time fills the pool.
     fn wait(&mut self) -> Vec<Happening> {
-        let refill = self.status.is_none() && self.stage == Stage::Serving && self.pool.wants_more();
-        let timeout = if refill { PollTimeout::ZERO } else { self.timeout() };
+        // Never beside a launch: both need the cgroups' lock, and the gate would wait for the one who holds it.
+        let quiet = self.runs.iter().all(|run| run.phase == Phase::Running);
+        let refill = self.status.is_none() && self.stage == Stage::Serving && quiet && self.pool.wants_more();
+        let timeout = if refill { PollTimeout::from(QUIET_MS) } else { self.timeout() };
         let watched = self.watched();
         let mut fds: Vec<PollFd<'_>> =
             watched.iter().map(|(_, fd)| PollFd::new(*fd, PollFlags::POLLIN)).collect();

@@ -10,7 +10,7 @@ use gaoler_sys::channel;
 use super::end::end;
 use super::{BURST, Monitor, Stage};
 use crate::boot::Mode;
-use crate::cage::attest::{Posture, attest};
+use crate::cage::attest::{Posture, place, rights};
 use crate::log::event;
 
 /// A signal that comes sooner after the first one is the same wish.
@@ -114,7 +114,8 @@ impl Monitor {
             mounts: &[],
             threads,
         };
-        if let Err(fault) = attest(self.host.proc_fd.as_fd(), frontend.child.pid, &posture) {
+        let (proc_fd, pid) = (self.host.proc_fd.as_fd(), frontend.child.pid);
+        if let Err(fault) = place(proc_fd, pid, &posture).and_then(|_| rights(proc_fd, pid, &posture)) {
             event("frontend_not_confined", &[("fault", &fault)]);
             return self.stop(1, "frontend_not_confined");
         }
