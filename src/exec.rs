@@ -154,6 +154,7 @@ pub fn status(exit: &Exit) -> Result<u8, String> {
         // The kernel's way to end a process that is out of memory is SIGKILL.
         Reason::Oom => Ok(STATUS_SIGNAL + Signal::SIGKILL as u8),
         Reason::Cancelled => Err("the run was cancelled".into()),
+        Reason::Finished => Err("the run was ended before its command".into()),
         Reason::EgressDied => Err("the run's egress died".into()),
         Reason::InitDied => Err("pid 1 of the cage died without a word".into()),
         Reason::Drained => Err("the supervisor shut down".into()),
@@ -345,6 +346,7 @@ mod tests {
             (ended(Reason::Wall, 0, 9), Some(124)),
             (ended(Reason::Oom, 0, 9), Some(137)),
             (ended(Reason::Cancelled, 0, 9), None),
+            (ended(Reason::Finished, 0, 9), None),
             (ended(Reason::EgressDied, 0, 9), None),
             (ended(Reason::InitDied, 0, 9), None),
             (ended(Reason::Drained, 0, 9), None),

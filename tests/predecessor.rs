@@ -51,7 +51,7 @@ fn t61_token_not_in_ps() {
     let server = server();
     let client = server.client();
     let running =
-        std::thread::spawn(move || client.messages("alice", &ask("RUN: sleep 4 # alices-own-command")));
+        std::thread::spawn(move || client.messages("alice", &ask("RUN: until [ -e go ]; do sleep 0.1; done # alices-own-command")));
     // The control: on the host the command is to be seen while it runs.
     support::until("alice's command", || {
         let processes = fs::read_dir("/proc").expect("/proc").filter_map(Result::ok);
@@ -66,6 +66,7 @@ fn t61_token_not_in_ps() {
         "ps auxeww 2>/dev/null; cat /proc/[0-9]*/cmdline /proc/[0-9]*/environ | tr '\\0' ' '",
     );
     assert!(!running.is_finished(), "alice's command was over too soon");
+    ran(&server, "alice", "touch go");
     assert_eq!(running.join().expect("an answer").status, 200);
     assert!(!said.contains("alice") && !said.contains(&token("bob")), "{said}");
 }

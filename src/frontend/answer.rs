@@ -198,7 +198,7 @@ impl Answer {
             }
             Some(Reason::Drained) => ApiError::draining(),
             Some(Reason::Cancelled) => ApiError::internal("cancelled", "The run was cancelled."),
-            Some(Reason::Exited | Reason::Signaled | Reason::InitDied) => {
+            Some(Reason::Exited | Reason::Signaled | Reason::InitDied | Reason::Finished) => {
                 ApiError::internal("cli_exited", "The CLI ended without a result.")
             }
             None => ApiError::internal("run_lost", "The run ended and no word of it came."),

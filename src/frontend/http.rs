@@ -244,6 +244,7 @@ async fn answer(
         model: job.model.as_str().to_string(),
     };
     let prompt = input::user(&job.prompt);
+    let disposable = job.session.is_none();
     let (shape, thinking, ignored) = (job.shape, job.thinking, job.ignored.join(","));
     drop(job);
 
@@ -256,7 +257,7 @@ async fn answer(
         Shape::Events => sse::events,
         Shape::Json => |_, _| Bytes::new(),
     };
-    let pieces = run::converse(run, prompt, merged, render, bounds(frontend), busy);
+    let pieces = run::converse(run, prompt, merged, render, bounds(frontend, disposable), busy);
     let mut response = match shape {
         Shape::Events => stream(pieces, id).await?,
         Shape::Json => whole(pieces, id).await?,
@@ -272,9 +273,9 @@ async fn answer(
 }
 
 /// Bounds that the operator's settings give to every run.
-pub fn bounds(frontend: &Frontend) -> Bounds {
+pub fn bounds(frontend: &Frontend, disposable: bool) -> Bounds {
     let silence = Duration::from_secs(u64::from(frontend.settings.runs.silence_seconds.max(1)));
-    Bounds { silence, output_bytes_max: OUTPUT_BYTES_MAX }
+    Bounds { silence, output_bytes_max: OUTPUT_BYTES_MAX, disposable }
 }
 
 /// The level of a run: the operator's default, or what the request asks for where that is not looser than

@@ -12,7 +12,7 @@ use tokio::net::unix::pipe;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, timeout_at};
 
-use gaoler_protocol::{Exit, FRAME_BYTES, Message, Refusal, Refused, RunId, Spawn, Spawned};
+use gaoler_protocol::{Exit, FRAME_BYTES, LEASE_DONE, Message, Refusal, Refused, RunId, Spawn, Spawned};
 use gaoler_sys::channel;
 
 use super::answer::{Answer, Ending};
@@ -177,6 +177,8 @@ pub struct Bounds {
     pub silence: Duration,
     /// Bytes of stdout, at most. No answer of a model comes near it; a flood ends here.
     pub output_bytes_max: usize,
+    /// Nothing of the run is needed after its answer: no session to be saved.
+    pub disposable: bool,
 }
 
 /// A piece of an answer on its way to the client.
@@ -319,9 +321,16 @@ impl Talk {
                 return self.abort(answer, ApiError::new(499, "client_gone", "The client went away."));
             }
         }
-        if let Some(Ending::Failed(_)) = answer.ending() {
+        match answer.ending() {
             // Nothing that a failed turn still does is of use to anybody.
-            self.lease = None;
+            Some(Ending::Failed(_)) => self.lease = None,
+            // Left to itself the CLI takes 60 ms to end, and the client would wait for them.
+            Some(Ending::Done(_)) if self.bounds.disposable => {
+                if let Some(lease) = self.lease.take() {
+                    let _ = channel::send(lease.as_fd(), LEASE_DONE, &[]);
+                }
+            }
+            _ => {}
         }
     }
 

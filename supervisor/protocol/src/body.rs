@@ -124,6 +124,8 @@ names! {
         InitDied = 7, "init_died";
         /// The server shut down.
         Drained = 8, "drained";
+        /// Its holder had all that it wanted of it, and said so on the lease with [`LEASE_DONE`].
+        Finished = 9, "finished";
     }
 }
 
@@ -553,6 +555,10 @@ impl Field for Rows {
         Ok(rows)
     }
 }
+
+/// What the holder of a lease sends on it to say that the run may end because its work is done. A lease that just
+/// closes is a run that is cancelled.
+pub const LEASE_DONE: &[u8] = b"done";
 
 /// A credential memfd: one byte of [`Scheme`], then the token's bytes. At most this many bytes.
 pub const CREDENTIAL_BYTES_MAX: usize = 16 * 1024;

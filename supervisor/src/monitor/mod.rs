@@ -9,7 +9,8 @@ mod peer;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use gaoler_protocol::{Layers, Limits, Message, Reason, RunId};
+use gaoler_protocol::{LEASE_DONE, Layers, Limits, Message, Reason, RunId};
+use gaoler_sys::channel;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signalfd::SignalFd;
 
@@ -219,8 +220,10 @@ impl Monitor {
             Happening::Line(id) => self.with(id, Monitor::on_line),
             Happening::Gate(id) => self.with(id, Monitor::on_gate),
             Happening::Lease(id) => self.with(id, |_, run| {
-                run.lease = None;
-                run.ends(Reason::Cancelled, 0, 0);
+                let word =
+                    run.lease.as_ref().map(|lease| channel::receive::<{ LEASE_DONE.len() }>(lease.as_fd()));
+                let done = matches!(word, Some(Ok(received)) if received.bytes == LEASE_DONE);
+                run.ends(if done { Reason::Finished } else { Reason::Cancelled }, 0, 0);
                 end(run);
             }),
             Happening::Init(id) => self.with(id, Monitor::on_init),
