@@ -50,8 +50,9 @@ fn t60_token_isolation() {
 fn t61_token_not_in_ps() {
     let server = server();
     let client = server.client();
-    let running =
-        std::thread::spawn(move || client.messages("alice", &ask("RUN: until [ -e go ]; do sleep 0.1; done # alices-own-command")));
+    let running = std::thread::spawn(move || {
+        client.messages("alice", &ask("RUN: until [ -e go ]; do sleep 0.1; done # alices-own-command"))
+    });
     // The control: on the host the command is to be seen while it runs.
     support::until("alice's command", || {
         let processes = fs::read_dir("/proc").expect("/proc").filter_map(Result::ok);
