@@ -36,12 +36,10 @@ impl Monitor {
         }
         if let Stage::Draining(until) = self.stage
             && self.status.is_none()
-            && (self.runs.is_empty() || now >= until)
+            && now >= until
         {
             // Whoever still runs has had the grace.
-            if now >= until {
-                self.stop(0, "drained");
-            }
+            self.stop(0, "drained");
         }
     }
 
