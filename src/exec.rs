@@ -103,8 +103,8 @@ fn run(
 }
 
 /// Relays and listens until the run's last word.
-fn accompany(fds: [OwnedFd; 5], signals: &SignalFd, report: &mut Report) -> Result<u8, String> {
-    let [stdin, stdout, stderr, lease, words] = fds;
+fn accompany(fds: [OwnedFd; 6], signals: &SignalFd, report: &mut Report) -> Result<u8, String> {
+    let [stdin, stdout, stderr, lease, words, _ledger] = fds;
     let drained = relay(Pipes { stdin, stdout, stderr }).map_err(|error| format!("relay: {error}"))?;
     let mut lease = Some(lease);
     let mut signal = None;
@@ -150,9 +150,13 @@ pub fn status(exit: &Exit) -> Result<u8, String> {
     match exit.reason {
         Reason::Exited => Ok(exit.code),
         Reason::Signaled => Ok(STATUS_SIGNAL.saturating_add(exit.signal)),
-        Reason::Wall => Ok(STATUS_TIMEOUT),
-        // The kernel's way to end a process that is out of memory is SIGKILL.
-        Reason::Oom => Ok(STATUS_SIGNAL + Signal::SIGKILL as u8),
+        Reason::Wall | Reason::Idle => Ok(STATUS_TIMEOUT),
+        // The command went on to an end of its own after a fork was refused.
+        Reason::Tasks if exit.signal == 0 => Ok(exit.code),
+        // The kernel's way to end a process that is out of memory is SIGKILL; so is ours for other limits.
+        Reason::Oom | Reason::Tasks | Reason::Output | Reason::Disk => {
+            Ok(STATUS_SIGNAL + Signal::SIGKILL as u8)
+        }
         Reason::Cancelled => Err("the run was cancelled".into()),
         Reason::Finished => Err("the run was ended before its command".into()),
         Reason::EgressDied => Err("the run's egress died".into()),
@@ -201,7 +205,7 @@ fn refusal(report: &mut Report, refused: Refused) -> Result<u8, String> {
 /// What the supervisor may say on its control socket here.
 enum Said {
     Layers(Layers),
-    Spawned(Spawned, [OwnedFd; 5]),
+    Spawned(Spawned, [OwnedFd; 6]),
     Refused(Refused),
     Signal(u8),
 }
@@ -213,7 +217,7 @@ fn next(supervisor: &Supervisor, signals: &SignalFd) -> Result<Said, String> {
             Heard::Message(Message::Layers(layers), _) => Ok(Said::Layers(layers)),
             Heard::Message(Message::Refused(refused), _) => Ok(Said::Refused(refused)),
             Heard::Message(Message::Spawned(spawned), fds) => {
-                let fds = <[OwnedFd; 5]>::try_from(fds);
+                let fds = <[OwnedFd; 6]>::try_from(fds);
                 fds.map(|fds| Said::Spawned(spawned, fds))
                     .map_err(|_| "Spawned without its descriptors".into())
             }
@@ -255,13 +259,8 @@ fn spawn(level: Level, request: &Request) -> Spawn {
         effort: Effort::Unset,
         turns_max: 0,
         limits: Limits {
-            memory_mib: 0,
-            tasks: 0,
-            cpu_percent: 0,
             wall_ms: request.timeout_seconds.map_or(0, |seconds| seconds.saturating_mul(1000)),
-            tmp_mib: 0,
-            file_mib: 0,
-            open_files: 0,
+            ..Limits::NONE
         },
     }
 }

@@ -46,10 +46,24 @@ impl Report {
 }
 
 fn limits(limits: &Limits) -> Value {
-    let Limits { memory_mib, tasks, cpu_percent, wall_ms, tmp_mib, file_mib, open_files } = limits;
+    let Limits {
+        memory_mib,
+        tasks,
+        cpu_percent,
+        wall_ms,
+        tmp_mib,
+        file_mib,
+        open_files,
+        idle_ms,
+        output_mib,
+        disk_mib,
+        disk_kfiles,
+        egress_mib,
+    } = limits;
     json!({
         "memory_mib": memory_mib, "tasks": tasks, "cpu_percent": cpu_percent, "wall_ms": wall_ms,
-        "tmp_mib": tmp_mib, "file_mib": file_mib, "open_files": open_files,
+        "tmp_mib": tmp_mib, "file_mib": file_mib, "open_files": open_files, "idle_ms": idle_ms,
+        "output_mib": output_mib, "disk_mib": disk_mib, "disk_kfiles": disk_kfiles, "egress_mib": egress_mib,
     })
 }
 

@@ -85,8 +85,8 @@ fn cage(supervisor: &mut Supervisor) -> Result<(Duration, Duration), String> {
         Heard::Message(Message::Spawned(_), fds) => fds,
         other => return Err(format!("no cage: {other:?}")),
     };
-    let [stdin, stdout, _stderr, _lease, report] =
-        <[OwnedFd; 5]>::try_from(fds).map_err(|_| "Spawned without its descriptors")?;
+    let [stdin, stdout, _stderr, _lease, report, _ledger] =
+        <[OwnedFd; 6]>::try_from(fds).map_err(|_| "Spawned without its descriptors")?;
     drop(stdin);
     let first = first_byte(stdout.into(), started)?;
     loop {
@@ -113,15 +113,7 @@ fn spawn() -> Spawn {
         model: Model::DEFAULT,
         effort: Effort::Unset,
         turns_max: 0,
-        limits: Limits {
-            memory_mib: 0,
-            tasks: 0,
-            cpu_percent: 0,
-            wall_ms: 0,
-            tmp_mib: 0,
-            file_mib: 0,
-            open_files: 0,
-        },
+        limits: Limits::NONE,
     }
 }
 

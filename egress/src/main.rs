@@ -155,7 +155,8 @@ impl Broker<'_> {
             EgressPolicy::of(serve.level).ok_or_else(|| Error::other("a level that is not there"))?;
         let Arguments { upstream, silence, requests_max, .. } = &self.arguments;
         let client = upstream::client(self.tls.clone(), upstream, resolv_conf)?;
-        let listener = fds.next().map(listener).transpose()?;
+        // The operator's hosts and the ledger are the proxy's, which comes next.
+        let listener = fds.nth(2).map(listener).transpose()?;
         let job = Job::new(serve, policy, credential, client, upstream.clone(), *silence, *requests_max);
         Ok((job, listener))
     }

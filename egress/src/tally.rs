@@ -26,18 +26,7 @@ struct Inner {
 impl Tally {
     /// Nothing yet.
     pub fn new(run: RunId) -> Tally {
-        let totals = Totals {
-            run,
-            requests: 0,
-            denials: 0,
-            status: 0,
-            input_tokens: 0,
-            output_tokens: 0,
-            cache_write_tokens: 0,
-            cache_read_tokens: 0,
-            bytes_up: 0,
-            bytes_down: 0,
-        };
+        let totals = Totals::none(run);
         let inner = Inner { totals, untold: Vec::new(), counted: false };
         Tally { inner: Mutex::new(inner), changed: Notify::new() }
     }

@@ -15,7 +15,15 @@ use gaoler_protocol::{Empty, Level, Message, RunId, Scheme, Serve};
 const HOSTILE: i32 = 2;
 
 fn serve(vouch: bool) -> Serve {
-    Serve { run: RUN, placeholder: PLACEHOLDER, level: Level::Balanced, vouch, requests_max: 0 }
+    Serve {
+        run: RUN,
+        placeholder: PLACEHOLDER,
+        level: Level::Balanced,
+        vouch,
+        requests_max: 0,
+        egress_mib: 0,
+        peer_uid: 0,
+    }
 }
 
 #[test]

@@ -170,6 +170,11 @@ struct RawLimits {
     tmp_mib: u32,
     file_mib: u32,
     open_files: u32,
+    idle_ms: u32,
+    output_mib: u32,
+    disk_mib: u32,
+    disk_kfiles: u32,
+    egress_mib: u32,
     #[serde(rename = "why")]
     _why: Why,
 }
@@ -219,7 +224,7 @@ impl LevelPolicy {
 }
 
 impl RawLimits {
-    fn rows(&self) -> [(&'static str, u32); 7] {
+    fn rows(&self) -> [(&'static str, u32); 12] {
         [
             ("memory_mib", self.memory_mib),
             ("tasks", self.tasks),
@@ -228,6 +233,11 @@ impl RawLimits {
             ("tmp_mib", self.tmp_mib),
             ("file_mib", self.file_mib),
             ("open_files", self.open_files),
+            ("idle_ms", self.idle_ms),
+            ("output_mib", self.output_mib),
+            ("disk_mib", self.disk_mib),
+            ("disk_kfiles", self.disk_kfiles),
+            ("egress_mib", self.egress_mib),
         ]
     }
 }

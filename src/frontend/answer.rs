@@ -193,6 +193,18 @@ impl Answer {
             Some(Reason::Wall) => {
                 ApiError::new(504, "wall_limit", "The run hit its time limit.").final_word()
             }
+            Some(Reason::Idle) => {
+                ApiError::new(504, "idle_limit", "The run was silent for too long.").final_word()
+            }
+            Some(Reason::Tasks) => {
+                ApiError::internal("task_limit", "The run hit its limit of processes.").final_word()
+            }
+            Some(Reason::Output) => {
+                ApiError::internal("output_limit", "The run wrote more output than it may.").final_word()
+            }
+            Some(Reason::Disk) => {
+                ApiError::internal("disk_limit", "The workspace is larger than it may be.").final_word()
+            }
             Some(Reason::EgressDied) => {
                 ApiError::internal("egress_died", "The run's way to the upstream API broke down.")
             }

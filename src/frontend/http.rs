@@ -310,15 +310,7 @@ impl Order {
             Some(_) => Conversation::Session,
             None => Conversation::Stateless,
         };
-        let limits = Limits {
-            memory_mib: 0,
-            tasks: 0,
-            cpu_percent: 0,
-            wall_ms: 0,
-            tmp_mib: 0,
-            file_mib: 0,
-            open_files: 0,
-        };
+        let limits = Limits::NONE;
         let run: RunId = id::run();
         let spawn = Spawn {
             run,

@@ -89,7 +89,7 @@ impl Run {
     /// # Errors
     /// A descriptor that is not what it must be; then the supervisor is not what it must be either.
     pub fn new(spawned: Spawned, fds: Vec<OwnedFd>) -> io::Result<Run> {
-        let [stdin, stdout, stderr, lease, report]: [OwnedFd; 5] =
+        let [stdin, stdout, stderr, lease, report, _ledger]: [OwnedFd; 6] =
             fds.try_into().map_err(|_| io::Error::from(io::ErrorKind::InvalidData))?;
         Ok(Run {
             spawned,

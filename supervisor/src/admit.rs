@@ -70,15 +70,7 @@ mod tests {
     use super::*;
     use gaoler_protocol::{Conversation, Effort, Model, RunId, TenantKey};
 
-    const LIMITS: Limits = Limits {
-        memory_mib: 1,
-        tasks: 2,
-        cpu_percent: 3,
-        wall_ms: 4,
-        tmp_mib: 5,
-        file_mib: 6,
-        open_files: 7,
-    };
+    const LIMITS: Limits = Limits { memory_mib: 1, tasks: 2, ..Limits::NONE };
 
     fn spawn() -> Spawn {
         Spawn {

@@ -61,6 +61,8 @@ pub struct Host {
     pub proc_fd: OwnedFd,
     /// The folder and name that /etc/resolv.conf really is: read anew for each egress, for it changes.
     resolver: Option<(OwnedFd, OsString)>,
+    /// The operator's hosts, as egress reads them: sealed text.
+    pub hosts: OwnedFd,
     /// The egress program.
     pub egress: Option<OwnedFd>,
     /// The HTTP listener, until the frontend may have it.
@@ -158,6 +160,7 @@ pub fn run(mode: Mode) -> Result<u8, Fault> {
         level: LevelBounds { policy: BALANCED, limits: BALANCED.limits },
         proc_fd,
         resolver,
+        hosts: memfd::sealed("hosts", b"").doing("seal the operator's hosts")?,
         egress: None,
         listener: None,
         address: String::new(),

@@ -434,15 +434,7 @@ fn openat2_holds(bench: &Bench) -> Result<bool> {
 fn cgroups() -> std::result::Result<(u8, Seen), Fault> {
     let proc = File::open("/proc").doing("open /proc")?;
     let mut groups = Cgroups::open(proc.as_fd())?;
-    let limits = Limits {
-        memory_mib: 64,
-        tasks: TASKS,
-        cpu_percent: 50,
-        wall_ms: 0,
-        tmp_mib: 0,
-        file_mib: 0,
-        open_files: 0,
-    };
+    let limits = Limits { memory_mib: 64, tasks: TASKS, cpu_percent: 50, ..Limits::NONE };
     let tried = groups.leaf(limits).map(|leaf| {
         let start = || match clone3(0, leaf.clone_into())? {
             Side::Child => Ok(None),

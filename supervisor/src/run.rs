@@ -95,6 +95,8 @@ pub struct Run {
     pub stdio: Option<[OwnedFd; 3]>,
     /// The broker.
     pub egress: Option<Broker>,
+    /// The read end of what egress writes at its end, until the peer has it.
+    pub ledger: Option<OwnedFd>,
     /// The session's lock.
     pub session: Option<Flock<File>>,
     /// Our end of the lease.
@@ -123,7 +125,7 @@ impl Run {
     /// A run that has just been asked for.
     pub fn new(spawn: Spawn, tenant: Option<TenantId>, limits: Limits, placeholder: Placeholder) -> Run {
         Run {
-            totals: no_totals(spawn.run),
+            totals: Totals::none(spawn.run),
             spawn,
             tenant,
             arrived: Instant::now(),
@@ -140,6 +142,7 @@ impl Run {
             opened: None,
             stdio: None,
             egress: None,
+            ledger: None,
             session: None,
             lease: None,
             report: None,
@@ -188,6 +191,8 @@ impl Run {
             level: self.spawn.level,
             vouch,
             requests_max: 0,
+            egress_mib: self.limits.egress_mib,
+            peer_uid: 0,
         })
     }
 
@@ -240,22 +245,6 @@ impl Broker {
     pub fn flush(&mut self) -> bool {
         self.ready = true;
         std::mem::take(&mut self.waiting).into_iter().all(|(message, fds)| self.tell(message, fds))
-    }
-}
-
-/// Nothing counted yet.
-fn no_totals(run: RunId) -> Totals {
-    Totals {
-        run,
-        requests: 0,
-        denials: 0,
-        status: 0,
-        input_tokens: 0,
-        output_tokens: 0,
-        cache_write_tokens: 0,
-        cache_read_tokens: 0,
-        bytes_up: 0,
-        bytes_down: 0,
     }
 }
 

@@ -134,15 +134,7 @@ fn spawn(id: u8) -> Spawn {
         model: Model::DEFAULT,
         effort: Effort::Unset,
         turns_max: 0,
-        limits: Limits {
-            memory_mib: 0,
-            tasks: 0,
-            cpu_percent: 0,
-            wall_ms: 0,
-            tmp_mib: 0,
-            file_mib: 0,
-            open_files: 0,
-        },
+        limits: Limits::NONE,
     }
 }
 

@@ -280,7 +280,7 @@ async fn run(
         their_report,
     ];
     let spawned =
-        Message::Spawned(Spawned { run: spawn.run, limits: no_limits(), launch_us: 1, tier: Tier::Kernel });
+        Message::Spawned(Spawned { run: spawn.run, limits: Limits::NONE, launch_us: 1, tier: Tier::Kernel });
     send(&control, &spawned, &theirs.each_ref().map(AsFd::as_fd)).await;
     drop(theirs);
 
@@ -319,10 +319,6 @@ async fn run(
     let _ = report.async_io(Interest::WRITABLE, || channel::send(report.as_fd(), &frame, &[])).await;
     let stdin = String::from_utf8(written).expect("UTF-8");
     let _ = seen.send(Seen { spawn, options, credential, stdin, lease_dropped });
-}
-
-fn no_limits() -> Limits {
-    Limits { memory_mib: 0, tasks: 0, cpu_percent: 0, wall_ms: 0, tmp_mib: 0, file_mib: 0, open_files: 0 }
 }
 
 /// An Exit.

@@ -72,8 +72,15 @@ impl Egress {
     }
 
     pub fn serve(&mut self, vouch: bool, scheme: Scheme, token: &str, listener: Option<OwnedFd>) {
-        let serve =
-            Serve { run: RUN, placeholder: PLACEHOLDER, level: Level::Balanced, vouch, requests_max: 0 };
+        let serve = Serve {
+            run: RUN,
+            placeholder: PLACEHOLDER,
+            level: Level::Balanced,
+            vouch,
+            requests_max: 0,
+            egress_mib: 0,
+            peer_uid: 0,
+        };
         let mut fds = vec![credential(scheme, token), resolv_conf_of(NOWHERE)];
         fds.extend(listener);
         self.say(Message::Serve(serve), &fds);

@@ -32,16 +32,7 @@ impl LevelPolicy {
     /// The limits of a run that wishes for these (0 = the level's own): never above the level's.
     #[must_use]
     pub fn clamp(&self, wish: &Limits) -> Limits {
-        let least = |wish: u32, most: u32| if wish == 0 { most } else { wish.min(most) };
-        Limits {
-            memory_mib: least(wish.memory_mib, self.limits.memory_mib),
-            tasks: least(wish.tasks, self.limits.tasks),
-            cpu_percent: least(wish.cpu_percent, self.limits.cpu_percent),
-            wall_ms: least(wish.wall_ms, self.limits.wall_ms),
-            tmp_mib: least(wish.tmp_mib, self.limits.tmp_mib),
-            file_mib: least(wish.file_mib, self.limits.file_mib),
-            open_files: least(wish.open_files, self.limits.open_files),
-        }
+        wish.within(&self.limits)
     }
 }
 
@@ -51,15 +42,7 @@ mod tests {
 
     #[test]
     fn t01_a_wish_only_lowers() {
-        let nothing = Limits {
-            memory_mib: 0,
-            tasks: 0,
-            cpu_percent: 0,
-            wall_ms: 0,
-            tmp_mib: 0,
-            file_mib: 0,
-            open_files: 0,
-        };
+        let nothing = Limits::NONE;
         assert_eq!(BALANCED.clamp(&nothing), BALANCED.limits);
         let wish = Limits { memory_mib: u32::MAX, tasks: 20, ..nothing };
         assert_eq!(BALANCED.clamp(&wish), Limits { tasks: 20, ..BALANCED.limits });

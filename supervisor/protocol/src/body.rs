@@ -126,6 +126,14 @@ names! {
         Drained = 8, "drained";
         /// Its holder had all that it wanted of it, and said so on the lease with [`LEASE_DONE`].
         Finished = 9, "finished";
+        /// The task limit: forks were refused, and the command failed.
+        Tasks = 10, "tasks";
+        /// More output than its limit; its reader said so on the lease with [`LEASE_OUTPUT`].
+        Output = 11, "output";
+        /// The limit on disk or on files of the tenant.
+        Disk = 12, "disk";
+        /// No output for too long; its reader said so on the lease with [`LEASE_IDLE`].
+        Idle = 13, "idle";
     }
 }
 
@@ -140,6 +148,12 @@ names! {
         Body = 3, "body";
         /// More than the policy's bytes, connections or requests.
         Quota = 4, "quota";
+        /// A host or port that the level's list does not name.
+        Host = 5, "host";
+        /// A host whose address is private, loopback, link-local, a metadata service's, or otherwise not public.
+        Address = 6, "address";
+        /// A tunnel whose TLS names another host than it was opened for.
+        Name = 7, "name";
     }
 }
 
@@ -276,6 +290,11 @@ bodies! {
         vouch: bool,
         /// Requests at most, 0 = the policy's.
         requests_max: u32,
+        /// Bytes through the proxy at most, both ways, MiB; 0 = the policy's.
+        egress_mib: u32,
+        /// The uid that may come to the listeners, as the kernel names a socket's peer; 0 = any, where the
+        /// listeners lie in a cage that only this run can enter.
+        peer_uid: u32,
     }
 
     /// The upstream's word on a credential.
@@ -402,6 +421,71 @@ bodies! {
         file_mib: u32,
         /// Open files a process.
         open_files: u32,
+        /// Milliseconds without a byte of output. Counted by the peer that reads the output.
+        idle_ms: u32,
+        /// Output, stdout and stderr together, MiB. Counted by the peer that reads it.
+        output_mib: u32,
+        /// What the tenant's workspaces and sessions may take of the disk, MiB.
+        disk_mib: u32,
+        /// How many files and folders they may be, thousands.
+        disk_kfiles: u32,
+        /// Bytes through the run's proxy, both ways, MiB.
+        egress_mib: u32,
+    }
+}
+
+impl Limits {
+    /// No wish: the level's own limits.
+    pub const NONE: Limits = Limits {
+        memory_mib: 0,
+        tasks: 0,
+        cpu_percent: 0,
+        wall_ms: 0,
+        tmp_mib: 0,
+        file_mib: 0,
+        open_files: 0,
+        idle_ms: 0,
+        output_mib: 0,
+        disk_mib: 0,
+        disk_kfiles: 0,
+        egress_mib: 0,
+    };
+
+    /// These limits, none above `most`; a zero is `most`'s own.
+    pub fn within(&self, most: &Limits) -> Limits {
+        let least = |wish: u32, most: u32| if wish == 0 { most } else { wish.min(most) };
+        Limits {
+            memory_mib: least(self.memory_mib, most.memory_mib),
+            tasks: least(self.tasks, most.tasks),
+            cpu_percent: least(self.cpu_percent, most.cpu_percent),
+            wall_ms: least(self.wall_ms, most.wall_ms),
+            tmp_mib: least(self.tmp_mib, most.tmp_mib),
+            file_mib: least(self.file_mib, most.file_mib),
+            open_files: least(self.open_files, most.open_files),
+            idle_ms: least(self.idle_ms, most.idle_ms),
+            output_mib: least(self.output_mib, most.output_mib),
+            disk_mib: least(self.disk_mib, most.disk_mib),
+            disk_kfiles: least(self.disk_kfiles, most.disk_kfiles),
+            egress_mib: least(self.egress_mib, most.egress_mib),
+        }
+    }
+}
+
+impl Totals {
+    /// Nothing counted yet.
+    pub const fn none(run: RunId) -> Totals {
+        Totals {
+            run,
+            requests: 0,
+            denials: 0,
+            status: 0,
+            input_tokens: 0,
+            output_tokens: 0,
+            cache_write_tokens: 0,
+            cache_read_tokens: 0,
+            bytes_up: 0,
+            bytes_down: 0,
+        }
     }
 }
 
@@ -559,6 +643,10 @@ impl Field for Rows {
 /// What the holder of a lease sends on it to say that the run may end because its work is done. A lease that just
 /// closes is a run that is cancelled.
 pub const LEASE_DONE: &[u8] = b"done";
+/// The same for a run that wrote more than [`Limits::output_mib`].
+pub const LEASE_OUTPUT: &[u8] = b"over";
+/// The same for a run that wrote nothing for [`Limits::idle_ms`].
+pub const LEASE_IDLE: &[u8] = b"idle";
 
 /// A credential memfd: one byte of [`Scheme`], then the token's bytes. At most this many bytes.
 pub const CREDENTIAL_BYTES_MAX: usize = 16 * 1024;

@@ -8,6 +8,8 @@ use gaoler_protocol::{
     Refused, Spawn, TenantKey,
 };
 use gaoler_sys::{memfd, mount, process};
+use nix::fcntl::OFlag;
+use nix::unistd::pipe2;
 
 use super::end::{end, fail};
 use super::{Monitor, Stage};
@@ -74,7 +76,7 @@ impl Monitor {
             return self.launch(run);
         }
         run.phase = Phase::Vouching;
-        if let Err(fault) = self.serve(run, true, None) {
+        if let Err(fault) = self.serve(run, None) {
             fail(run, Refusal::EgressFailed, &fault);
         }
     }
@@ -117,17 +119,20 @@ impl Monitor {
         }
     }
 
-    /// Hands egress the credential, and the listener where the cage has made it.
-    pub(super) fn serve(&self, run: &mut Run, vouch: bool, listener: Option<OwnedFd>) -> Result<(), Fault> {
-        let message = run.serve(vouch);
+    /// Hands egress the credential: to be vouched for, or to be used for whoever comes to the cage's listeners.
+    pub(super) fn serve(&self, run: &mut Run, listeners: Option<Vec<OwnedFd>>) -> Result<(), Fault> {
+        let message = run.serve(listeners.is_none());
         let credential =
             run.credential.as_ref().ok_or_else(|| Fault::new("serve", "the credential is gone"))?;
         let mut fds = vec![
             credential.try_clone().doing("copy a credential's descriptor")?,
             self.host.resolver().doing("open resolv.conf")?,
         ];
-        fds.extend(listener);
-        if !vouch {
+        if let Some(listeners) = listeners {
+            let (read, write) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).doing("make a ledger")?;
+            run.ledger = Some(read);
+            fds.extend([self.host.hosts.try_clone().doing("copy the hosts' descriptor")?, write]);
+            fds.extend(listeners);
             run.credential = None;
         }
         let egress = run.egress.as_mut().ok_or_else(|| Fault::new("serve", "egress is gone"))?;

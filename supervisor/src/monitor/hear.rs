@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use gaoler_protocol::{FRAME_BYTES, Message, Reason, Refusal, Spawned, Tier};
 use gaoler_sys::channel;
+use nix::fcntl::OFlag;
 
 use super::end::{end, fail};
 use super::{BURST, Monitor};
@@ -39,8 +40,8 @@ impl Monitor {
         let Some(line) = &run.line else { return };
         match hear(line) {
             Heard::Nothing => {}
-            Heard::Word(Word::Listener, mut fds, _) if fds.len() == 1 && run.egress.is_some() => {
-                if let Err(fault) = self.serve(run, false, fds.pop()) {
+            Heard::Word(Word::Listener, fds, _) if (1..=2).contains(&fds.len()) && run.egress.is_some() => {
+                if let Err(fault) = self.serve(run, Some(fds)) {
                     fail(run, Refusal::EgressFailed, &fault);
                 }
             }
@@ -116,8 +117,10 @@ impl Monitor {
 
     pub(super) fn passed(&mut self, run: &mut Run) {
         run.gate = None;
-        let pairs = channel::pair().and_then(|lease| Ok((lease, channel::pair()?)));
-        let (Ok(((lease, their_lease), (report, their_report))), Some(stdio)) = (pairs, run.stdio.take())
+        let made = channel::pair()
+            .and_then(|lease| Ok((lease, channel::pair()?, nix::unistd::pipe2(OFlag::O_CLOEXEC)?)));
+        let (Ok(((lease, their_lease), (report, their_report), (empty, _))), Some(stdio)) =
+            (made, run.stdio.take())
         else {
             run.refuse(Refusal::CageFailed, Step::Attest as u8, 0);
             return end(run);
@@ -131,8 +134,10 @@ impl Monitor {
             launch_us: run.arrived.elapsed().as_micros() as u64,
             tier: Tier::Kernel,
         };
+        // A run without an egress has a ledger in which nothing stands.
+        let ledger = run.ledger.take().unwrap_or(empty);
         let [stdin, stdout, stderr] = &stdio;
-        let fds = [stdin.as_fd(), stdout.as_fd(), stderr.as_fd(), their_lease.as_fd(), their_report.as_fd()];
+        let fds = [stdin, stdout, stderr, &their_lease, &their_report, &ledger].map(AsFd::as_fd);
         self.say(&Message::Spawned(spawned), &fds);
         event("spawned", &[("run", &run.id()), ("kind", &run.spawn.kind), ("launch_us", &spawned.launch_us)]);
     }

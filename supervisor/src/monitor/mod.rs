@@ -9,7 +9,7 @@ mod peer;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use gaoler_protocol::{LEASE_DONE, Layers, Limits, Message, Reason, RunId};
+use gaoler_protocol::{LEASE_DONE, LEASE_IDLE, LEASE_OUTPUT, Layers, Limits, Message, Reason, RunId};
 use gaoler_sys::channel;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signalfd::SignalFd;
@@ -222,8 +222,14 @@ impl Monitor {
             Happening::Lease(id) => self.with(id, |_, run| {
                 let word =
                     run.lease.as_ref().map(|lease| channel::receive::<{ LEASE_DONE.len() }>(lease.as_fd()));
-                let done = matches!(word, Some(Ok(received)) if received.bytes == LEASE_DONE);
-                run.ends(if done { Reason::Finished } else { Reason::Cancelled }, 0, 0);
+                let word = word.and_then(Result::ok).map(|received| received.bytes).unwrap_or_default();
+                let reason = match &word[..] {
+                    LEASE_DONE => Reason::Finished,
+                    LEASE_OUTPUT => Reason::Output,
+                    LEASE_IDLE => Reason::Idle,
+                    _ => Reason::Cancelled,
+                };
+                run.ends(reason, 0, 0);
                 end(run);
             }),
             Happening::Init(id) => self.with(id, Monitor::on_init),
