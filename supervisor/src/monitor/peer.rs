@@ -4,7 +4,7 @@
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
-use gaoler_protocol::{Empty, FRAME_BYTES, Level, Listen, Message, Reason, Refusal};
+use gaoler_protocol::{Empty, FRAME_BYTES, Level, Listen, Message, Prove, Reason, Refusal, Rules};
 use gaoler_sys::channel;
 
 use super::end::end;
@@ -121,7 +121,7 @@ impl Monitor {
         }
         self.stage = Stage::Proving;
         self.say(&Message::Layers(self.layers), &[]);
-        self.say(&Message::Prove(Empty {}), &[]);
+        self.say(&Message::Prove(Prove { rules: Rules::Cage }), &[]);
     }
 
     pub(super) fn on_proven(&mut self, failed: u32, version: [u16; 3]) {
