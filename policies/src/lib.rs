@@ -4,6 +4,7 @@
 
 #![forbid(unsafe_code)]
 
+mod extend;
 mod level;
 mod process;
 mod seccomp;
@@ -77,7 +78,8 @@ pub fn egress(name: &str) -> Result<()> {
 }
 
 fn parsed(name: &str) -> Result<LevelPolicy> {
-    LevelPolicy::parse(&read(name)?).map_err(|error| format!("{name}: {error}"))
+    let table = extend::extended(&read(name)?, read).map_err(|error| format!("{name}: {error}"))?;
+    LevelPolicy::of(table).map_err(|error| format!("{name}: {error}"))
 }
 
 /// The text of a policy; cargo runs the build script again when it changes.

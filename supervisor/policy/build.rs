@@ -3,5 +3,5 @@
 
 fn main() -> Result<(), String> {
     gaoler_policies::filters(&["init", "cage"])?;
-    gaoler_policies::level("balanced")
+    ["paranoid", "balanced", "developer"].into_iter().try_for_each(gaoler_policies::level)
 }
