@@ -10,21 +10,17 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
-use gaoler_policy::landlock::{AccessClass, CageRules};
-use gaoler_policy::level::{BALANCED, LevelPolicy};
-use gaoler_policy::seccomp::{CAGE, INIT};
 use gaoler_policy::settings::Settings;
-use gaoler_protocol::{LayerRow, Layers, Limits, Message, Tier};
+use gaoler_protocol::{LayerRow, Layers, Message, Tier};
 use gaoler_sys::{channel, memfd, process};
 use nix::fcntl::{OFlag, openat};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::stat::Mode as FileMode;
 
-use crate::cage::Common;
 use crate::cgroup::Cgroups;
 use crate::fault::{Doing, Fault};
-use crate::invocation;
+use crate::level::Levels;
 use crate::monitor::{Monitor, Stage};
 use crate::pool::Pool;
 use crate::spawn::{self, Attended, Network};
@@ -53,16 +49,14 @@ pub struct Host {
     pub mode: Mode,
     /// The operator's settings.
     pub settings: Settings,
-    /// The level in force.
-    pub level: LevelBounds,
+    /// The levels that runs may have.
+    pub levels: Levels,
     /// The own mount namespaces.
     pub views: Views,
     /// The host's /proc.
     pub proc_fd: OwnedFd,
     /// The folder and name that /etc/resolv.conf really is: read anew for each egress, for it changes.
     resolver: Option<(OwnedFd, OsString)>,
-    /// The operator's hosts, as egress reads them: sealed text.
-    pub hosts: OwnedFd,
     /// The egress program.
     pub egress: Option<OwnedFd>,
     /// The HTTP listener, until the frontend may have it.
@@ -75,21 +69,6 @@ pub struct Host {
     pub proving_url: String,
     /// The tenants' upstream is the embedded one.
     pub embedded: bool,
-}
-
-/// The level's policy with its limits at hand.
-pub struct LevelBounds {
-    /// The policy.
-    pub policy: LevelPolicy,
-    /// Its own limits.
-    pub limits: Limits,
-}
-
-impl LevelBounds {
-    /// A wish within the level's bounds.
-    pub fn clamp(&self, wish: &Limits) -> Limits {
-        self.policy.clamp(wish)
-    }
 }
 
 impl Host {
@@ -149,18 +128,18 @@ pub fn run(mode: Mode) -> Result<u8, Fault> {
     let cli = cli(&settings, mode)?;
     let service = if mode == Mode::Serve { Some(Service::open(&settings)?) } else { None };
 
-    template::enter(&settings.state.dir, cli.as_deref(), &BALANCED)?;
+    let levels = Levels::of(&settings.level)?;
+    template::enter(&settings.state.dir, cli.as_deref(), &levels)?;
     let tenants = Tenants::open(&folder(template::STATE)?, settings.uids.tenant)?;
     let views = Views::part(proc_fd.as_fd())?;
-    let common = common(&BALANCED)?;
+    let commons = levels.commons()?;
 
     let mut host = Host {
         mode,
         views,
-        level: LevelBounds { policy: BALANCED, limits: BALANCED.limits },
+        levels,
         proc_fd,
         resolver,
-        hosts: memfd::sealed("hosts", b"").doing("seal the operator's hosts")?,
         egress: None,
         listener: None,
         address: String::new(),
@@ -178,7 +157,7 @@ pub fn run(mode: Mode) -> Result<u8, Fault> {
     let monitor = Monitor {
         stage: if mode == Mode::Serve { Stage::Confining } else { Stage::Serving },
         host,
-        common,
+        commons,
         layers,
         cgroups,
         uids,
@@ -337,25 +316,6 @@ fn cli(settings: &Settings, mode: Mode) -> Result<Option<PathBuf>, Fault> {
         Err(_) if mode == Mode::Exec => Ok(None),
         Err(error) => Err(error).doing(format!("open the Claude Code CLI {}", path.display())),
     }
-}
-
-fn common(level: &LevelPolicy) -> Result<Common, Fault> {
-    let own = [
-        ("/", AccessClass::List),
-        ("/opt/claude", AccessClass::ReadExecute),
-        ("/etc", AccessClass::Read),
-        ("/dev", AccessClass::Read),
-    ];
-    let devices = level.devices.iter().map(|(path, _)| (*path, AccessClass::Device));
-    let places = level.visible.iter().copied().chain(devices).chain(own);
-    let rules = CageRules::open(places.map(|(path, class)| (Path::new(path), class)));
-    Ok(Common {
-        cage_filter: CAGE,
-        init_filter: INIT,
-        rules: rules.doing("open the cage's places")?,
-        environment: invocation::constants(level.env).collect(),
-        path: level.env.iter().find(|(name, _)| *name == "PATH").map_or("", |(_, value)| value).into(),
-    })
 }
 
 fn folder(path: impl AsRef<Path>) -> Result<OwnedFd, Fault> {

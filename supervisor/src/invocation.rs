@@ -26,14 +26,14 @@ pub fn of(spawn: &Spawn, placeholder: &Placeholder, level: &LevelPolicy) -> Invo
     Invocation {
         session: uuid(&spawn.session),
         words: words.into_iter().flat_map(CString::new).collect(),
-        environment: constants(level.cli_env).chain(CString::new(token)).collect(),
+        environment: constants(level.cli_env.iter().copied()).chain(CString::new(token)).collect(),
         proof: spawn.proof,
     }
 }
 
 /// Constants of a level as `NAME=value`.
-pub fn constants(of: &[(&str, &str)]) -> impl Iterator<Item = CString> {
-    of.iter().flat_map(|(name, value)| CString::new(format!("{name}={value}")))
+pub fn constants<'a>(of: impl Iterator<Item = (&'a str, &'a str)>) -> impl Iterator<Item = CString> {
+    of.flat_map(|(name, value)| CString::new(format!("{name}={value}")))
 }
 
 /// A UUID's text.

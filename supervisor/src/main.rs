@@ -8,6 +8,7 @@ mod cgroup;
 mod fault;
 mod invocation;
 mod layers;
+mod level;
 mod log;
 mod monitor;
 mod namespaces;

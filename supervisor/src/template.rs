@@ -8,7 +8,6 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
-use gaoler_policy::level::LevelPolicy;
 use gaoler_sys::mount::{Attributes, attach, clone_tree, restrict};
 use nix::fcntl::{OFlag, openat};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
@@ -16,6 +15,7 @@ use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::stat::{Mode, SFlag, makedev, mknod};
 
 use crate::fault::{Doing, Fault};
+use crate::level::Levels;
 
 /// Where the state lies in the supervisor's root, until it parts from it. Root's alone.
 pub const STATE: &str = "/mnt";
@@ -34,13 +34,13 @@ const FOLDERS: &str =
 /// What every mount of the host's that a cage sees is restricted to.
 const READ_ONLY: Attributes<'static> = Attributes { read_only: true, nosuid: true, nodev: true, idmap: None };
 
-/// Leaves the host's file system for a fresh root: what the level makes visible of the host, read-only, a
-/// synthetic /etc, the level's devices, the CLI where there is one, and the state folder, which only root may
+/// Leaves the host's file system for a fresh root: what the levels make visible of the host, read-only, a
+/// synthetic /etc, the devices, the CLI where there is one, and the state folder, which only root may
 /// enter.
 ///
 /// # Errors
 /// The first call that the kernel refuses. The process must then end: it may be half way.
-pub fn enter(state: &Path, cli: Option<&Path>, level: &LevelPolicy) -> Result<(), Fault> {
+pub fn enter(state: &Path, cli: Option<&Path>, levels: &Levels) -> Result<(), Fault> {
     unshare(CloneFlags::CLONE_NEWNS).doing("leave the host's mount namespace")?;
     let none: Option<&str> = None;
     mount(none, "/", none, MsFlags::MS_PRIVATE | MsFlags::MS_REC, none).doing("make mounts private")?;
@@ -56,8 +56,10 @@ pub fn enter(state: &Path, cli: Option<&Path>, level: &LevelPolicy) -> Result<()
         .map(|path| clone_tree(File::open(path)?.as_fd(), false))
         .transpose()
         .doing("copy the CLI's mount")?;
-    let places = level.visible.iter().filter_map(|(path, _)| Place::of(path).transpose());
-    let places = places.collect::<Result<Vec<Place>, Fault>>()?;
+    // What one level shows and another does not is in the root of both: Landlock keeps them apart.
+    let visible = levels.visible();
+    let places = visible.iter().filter_map(|path| Place::of(path).transpose());
+    let places = places.collect::<Result<Vec<Place<'_>>, Fault>>()?;
 
     // Any folder will do to hang the new root on: in this namespace nobody else sees it.
     let root = Path::new("/tmp");
@@ -67,6 +69,8 @@ pub fn enter(state: &Path, cli: Option<&Path>, level: &LevelPolicy) -> Result<()
         fs::create_dir_all(root.join(name)).doing("make a folder of the new root")?;
     }
     mode(&root.join(&STATE[1..]), 0o700)?;
+    // Devices and settings are the same for all levels (policies: t07_a_stricter_level_is_in_nothing_looser).
+    let level = levels.get(levels.default).policy;
     for (path, minor) in level.devices {
         let path = root.join(&path[1..]);
         mknod(&path, SFlag::S_IFCHR, Mode::empty(), makedev(1, *minor)).doing("make a device")?;
@@ -155,18 +159,18 @@ impl Views {
 }
 
 /// A place of the host that a cage sees.
-enum Place {
+enum Place<'a> {
     /// A link to a folder, made again.
-    Link(&'static str, PathBuf),
+    Link(&'a str, PathBuf),
     /// A folder, mounted.
-    Folder(&'static str, OwnedFd),
+    Folder(&'a str, OwnedFd),
     /// A file, copied.
-    File(&'static str, Vec<u8>),
+    File(&'a str, Vec<u8>),
 }
 
-impl Place {
+impl<'a> Place<'a> {
     /// The place at this path; `None` where the host has none.
-    fn of(host: &'static str) -> Result<Option<Place>, Fault> {
+    fn of(host: &'a str) -> Result<Option<Place<'a>>, Fault> {
         let Ok(kind) = fs::metadata(host) else { return Ok(None) };
         let name = &host[1..];
         if !kind.is_dir() {
@@ -182,6 +186,9 @@ impl Place {
     }
 
     fn make(self, root: &Path) -> Result<(), Fault> {
+        let (Place::Link(name, _) | Place::Folder(name, _) | Place::File(name, _)) = &self;
+        let parent = root.join(name).parent().map(fs::create_dir_all);
+        parent.transpose().doing("make a folder of the new root")?;
         match self {
             Place::Link(name, target) => {
                 symlink(target, root.join(name)).doing("make a link of the new root")

@@ -35,6 +35,8 @@ pub struct Common {
     pub environment: Vec<CString>,
     /// Where a command without a slash is looked for, as in PATH.
     pub path: String,
+    /// The options of its /proc.
+    pub proc_options: &'static str,
 }
 
 /// What this cage is made of. Everything in it is fresh and belongs to one run.

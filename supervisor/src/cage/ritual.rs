@@ -11,8 +11,10 @@ use std::os::unix::net::UnixListener;
 
 use gaoler_protocol::{OPTIONS_BYTES_MAX, Section, sections};
 use gaoler_sys::{memfd, mount as mounts, process};
+use nix::fcntl::{OFlag, openat};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, setns, unshare};
+use nix::sys::stat::Mode;
 use nix::unistd::{Gid, Uid, setgroups, setresgid, setresuid};
 
 use super::word::{Step, Word, say};
@@ -53,7 +55,7 @@ pub(super) struct Wishes {
 /// Performs the ritual, becomes pid 1 of the cage, and never returns.
 pub(super) fn perform(common: &Common, blueprint: &Blueprint, tasks: &[BorrowedFd<'_>], ends: Ends) -> ! {
     let begun = enter(common, blueprint, tasks, &ends)
-        .and_then(|()| leave(blueprint))
+        .and_then(|bounds| leave(blueprint, bounds))
         .and_then(|wishes| worker::fork(common, blueprint, &wishes, &ends));
     match begun {
         Ok(command) => init::watch(common, &command, ends),
@@ -70,7 +72,7 @@ fn enter(
     blueprint: &Blueprint,
     tasks: &[BorrowedFd<'_>],
     ends: &Ends,
-) -> Result<(), Failure> {
+) -> Result<OwnedFd, Failure> {
     process::close_all_but(&kept(common, blueprint, tasks, ends)).at(Step::Descriptors)?;
     for group in tasks {
         nix::unistd::write(group, b"0").at(Step::Cgroup)?;
@@ -87,7 +89,15 @@ fn enter(
     tmpfs("/run/gaoler", uid, (OPTIONS_BYTES_MAX >> 20) as u32 + 1, MsFlags::MS_NOEXEC)
         .at(Step::Temporary)?;
     let hardened = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
-    mount(Some("proc"), "/proc", Some("proc"), hardened, Some("hidepid=invisible")).at(Step::Proc)?;
+    let proc = |options| mount(Some("proc"), "/proc", Some("proc"), hardened, Some(options)).at(Step::Proc);
+    let subset = common.proc_options.contains("subset=pid");
+    // A subset has no /proc/sys, which a later step needs: that is opened below the one that the run sees.
+    proc(if subset { "" } else { common.proc_options })?;
+    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    let bounds = nix::fcntl::open("/proc/sys/user", flags, Mode::empty()).at(Step::Proc)?;
+    if subset {
+        proc(common.proc_options)?;
+    }
 
     match &blueprint.workspace {
         Some(tree) => mounts::attach(tree.as_fd(), c"/workspace").at(Step::Workspace)?,
@@ -107,14 +117,18 @@ fn enter(
         fs::set_permissions(DOOR, Permissions::from_mode(0o666)).at(Step::Listener)?;
         say(&ends.line, Word::Listener, &[door.as_fd()]).at(Step::Listener)?;
     }
-    Ok(())
+    Ok(bounds)
 }
 
-/// Steps 11 to 14: from root to nobody, and only then the first look at a tenant's bytes.
-fn leave(blueprint: &Blueprint) -> Result<Wishes, Failure> {
+/// Steps 11 to 14: from root to nobody, and only then the first look at a tenant's bytes. `bounds` is
+/// /proc/sys/user.
+fn leave(blueprint: &Blueprint, bounds: OwnedFd) -> Result<Wishes, Failure> {
     setns(&blueprint.user_namespace, CloneFlags::CLONE_NEWUSER).at(Step::UserNamespace)?;
     // Inside the namespace we hold CAP_SYS_RESOURCE for a moment: nobody below may make another.
-    fs::write("/proc/sys/user/max_user_namespaces", "0").at(Step::UserNamespace)?;
+    let flags = OFlag::O_WRONLY | OFlag::O_CLOEXEC;
+    let namespaces = openat(&bounds, "max_user_namespaces", flags, Mode::empty()).at(Step::UserNamespace)?;
+    nix::unistd::write(&namespaces, b"0").at(Step::UserNamespace)?;
+    drop((namespaces, bounds));
     let (uid, gid) = (Uid::from_raw(INSIDE), Gid::from_raw(INSIDE));
     setgroups(&[]).at(Step::Ids)?;
     setresgid(gid, gid, gid).at(Step::Ids)?;

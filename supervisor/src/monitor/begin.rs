@@ -4,7 +4,7 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use gaoler_protocol::{
-    CREDENTIAL_BYTES_MAX, Conversation, Kind, Level, Message, OPTIONS_BYTES_MAX, Placeholder, Refusal,
+    CREDENTIAL_BYTES_MAX, Conversation, Kind, Message, OPTIONS_BYTES_MAX, Placeholder, Refusal,
     Refused, Spawn, TenantKey,
 };
 use gaoler_sys::{memfd, mount, process};
@@ -29,7 +29,7 @@ impl Monitor {
         let sealed = |fd: &OwnedFd, max| memfd::is_sealed(fd, max);
         let now = Situation {
             permitted,
-            level_maximum: Level::Balanced,
+            level_maximum: self.host.levels.maximum,
             runs: self.runs.iter().filter(|run| !run.quarantined).count(),
             runs_max: self.host.settings.runs.max as usize,
             draining: matches!(self.stage, Stage::Draining(_)),
@@ -39,7 +39,8 @@ impl Monitor {
                 && fds.first().is_some_and(|fd| sealed(fd, OPTIONS_BYTES_MAX))
                 && fds.get(1).is_none_or(|fd| sealed(fd, CREDENTIAL_BYTES_MAX)),
         };
-        let limits = match admit::admit(&spawn, now, |wish| self.host.level.clamp(wish)) {
+        let bounds = self.host.levels.get(spawn.level);
+        let limits = match admit::admit(&spawn, now, |wish| bounds.clamp(wish)) {
             Verdict::Admit(limits) => limits,
             Verdict::Refuse(reason) => {
                 let refused = Refused { run: spawn.run, reason, step: 0, errno: 0 };
@@ -89,7 +90,12 @@ impl Monitor {
         let uid = self.egress_uids.uid(&slot);
         let url = if run.spawn.proof { &self.host.proving_url } else { &self.host.upstream_url };
         let silence = self.host.settings.runs.silence_seconds.to_string();
-        let argv = ["gaoler-egress", "--upstream", url.as_str(), "--silence-seconds", silence.as_str()];
+        let ports = &self.host.levels.get(run.spawn.level).proxy_ports;
+        let ports = ports.iter().map(u16::to_string).collect::<Vec<_>>().join(",");
+        let mut argv = vec!["gaoler-egress", "--upstream", url.as_str(), "--silence-seconds", silence.as_str()];
+        if !ports.is_empty() {
+            argv.extend(["--connect", ports.as_str()]);
+        }
         let program =
             self.host.egress.as_ref().ok_or_else(|| Fault::new("start egress", "its program is missing"))?;
         let runs = &mut self.runs;
@@ -131,7 +137,8 @@ impl Monitor {
         if let Some(listeners) = listeners {
             let (read, write) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).doing("make a ledger")?;
             run.ledger = Some(read);
-            fds.extend([self.host.hosts.try_clone().doing("copy the hosts' descriptor")?, write]);
+            let hosts = &self.host.levels.get(run.spawn.level).hosts;
+            fds.extend([hosts.try_clone().doing("copy the hosts' descriptor")?, write]);
             fds.extend(listeners);
             run.credential = None;
         }
@@ -160,7 +167,7 @@ impl Monitor {
 
     pub(super) fn make_cage(&mut self, run: &mut Run) -> Result<(), Closed> {
         let limits = run.limits;
-        let level = self.host.level.limits;
+        let level = self.host.levels.get(self.host.levels.default).limits;
         let (pool, source) = self.source(level);
         let set = pool.take(source, limits)?;
         let uid = set.uid;
@@ -179,7 +186,11 @@ impl Monitor {
             }
         }
         let command = match run.spawn.kind {
-            Kind::Cli => Command::Cli(invocation::of(&run.spawn, &run.placeholder, &self.host.level.policy)),
+            Kind::Cli => Command::Cli(invocation::of(
+                &run.spawn,
+                &run.placeholder,
+                self.host.levels.get(run.spawn.level).policy,
+            )),
             Kind::Exec => Command::Exec,
         };
         let blueprint = Blueprint {
@@ -195,7 +206,9 @@ impl Monitor {
         let runs = &mut self.runs;
         let placeholder = &mut run.placeholder;
         let leaf = &run.set.as_ref().ok_or_else(|| Fault::new("make a cage", "its set is gone"))?.leaf;
-        let begun = cage::begin(&self.common, &blueprint, leaf, || {
+        let common = self.commons.get(run.spawn.level as usize - 1);
+        let common = common.ok_or_else(|| Fault::new("make a cage", "its level is not there"))?;
+        let begun = cage::begin(common, &blueprint, leaf, || {
             *placeholder = Placeholder([0; 32]);
             runs.iter_mut().for_each(Run::wipe);
         })?;

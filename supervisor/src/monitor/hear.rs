@@ -1,6 +1,7 @@
 //! What a run's processes say: pid 1, the command before its gate, egress.
 //! It must never open a gate behind which it has not looked, nor believe an egress about another run.
 
+use std::collections::BTreeSet;
 use std::os::fd::AsFd;
 use std::time::Instant;
 
@@ -16,15 +17,9 @@ use crate::fault::{Doing, Fault};
 use crate::log::event;
 use crate::run::{Phase, Run, violation};
 
-/// Where a cage may have mounts.
-const MOUNTS: [&str; 15] = [
+/// Where a cage may have mounts beside the visible places of the host.
+const MOUNTS: [&str; 9] = [
     "/",
-    "/usr",
-    "/bin",
-    "/sbin",
-    "/lib",
-    "/lib64",
-    "/etc/alternatives",
     crate::template::CLI,
     "/tmp",
     "/dev/shm",
@@ -81,7 +76,8 @@ impl Monitor {
                 }
             }
             (Heard::Word(Word::Ready, _, Some(pid)), None) if run.placed == Some(pid) => {
-                let looked = posture(run).and_then(|it| rights(self.host.proc_fd.as_fd(), pid, &it));
+                let visible = self.host.levels.visible();
+                let looked = posture(run, &visible).and_then(|it| rights(self.host.proc_fd.as_fd(), pid, &it));
                 let let_go = || channel::send(gate.as_fd(), b"G", &[]).doing("open a gate");
                 match looked.and_then(|()| let_go()) {
                     Ok(()) => run.opened = Some(Instant::now()),
@@ -108,7 +104,8 @@ impl Monitor {
 
     /// Whether the command's process is where it must be.
     fn placed(&self, run: &Run, pid: i32) -> Result<(), Fault> {
-        let groups = place(self.host.proc_fd.as_fd(), pid, &posture(run)?)?;
+        let visible = self.host.levels.visible();
+        let groups = place(self.host.proc_fd.as_fd(), pid, &posture(run, &visible)?)?;
         match run.set.as_ref().is_some_and(|set| set.leaf.holds(&groups, &self.cgroups)) {
             true => Ok(()),
             false => Err(Fault::new("attest cgroup", "the process is not in its leaf")),
@@ -212,6 +209,7 @@ impl Monitor {
                     descriptors: 0,
                     filters: 1,
                     mounts: &[],
+                    visible: &BTreeSet::new(),
                     threads: ready.threads,
                 };
                 let (proc_fd, pid) = (self.host.proc_fd.as_fd(), egress.process.child.pid);
@@ -274,7 +272,7 @@ impl Monitor {
 }
 
 /// What must be so of the command's process before its gate.
-fn posture(run: &Run) -> Result<Posture<'_>, Fault> {
+fn posture<'a>(run: &'a Run, visible: &'a BTreeSet<&'a str>) -> Result<Posture<'a>, Fault> {
     let set = run.set.as_ref().ok_or_else(|| Fault::new("attest", "the set is gone"))?;
     Ok(Posture {
         uid: set.uid,
@@ -283,6 +281,7 @@ fn posture(run: &Run) -> Result<Posture<'_>, Fault> {
         descriptors: 4,
         filters: 1,
         mounts: &MOUNTS,
+        visible,
         threads: 1,
     })
 }

@@ -60,8 +60,8 @@ pub enum Stage {
 pub struct Monitor {
     /// What was opened before.
     pub host: Host,
-    /// What all cages share.
-    pub common: Common,
+    /// What all cages of a level share, strictest first.
+    pub commons: Vec<Common>,
     /// The host, as tried.
     pub layers: Layers,
     /// Groups.
@@ -167,7 +167,7 @@ impl Monitor {
         let found =
             watched.iter().zip(&fds).filter(|(_, fd)| ready(fd)).map(|((what, _), _)| *what).collect();
         if quiet && refill {
-            let limits = self.host.level.limits;
+            let limits = self.host.levels.get(self.host.levels.default).limits;
             let (pool, source) = self.source(limits);
             if let Err(fault) = pool.refill(source) {
                 event("pool_refill_failed", &[("fault", &fault)]);

@@ -4,7 +4,7 @@
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
-use gaoler_protocol::{Empty, FRAME_BYTES, Level, Listen, Message, Prove, Reason, Refusal, Rules};
+use gaoler_protocol::{Empty, FRAME_BYTES, Listen, Message, Prove, Reason, Refusal, Rules};
 use gaoler_sys::channel;
 
 use super::end::end;
@@ -112,6 +112,7 @@ impl Monitor {
             descriptors: 0,
             filters: 1,
             mounts: &[],
+            visible: &std::collections::BTreeSet::new(),
             threads,
         };
         let (proc_fd, pid) = (self.host.proc_fd.as_fd(), frontend.child.pid);
@@ -139,13 +140,14 @@ impl Monitor {
         let Some(listener) = self.host.listener.take() else { return self.stop(1, "no_listener") };
         let listen = Listen {
             tier: self.layers.tier,
-            level: Level::Balanced,
+            level: self.host.levels.default,
             runs_max: self.host.settings.runs.max,
             embedded,
         };
         self.say(&Message::Listen(listen), &[listener.as_fd()]);
         event("serving", &[("tier", &self.layers.tier), ("cli", &format!("{major}.{minor}.{patch}"))]);
-        println!("ready tier={} level={} address={}", self.layers.tier, Level::Balanced, self.host.address);
+        let (tier, level) = (self.layers.tier, self.host.levels.default);
+        println!("ready tier={tier} level={level} address={}", self.host.address);
     }
 
     pub(super) fn on_signal(&mut self) {
