@@ -4,6 +4,7 @@
 
 #![forbid(unsafe_code)]
 
+mod egress;
 mod extend;
 mod level;
 mod process;
@@ -13,7 +14,8 @@ mod syscalls;
 use std::path::{Path, PathBuf};
 use std::{env, fs};
 
-pub use level::{EgressPolicy, LevelPolicy};
+pub use egress::EgressPolicy;
+pub use level::LevelPolicy;
 pub use process::{PolicyError, ProcessPolicy};
 
 /// What a build script answers with: nothing, or a sentence that ends the build.
