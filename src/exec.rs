@@ -44,8 +44,8 @@ pub const STATUS_SIGNAL: u8 = 128;
 pub struct Request {
     /// Whose workspace; none = one that dies with the run.
     pub tenant: Option<String>,
-    /// Seconds; none = the level's.
-    pub timeout_seconds: Option<u32>,
+    /// The limits wished for; a zero is the level's own.
+    pub limits: Limits,
     /// Where the report goes.
     pub report: Option<PathBuf>,
     /// The command and its arguments.
@@ -63,7 +63,7 @@ pub fn exec(settings: &Settings, level: Level, request: &Request) -> Result<u8, 
     // Blocked before any thread or child is there, so that a signal is only ever seen by our own poll.
     let signals = caught()?;
     let mut supervisor = Supervisor::start("exec", settings)?;
-    let mut report = Report::default();
+    let mut report = Report { level: Some(level), ..Report::default() };
     let outcome = run(&mut supervisor, &signals, &mut report, spawn(level, request), &argv);
     if supervisor.end().is_none() {
         eprintln!("gaoler: the supervisor is still cleaning up; what it leaves is swept by the next start");
@@ -258,10 +258,7 @@ fn spawn(level: Level, request: &Request) -> Spawn {
         model: Model::DEFAULT,
         effort: Effort::Unset,
         turns_max: 0,
-        limits: Limits {
-            wall_ms: request.timeout_seconds.map_or(0, |seconds| seconds.saturating_mul(1000)),
-            ..Limits::NONE
-        },
+        limits: request.limits,
     }
 }
 
@@ -344,6 +341,11 @@ mod tests {
             (ended(Reason::Signaled, 0, 13), Some(141)),
             (ended(Reason::Wall, 0, 9), Some(124)),
             (ended(Reason::Oom, 0, 9), Some(137)),
+            (ended(Reason::Idle, 0, 9), Some(124)),
+            (ended(Reason::Tasks, 3, 0), Some(3)),
+            (ended(Reason::Tasks, 0, 9), Some(137)),
+            (ended(Reason::Output, 0, 9), Some(137)),
+            (ended(Reason::Disk, 0, 9), Some(137)),
             (ended(Reason::Cancelled, 0, 9), None),
             (ended(Reason::Finished, 0, 9), None),
             (ended(Reason::EgressDied, 0, 9), None),
@@ -353,7 +355,7 @@ mod tests {
         for (exit, expected) in rows {
             assert_eq!(status(&exit).ok(), expected, "{:?}", exit.reason);
         }
-        assert_eq!(rows.map(|(exit, _)| exit.reason).len(), Reason::ALL.len() + 3);
+        assert_eq!(rows.map(|(exit, _)| exit.reason).len(), Reason::ALL.len() + 4);
     }
 
     #[test]

@@ -9,6 +9,8 @@ pub mod doctor;
 pub mod exec;
 pub mod frontend;
 mod guarantee;
+pub mod limits;
+mod operator;
 mod relay;
 pub mod report;
 pub mod serve;

@@ -19,7 +19,9 @@ pub fn extended(text: &str, read: impl Fn(&str) -> Result<String>) -> Result<Tab
     let base = base.as_str().ok_or("extends: it must name a level")?.to_owned();
     let mut whole = parse(&read(&base)?)?;
     if whole.contains_key("extends") {
-        return Err(format!("extends: {base} extends another level itself: one step can be read, two cannot"));
+        return Err(format!(
+            "extends: {base} extends another level itself: one step can be read, two cannot"
+        ));
     }
     merge(&mut whole, table, "the level")?;
     Ok(whole)
@@ -111,12 +113,17 @@ mod tests {
         check(
             "extends = 'base'\nlevel = 'x'\n[limits]\ntasks = 1\nwhy = 'less'\n[[env]]\nname = 'B'\nvalue = '3'\nwhy = 'c'\n\
              [[env]]\nname = 'A'\nremove = true\nwhy = 'not here'",
-            Ok("level = 'x'\n[limits]\ntasks = 1\nwall_ms = 6\nwhy = 'less'\n[[env]]\nname = 'B'\nvalue = '3'\nwhy = 'c'"),
+            Ok(
+                "level = 'x'\n[limits]\ntasks = 1\nwall_ms = 6\nwhy = 'less'\n[[env]]\nname = 'B'\nvalue = '3'\nwhy = 'c'",
+            ),
         );
         check("extends = 'base'\n[limits]\ntasks = 1", Err("a change without a reason"));
         check("extends = 'base'\n[[env]]\nname = 'A'\nremove = true", Err("a removal without a reason"));
         check("extends = 'base'\n[[env]]\nname = 'C'\nremove = true\nwhy = 'c'", Err("nothing to remove"));
-        check("extends = 'base'\n[[env]]\nname = 'A'\nremove = 1\nwhy = 'c'", Err("remove is true or not there"));
+        check(
+            "extends = 'base'\n[[env]]\nname = 'A'\nremove = 1\nwhy = 'c'",
+            Err("remove is true or not there"),
+        );
         check("extends = 1", Err("it must name a level"));
         let twice = extended("extends = 'b'", |_| Ok("extends = 'a'".into()));
         assert!(twice.is_err_and(|why| why.contains("extends another level itself")));

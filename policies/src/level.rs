@@ -240,7 +240,11 @@ mod tests {
         for (policy, name) in all().iter().zip(["paranoid", "balanced", "developer"]) {
             assert_eq!(policy.level, name);
             assert!(policy.rust().contains("(\"/usr\", AccessClass::ReadExecute)"), "{}", policy.rust());
-            assert!(policy.egress.rust().contains("(\"POST\", \"/v1/messages\")"), "{}", policy.egress.rust());
+            assert!(
+                policy.egress.rust().contains("(\"POST\", \"/v1/messages\")"),
+                "{}",
+                policy.egress.rust()
+            );
         }
     }
 
@@ -274,7 +278,9 @@ mod tests {
 
     #[test]
     fn t07_a_stricter_level_is_in_nothing_looser() {
-        for [strict, loose] in [[level("paranoid"), level("balanced")], [level("balanced"), level("developer")]] {
+        for [strict, loose] in
+            [[level("paranoid"), level("balanced")], [level("balanced"), level("developer")]]
+        {
             for ((name, less), (_, more)) in strict.limits.rows().iter().zip(loose.limits.rows()) {
                 assert!(*less <= more, "{}: {name} is {less}, {} has {more}", strict.level, loose.level);
             }

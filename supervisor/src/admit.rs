@@ -114,7 +114,12 @@ mod tests {
         check("looser level", looser, NOW, Verdict::Refuse(Refusal::LevelUnavailable));
         let stricter = Spawn { level: Level::Paranoid, ..spawn() };
         check("stricter level", stricter, NOW, Verdict::Admit(LIMITS));
-        check("loosest level", looser, Situation { level_maximum: Level::Developer, ..NOW }, Verdict::Admit(LIMITS));
+        check(
+            "loosest level",
+            looser,
+            Situation { level_maximum: Level::Developer, ..NOW },
+            Verdict::Admit(LIMITS),
+        );
         let exec = Spawn { kind: Kind::Exec, ..spawn() };
         check("exec", exec, NOW, hostile("a kind of run that this peer may not ask for"));
         let proof = Spawn { proof: true, ephemeral: true, ..spawn() };

@@ -95,8 +95,10 @@ impl Bounds {
             let unknown = || Fault::new("read the level's limits", format!("`{name}` is none"));
             *limits.named(name).ok_or_else(unknown)? = *limit;
         }
-        let mut visible: Vec<_> = policy.visible.iter().map(|(path, class)| ((*path).into(), *class)).collect();
-        let mut env: Vec<_> = policy.env.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect();
+        let mut visible: Vec<_> =
+            policy.visible.iter().map(|(path, class)| ((*path).into(), *class)).collect();
+        let mut env: Vec<_> =
+            policy.env.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect();
         if let Some(own) = own {
             visible.extend(own.visible.iter().map(|place| {
                 let class = if place.execute { AccessClass::ReadExecute } else { AccessClass::Read };
@@ -127,7 +129,10 @@ impl Bounds {
 
     fn common(&self) -> Result<Common, Fault> {
         let own = [
-            ("/", AccessClass::List), ("/opt/claude", AccessClass::ReadExecute), ("/dev", AccessClass::Read)];
+            ("/", AccessClass::List),
+            ("/opt/claude", AccessClass::ReadExecute),
+            ("/dev", AccessClass::Read),
+        ];
         let etc = OWN_ETC.map(|path| (path, AccessClass::Read));
         let devices = self.policy.devices.iter().map(|(path, _)| (*path, AccessClass::Device));
         let places = self.visible.iter().map(|(path, class)| (path.as_str(), *class));
@@ -138,7 +143,8 @@ impl Bounds {
             cage_filter: CAGE,
             init_filter: INIT,
             rules: rules.doing("open the cage's places")?,
-            environment: invocation::constants(self.env.iter().map(|(n, v)| (n.as_str(), v.as_str()))).collect::<Vec<CString>>(),
+            environment: invocation::constants(self.env.iter().map(|(n, v)| (n.as_str(), v.as_str())))
+                .collect::<Vec<CString>>(),
             path: path.map_or_else(String::new, |(_, value)| value.clone()),
             proc_options: self.policy.proc_options,
         })
@@ -161,7 +167,12 @@ mod tests {
             visible: vec![OwnPlace { path: "/srv/tools".into(), execute: true }],
             ..OwnLevel::default()
         };
-        Settings { default: "paranoid".into(), maximum: maximum.into(), own: Some(own), ..Settings::default() }
+        Settings {
+            default: "paranoid".into(),
+            maximum: maximum.into(),
+            own: Some(own),
+            ..Settings::default()
+        }
     }
 
     #[test]

@@ -4,8 +4,8 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use gaoler_protocol::{
-    CREDENTIAL_BYTES_MAX, Conversation, Kind, Message, OPTIONS_BYTES_MAX, Placeholder, Refusal,
-    Refused, Spawn, TenantKey,
+    CREDENTIAL_BYTES_MAX, Conversation, Kind, Message, OPTIONS_BYTES_MAX, Placeholder, Refusal, Refused,
+    Spawn, TenantKey,
 };
 use gaoler_sys::{memfd, mount, process};
 use nix::fcntl::OFlag;
@@ -92,7 +92,8 @@ impl Monitor {
         let silence = self.host.settings.runs.silence_seconds.to_string();
         let ports = &self.host.levels.get(run.spawn.level).proxy_ports;
         let ports = ports.iter().map(u16::to_string).collect::<Vec<_>>().join(",");
-        let mut argv = vec!["gaoler-egress", "--upstream", url.as_str(), "--silence-seconds", silence.as_str()];
+        let mut argv =
+            vec!["gaoler-egress", "--upstream", url.as_str(), "--silence-seconds", silence.as_str()];
         if !ports.is_empty() {
             argv.extend(["--connect", ports.as_str()]);
         }

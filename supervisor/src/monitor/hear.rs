@@ -77,7 +77,8 @@ impl Monitor {
             }
             (Heard::Word(Word::Ready, _, Some(pid)), None) if run.placed == Some(pid) => {
                 let visible = self.host.levels.visible();
-                let looked = posture(run, &visible).and_then(|it| rights(self.host.proc_fd.as_fd(), pid, &it));
+                let looked =
+                    posture(run, &visible).and_then(|it| rights(self.host.proc_fd.as_fd(), pid, &it));
                 let let_go = || channel::send(gate.as_fd(), b"G", &[]).doing("open a gate");
                 match looked.and_then(|()| let_go()) {
                     Ok(()) => run.opened = Some(Instant::now()),
