@@ -5,18 +5,21 @@ use std::ffi::OsString;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use gaoler_policy::settings::Settings;
 use gaoler_protocol::{
-    Conversation, Effort, Exit, Kind, Layers, Level, Limits, Message, Model, Reason, Refusal, Refused, RunId,
-    Section, Spawn, Spawned, TenantKey, Violation, section,
+    Conversation, Effort, Exit, Kind, LEASE_IDLE, LEASE_OUTPUT, Layers, Level, Limits, Message, Model,
+    Reason, Refusal, Refused, RunId, Section, Spawn, Spawned, TenantKey, Violation, section,
 };
-use gaoler_sys::memfd;
+use gaoler_sys::{channel, memfd};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use sha2::{Digest, Sha256};
 
+use crate::ledger;
+use crate::meter::{Meter, Past};
 use crate::relay::{Pipes, relay};
 use crate::report::{Report, ReportFile};
 use crate::serve::root;
@@ -94,7 +97,7 @@ fn run(
     match next(supervisor, signals)? {
         Said::Spawned(spawned, fds) => {
             report.spawned = Some(spawned);
-            accompany(fds, signals, report)
+            accompany(fds, signals, report, &spawned.limits)
         }
         Said::Refused(refused) => refusal(report, refused),
         Said::Layers(_) => Err("the supervisor said its layers twice".into()),
@@ -103,13 +106,39 @@ fn run(
 }
 
 /// Relays and listens until the run's last word.
-fn accompany(fds: [OwnedFd; 6], signals: &SignalFd, report: &mut Report) -> Result<u8, String> {
-    let [stdin, stdout, stderr, lease, words, _ledger] = fds;
-    let drained = relay(Pipes { stdin, stdout, stderr }).map_err(|error| format!("relay: {error}"))?;
+fn accompany(
+    fds: [OwnedFd; 6],
+    signals: &SignalFd,
+    report: &mut Report,
+    limits: &Limits,
+) -> Result<u8, String> {
+    let [stdin, stdout, stderr, lease, words, ledger] = fds;
+    let meter = Arc::new(Meter::new(limits));
+    let relay = relay(Pipes { stdin, stdout, stderr }, &meter).map_err(|error| format!("relay: {error}"))?;
+    let poll = |error| format!("poll: {error}");
     let mut lease = Some(lease);
     let mut signal = None;
     let mut deadline = None;
     let exit = loop {
+        // Until it is told to end, a run is watched for what it writes.
+        let next = if lease.is_some() { meter.look(Instant::now()) } else { Ok(Instant::now()) };
+        let past = match next {
+            Err(past) => Some(past),
+            Ok(_) if lease.is_none() => None,
+            Ok(next) => {
+                let all = [words.as_fd(), signals.as_fd(), relay.over.as_fd()].map(Some);
+                match readable(&all, Some(next)).map_err(poll)? {
+                    Some(2) => Some(Past::Output),
+                    Some(_) => None,
+                    None => continue,
+                }
+            }
+        };
+        if let (Some(past), Some(held)) = (past, lease.take_if(|_| past.is_some())) {
+            let word = if past == Past::Output { LEASE_OUTPUT } else { LEASE_IDLE };
+            let _ = channel::send(held.as_fd(), word, &[]);
+            deadline = Some(Instant::now() + CANCEL_WAIT);
+        }
         // A second signal does not wait for the teardown: the closed lease has already ended the run.
         match hear(words.as_fd(), Some(signals.as_fd()), deadline) {
             Heard::Message(Message::Violation(violation), _) => report.note(violation),
@@ -127,18 +156,21 @@ fn accompany(fds: [OwnedFd; 6], signals: &SignalFd, report: &mut Report) -> Resu
                 (Some(number), None) => return Ok(STATUS_SIGNAL + number),
                 (None, held) => lease = held,
             },
-            Heard::Late => return Ok(STATUS_SIGNAL + signal.unwrap_or_default()),
+            Heard::Late => match signal {
+                Some(number) => return Ok(STATUS_SIGNAL + number),
+                None => return Err("the supervisor has not ended the run in time".into()),
+            },
         }
     };
     report.exit = Some(exit);
+    report.egress = ledger::read(&ledger);
     if let Some(number) = signal {
         return Ok(STATUS_SIGNAL + number);
     }
     // Every writer is gone, so the relay ends as soon as our reader has taken the rest.
-    match readable(&[Some(drained.as_fd()), Some(signals.as_fd())], None) {
-        Ok(Some(1)) => Ok(STATUS_SIGNAL + number(signals).unwrap_or_default()),
-        Ok(_) => status(&exit),
-        Err(error) => Err(format!("poll: {error}")),
+    match readable(&[Some(relay.drained.as_fd()), Some(signals.as_fd())], None).map_err(poll)? {
+        Some(1) => Ok(STATUS_SIGNAL + number(signals).unwrap_or_default()),
+        _ => status(&exit),
     }
 }
 

@@ -30,6 +30,16 @@ pub fn of_object(fields: &Map<String, Value>) -> Result<Limits, String> {
     Ok(limits)
 }
 
+/// One wish for two: the lower of each limit.
+pub fn both(mut one: Limits, other: &Limits) -> Limits {
+    for (name, limit) in other.rows().filter(|(_, limit)| *limit != 0) {
+        if let Some(mine) = one.named(name) {
+            *mine = if *mine == 0 { limit } else { limit.min(*mine) };
+        }
+    }
+    one
+}
+
 fn set(limits: &mut Limits, name: &str, number: Option<u32>) -> Result<(), String> {
     let unknown = || format!("the limits are {}", Limits::NAMES.join(", "));
     let limit = limits.named(name).ok_or_else(unknown)?;

@@ -6,9 +6,9 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use gaoler_protocol::{Exit, Layers, Level, Refused, Spawned, Violation};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
-use crate::limits;
+use crate::{ledger, limits};
 
 /// What was learnt of one run; each part is there as soon as the supervisor has said it.
 #[derive(Debug, Default)]
@@ -25,6 +25,8 @@ pub struct Report {
     pub violations: Vec<Violation>,
     /// The run's end.
     pub exit: Option<Exit>,
+    /// Where its egress went, a line for each destination.
+    pub egress: Vec<Map<String, Value>>,
 }
 
 impl Report {
@@ -40,6 +42,8 @@ impl Report {
             ("refused", json!(self.refused.map(refused))),
             ("violations", self.violations.iter().map(violation).collect()),
             ("exit", json!(self.exit.map(exit))),
+            ("hit", json!(self.exit.as_ref().map(ledger::hit).unwrap_or_default())),
+            ("egress", json!(self.egress)),
             ("rusage", json!(self.exit.map(rusage))),
             ("peaks", json!(self.exit.map(peaks))),
         ];

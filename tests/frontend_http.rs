@@ -143,7 +143,9 @@ async fn w04_the_end_of_an_answer_follows_exit() {
     let play = Play::of(format!("{STREAM}{STREAM_END}")).until(Until::Told(Arc::clone(&told)));
     let mut house = house(vec![Script::Play(play)]).await;
     let head = format!("POST /v1/messages HTTP/1.1\r\n{BEARER}");
-    let mut stream = house.connect(&head, HELLO_STREAMED.as_bytes()).await;
+    // With a session, whose run is let end by itself.
+    let body = HELLO_STREAMED.replacen('{', r#"{"session_id":"6f1c0f0e-8d2b-4c7e-9a51-0c2d3e4f5a6b","#, 1);
+    let mut stream = house.connect(&head, body.as_bytes()).await;
     let mut bytes = Vec::new();
     while !String::from_utf8_lossy(&bytes).contains("two") {
         assert!(stream.read_buf(&mut bytes).await.expect("read") > 0);
@@ -356,7 +358,21 @@ async fn w11_a_cli_that_prints_garbage_floods_crashes_or_complains_is_an_error()
     let play = |bytes: &[u8]| Script::Play(Play::of(bytes).until(Until::LeaseDrops));
     let noisy = Play { stderr: vec![b'e'; 300 * 1024], ..Play::of(recorded("plain")) };
     let reason = |reason| Script::Play(Play { reason, ..Play::of("").until(Until::Now) });
+    let past = |limits, stdout: &[u8], stderr: &[u8]| {
+        let play = Play::of(stdout).until(Until::LeaseDrops);
+        Script::Play(Play { limits, stderr: stderr.into(), ..play })
+    };
+    let (idle, output) = (Limits { idle_ms: 50, ..Limits::NONE }, Limits { output_mib: 1, ..Limits::NONE });
+    let lines = b"{\"type\":\"novel\"}\n".repeat(100_000);
+    let ledger =
+        "{\"host\":\"a.example\",\"port\":443,\"connections\":1,\"bytes_up\":2,\"bytes_down\":3}\nodd\n";
+    let traded = Play { ledger, ..Play::of(recorded("plain")) };
     let rows = vec![
+        (past(idle, b"", b""), 504, "idle_limit"),
+        (past(idle, &lines, b""), 504, "idle_limit"),
+        (past(output, &lines, b""), 500, "output_limit"),
+        (past(output, b"", &[b'e'; 1_100_000]), 500, "output_limit"),
+        (Script::Play(traded), 200, ""),
         (play(b"hello world\n"), 500, "cli_garbage"),
         (play(b"{\"type\":7}\n"), 500, "cli_garbage"),
         (play(b"{\"type\":\"\xff\"}\n"), 500, "cli_garbage"),

@@ -59,8 +59,6 @@ const BODY_PIECE_WAIT: Duration = Duration::from_secs(15);
 const BODY_WAIT: Duration = Duration::from_secs(120);
 /// KiB of bodies that are held at the same time, at most.
 pub const BODIES_KIB_MAX: usize = 512 * 1024;
-/// Bytes of stdout of one run, at most.
-const OUTPUT_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// How often a stream says something: proxies cut at 16 s of silence and more.
 const PING_EVERY: Duration = Duration::from_secs(8);
 /// How long a JSON answer waits for a real status before it begins with 200 and blanks.
@@ -267,7 +265,7 @@ async fn answer(
         Shape::Events => sse::events,
         Shape::Json => |_, _| Bytes::new(),
     };
-    let pieces = run::converse(run, prompt, merged, render, bounds(frontend, disposable), busy);
+    let pieces = run::converse(run, prompt, merged, render, bounds(frontend, level, disposable), busy);
     let mut response = match shape {
         Shape::Events => stream(pieces, id).await?,
         Shape::Json => whole(pieces, id).await?,
@@ -286,9 +284,9 @@ async fn answer(
 }
 
 /// Bounds that the operator's settings give to every run.
-pub fn bounds(frontend: &Frontend, disposable: bool) -> Bounds {
+pub fn bounds(frontend: &Frontend, level: Level, disposable: bool) -> Bounds {
     let silence = Duration::from_secs(u64::from(frontend.settings.runs.silence_seconds.max(1)));
-    Bounds { silence, output_bytes_max: OUTPUT_BYTES_MAX, disposable }
+    Bounds { silence, level, disposable }
 }
 
 /// The level of a run: the operator's default, or what the request asks for where that is not looser than
@@ -316,7 +314,7 @@ fn limits(headers: &HeaderMap, in_body: &Limits) -> Result<Limits, ApiError> {
     let Some(value) = headers.get(LIMITS) else { return Ok(*in_body) };
     let wish = limits::wish(value.to_str().unwrap_or_default());
     let wish = wish.map_err(|what| ApiError::invalid(format!("x-gaoler-limits: {what}.")))?;
-    Ok(wish.within(in_body))
+    Ok(limits::both(wish, in_body))
 }
 
 /// A run as it is asked of the supervisor.

@@ -124,7 +124,7 @@ async fn look(frontend: &Frontend, seen: &mut Seen) -> Result<(), Check> {
     let spawn = Spawn { ephemeral: true, proof: true, ..order.spawn };
     let fds = order.fds(&job, &credential, version).map_err(|_| Check::Starts)?;
     let run = frontend.supervisor.spawn(spawn, fds).await.map_err(not_started)?;
-    let mut talk = Talk::new(run, http::bounds(frontend, false));
+    let mut talk = Talk::new(run, http::bounds(frontend, level, false));
     let result = turns(&mut talk, seen).await;
     let (_, stderr) = talk.end_with_stderr().await;
     if result.is_err() {

@@ -509,7 +509,7 @@ impl Limits {
         Limits::NAMES.into_iter().filter_map(move |name| Some((name, *self.named(name)?)))
     }
 
-    /// These limits, none above `most`; a zero is `most`'s own. Of two wishes it makes one that holds both.
+    /// These limits, none above `most`; a zero is `most`'s own.
     pub fn within(&self, most: &Limits) -> Limits {
         let least = |wish: u32, most: u32| if wish == 0 { most } else { wish.min(most) };
         Limits {
