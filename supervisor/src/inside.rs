@@ -66,7 +66,10 @@ fn become_root() -> std::io::Result<()> {
         _ => {}
     }
     fs::write("/proc/self/uid_map", format!("0 {uid} 1"))?;
-    fs::write("/proc/self/gid_map", format!("0 {gid} 1"))
+    fs::write("/proc/self/gid_map", format!("0 {gid} 1"))?;
+    // Mounts are made anew in it, and only what belongs to it can be copied. Where it refuses, nothing is mounted.
+    let _ = unshare(CloneFlags::CLONE_NEWNS);
+    Ok(())
 }
 
 /// A namespace without rights in it is none: some hosts let anybody make one, and then deny what it is for.

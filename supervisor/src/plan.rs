@@ -134,6 +134,11 @@ impl Plan {
         own.chain(net).chain((cage && self.cgroup_namespace).then_some("cgroup")).collect()
     }
 
+    /// Whether the bounding set can be emptied. Where it cannot, no_new_privs makes it moot.
+    pub fn bounds(&self) -> bool {
+        self.inside || self.ids != Ids::Same
+    }
+
     /// Whether pid 1 is the first of a namespace, whose end the kernel makes everybody's.
     pub fn has_pids(&self) -> bool {
         self.namespaces & libc::CLONE_NEWPID != 0

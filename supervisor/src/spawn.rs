@@ -74,8 +74,10 @@ fn become_it(plan: &Plan, program: BorrowedFd<'_>, argv: &[&str], uid: u32, fds:
     let (argv, environment) = (Strings::new(words), Strings::new(Vec::new()));
     let given_up = || -> Result<ManuallyDrop<OwnedFd>, Fault> {
         let (owner, group) = (Uid::from_raw(uid), Gid::from_raw(uid));
-        if plan.ids != Ids::Same {
+        if plan.bounds() {
             process::empty_bounding_set().doing("empty the bounding set")?;
+        }
+        if plan.ids != Ids::Same {
             setgroups(&[]).doing("drop groups")?;
             setresgid(group, group, group).doing("change gid")?;
             setresuid(owner, owner, owner).doing("change uid")?;

@@ -175,26 +175,28 @@ fn give(path: &Path, uid: u32) -> std::io::Result<()> {
 /// Steps 11 to 14: from root to nobody, and only then the first look at a tenant's bytes.
 fn leave(common: &Common, blueprint: &Blueprint) -> Result<Wishes, Failure> {
     let mut uid = blueprint.uid;
+    if common.plan.bounds() && blueprint.ahead.is_none() {
+        // It takes a capability, which the change of ids takes away.
+        process::empty_bounding_set().at(Step::Ids)?;
+    }
     if let Some([user, _]) = &blueprint.ahead {
         setns(user, CloneFlags::CLONE_NEWUSER).at(Step::UserNamespace)?;
         // Inside the namespace we hold CAP_SYS_RESOURCE for a moment: nobody below may make another.
         fs::write("/proc/sys/user/max_user_namespaces", "0").at(Step::UserNamespace)?;
         uid = INSIDE;
-    } else if common.plan.ids != Ids::Same {
-        // It takes a capability, which the change of ids takes away.
-        process::empty_bounding_set().at(Step::Ids)?;
     }
     if blueprint.ahead.is_some() || common.plan.ids != Ids::Same {
         become_(uid, common.plan.inside).at(Step::Ids)?;
     }
     process::die_with_parent().at(Step::Privileges)?;
     process::not_dumpable().at(Step::Privileges)?;
-    if common.plan.has_pids() {
-        process::drop_capabilities().at(Step::Privileges)?;
-    } else {
-        process::adopt_orphans().at(Step::Privileges)?;
-        process::drop_permitted().at(Step::Privileges)?;
+    if blueprint.ahead.is_some() {
+        process::empty_bounding_set().at(Step::Privileges)?;
     }
+    if !common.plan.has_pids() {
+        process::adopt_orphans().at(Step::Privileges)?;
+    }
+    process::drop_permitted().at(Step::Privileges)?;
     process::no_new_privs().at(Step::Privileges)?;
     let workspace = &blueprint.places.workspace;
     // A run before this one may have taken its own folder's mode away: the owner gives it back, or no run of

@@ -131,6 +131,7 @@ impl Monitor {
             filters: plan.filters().count() as u32,
             mounts: if plan.root == Root::Own { &MOUNTS } else { &[] },
             borrowed: plan.inside,
+            bounded: plan.bounds(),
             threads: 1,
         })
     }
@@ -230,6 +231,7 @@ impl Monitor {
                     filters: 1,
                     mounts: &[],
                     borrowed: false,
+                    bounded: self.common.plan.bounds(),
                     threads: ready.threads,
                 };
                 let (proc_fd, pid) = (self.host.proc_fd.as_fd(), egress.process.child.pid);

@@ -114,6 +114,7 @@ impl Monitor {
             uid: plan.own_uid(self.host.settings.uids.frontend),
             namespaces: &[],
             borrowed: false,
+            bounded: plan.bounds(),
             apart,
             descriptors: 0,
             filters: 1,

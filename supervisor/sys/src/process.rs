@@ -60,15 +60,6 @@ pub fn empty_bounding_set() -> Result<()> {
     Ok(())
 }
 
-/// Drops every capability from every set, the bounding set included.
-///
-/// # Errors
-/// Those of prctl(2) and capset(2).
-pub fn drop_capabilities() -> Result<()> {
-    empty_bounding_set()?;
-    drop_permitted()
-}
-
 /// Drops every capability from every set but the bounding set.
 ///
 /// # Errors
