@@ -3,6 +3,10 @@
 
 use gaoler_protocol::Level;
 
+/// The level paranoid: policies/paranoid.toml, on top of balanced.
+pub const PARANOID: EgressPolicy = include!(concat!(env!("OUT_DIR"), "/paranoid.rs"));
+/// The level developer: policies/developer.toml, on top of balanced.
+pub const DEVELOPER: EgressPolicy = include!(concat!(env!("OUT_DIR"), "/developer.rs"));
 /// The level balanced: policies/balanced.toml, where each entry has its reason.
 pub const BALANCED: EgressPolicy = include!(concat!(env!("OUT_DIR"), "/balanced.rs"));
 
@@ -37,8 +41,9 @@ impl EgressPolicy {
     /// The policy of a level; `None` for one that has no file yet.
     pub fn of(level: Level) -> Option<EgressPolicy> {
         match level {
+            Level::Paranoid => Some(PARANOID),
             Level::Balanced => Some(BALANCED),
-            Level::Paranoid | Level::Developer => None,
+            Level::Developer => Some(DEVELOPER),
         }
     }
 
@@ -109,6 +114,6 @@ mod tests {
         assert!(!BALANCED.denies_field("messages"));
         assert!(BALANCED.denies_source("url") && !BALANCED.denies_source("base64"));
         assert!(BALANCED.allows_model("claude-sonnet-5") && !BALANCED.allows_model("gpt"));
-        assert!(Level::ALL.iter().filter(|level| EgressPolicy::of(**level).is_some()).count() == 1);
+        assert!(Level::ALL.iter().filter(|level| EgressPolicy::of(**level).is_some()).count() == 3);
     }
 }

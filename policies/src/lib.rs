@@ -4,6 +4,8 @@
 
 #![forbid(unsafe_code)]
 
+mod egress;
+mod extend;
 mod level;
 mod process;
 mod seccomp;
@@ -12,7 +14,8 @@ mod syscalls;
 use std::path::{Path, PathBuf};
 use std::{env, fs};
 
-pub use level::{EgressPolicy, LevelPolicy};
+pub use egress::EgressPolicy;
+pub use level::LevelPolicy;
 pub use process::{PolicyError, ProcessPolicy};
 
 /// What a build script answers with: nothing, or a sentence that ends the build.
@@ -77,7 +80,8 @@ pub fn egress(name: &str) -> Result<()> {
 }
 
 fn parsed(name: &str) -> Result<LevelPolicy> {
-    LevelPolicy::parse(&read(name)?).map_err(|error| format!("{name}: {error}"))
+    let table = extend::extended(&read(name)?, read).map_err(|error| format!("{name}: {error}"))?;
+    LevelPolicy::of(table).map_err(|error| format!("{name}: {error}"))
 }
 
 /// The text of a policy; cargo runs the build script again when it changes.

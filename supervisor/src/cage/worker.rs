@@ -117,8 +117,12 @@ fn landlock(common: &Common, blueprint: &Blueprint, wishes: &Wishes) -> std::io:
         (&places.run, AccessClass::Read),
         (Path::new("/proc"), AccessClass::Read),
     ];
-    if common.plan.root != Root::Host {
-        own.push((Path::new("/dev/shm"), AccessClass::Full));
+    match common.plan.root {
+        Root::Own => own.push((Path::new("/dev/shm"), AccessClass::Full)),
+        Root::Covered => {
+            own.extend([(Path::new("/dev/shm"), AccessClass::Full), (Path::new("/etc"), AccessClass::Read)]);
+        }
+        Root::Host => {}
     }
     own.extend(blueprint.session_path.iter().map(|path| (path.as_path(), AccessClass::Full)));
     let places = own.into_iter().map(|(path, class)| Ok((place(path)?, class)));
@@ -207,7 +211,24 @@ fn prepare(
             *slot = text(format!("{name}={}", value.display()).as_bytes())?;
         }
     }
+    if let Some(port) = wishes.proxy {
+        environment.extend(proxy(blueprint, common.plan.network, port));
+    }
     Some((paths, Strings::new(argv), Strings::new(environment)))
+}
+
+/// What tells tools of the proxy. Where others could come to its port, what opens it is the placeholder.
+fn proxy(blueprint: &Blueprint, own: bool, port: u16) -> impl Iterator<Item = CString> {
+    let password = match (&blueprint.command, own) {
+        (Command::Cli(invocation), false) => format!("run:{}@", invocation.placeholder),
+        _ => String::new(),
+    };
+    let url = format!("http://{password}127.0.0.1:{port}");
+    // Names in capitals are for those who do not read the others, and the other way round.
+    let names = ["http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "all_proxy"];
+    let to = names.into_iter().map(move |name| format!("{name}={url}"));
+    let not = ["no_proxy", "NO_PROXY"].map(|name| format!("{name}=localhost,127.0.0.1,::1"));
+    to.chain(not).flat_map(CString::new)
 }
 
 /// The name in `NAME=value`.

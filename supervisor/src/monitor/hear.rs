@@ -1,6 +1,7 @@
 //! What a run's processes say: pid 1, the command before its gate, egress.
 //! It must never open a gate behind which it has not looked, nor believe an egress about another run.
 
+use std::collections::BTreeSet;
 use std::os::fd::AsFd;
 use std::time::Instant;
 
@@ -18,15 +19,9 @@ use crate::log::event;
 use crate::plan::Root;
 use crate::run::{Phase, Run, violation};
 
-/// Where a cage may have mounts.
-const MOUNTS: [&str; 15] = [
+/// Where a cage may have mounts beside the visible places of the host.
+const MOUNTS: [&str; 9] = [
     "/",
-    "/usr",
-    "/bin",
-    "/sbin",
-    "/lib",
-    "/lib64",
-    "/etc/alternatives",
     crate::template::CLI,
     "/tmp",
     "/dev/shm",
@@ -83,7 +78,9 @@ impl Monitor {
                 }
             }
             (Heard::Word(Word::Ready, _, Some(pid)), None) if run.placed == Some(pid) => {
-                let looked = self.posture(run).and_then(|it| rights(self.host.proc_fd.as_fd(), pid, &it));
+                let visible = self.host.levels.visible();
+                let looked =
+                    self.posture(run, &visible).and_then(|it| rights(self.host.proc_fd.as_fd(), pid, &it));
                 let let_go = || channel::send(gate.as_fd(), b"G", &[]).doing("open a gate");
                 match looked.and_then(|()| let_go()) {
                     Ok(()) => run.opened = Some(Instant::now()),
@@ -110,7 +107,8 @@ impl Monitor {
 
     /// Whether the command's process is where it must be.
     fn placed(&self, run: &Run, pid: i32) -> Result<(), Fault> {
-        let groups = place(self.host.proc_fd.as_fd(), pid, &self.posture(run)?)?;
+        let visible = self.host.levels.visible();
+        let groups = place(self.host.proc_fd.as_fd(), pid, &self.posture(run, &visible)?)?;
         let leaf = run.set.as_ref().and_then(|set| set.leaf.as_ref());
         match (leaf, &self.cgroups) {
             (None, None) => Ok(()),
@@ -120,8 +118,8 @@ impl Monitor {
     }
 
     /// What must be so of the command's process before its gate.
-    fn posture<'a>(&self, run: &'a Run) -> Result<Posture<'a>, Fault> {
-        let plan = &self.common.plan;
+    fn posture<'a>(&self, run: &'a Run, visible: &'a BTreeSet<&'a str>) -> Result<Posture<'a>, Fault> {
+        let plan = &self.plan;
         let set = run.set.as_ref().ok_or_else(|| Fault::new("attest", "the set is gone"))?;
         Ok(Posture {
             uid: run.uid,
@@ -130,6 +128,7 @@ impl Monitor {
             descriptors: if run.token { 5 } else { 4 },
             filters: plan.filters().count() as u32,
             mounts: if plan.root == Root::Own { &MOUNTS } else { &[] },
+            visible,
             borrowed: plan.inside,
             bounded: plan.bounds(),
             threads: 1,
@@ -153,7 +152,7 @@ impl Monitor {
             run: run.id(),
             limits: run.limits,
             launch_us: run.arrived.elapsed().as_micros() as u64,
-            tier: self.common.plan.tier,
+            tier: self.plan.tier,
         };
         // A run without an egress has a ledger in which nothing stands.
         let ledger = run.ledger.take().unwrap_or(empty);
@@ -226,12 +225,13 @@ impl Monitor {
                 let posture = Posture {
                     uid: egress.uid,
                     namespaces: &[],
-                    apart: self.common.plan.apart(false),
+                    apart: self.plan.apart(false),
                     descriptors: 0,
                     filters: 1,
                     mounts: &[],
+                    visible: &BTreeSet::new(),
                     borrowed: false,
-                    bounded: self.common.plan.bounds(),
+                    bounded: self.plan.bounds(),
                     threads: ready.threads,
                 };
                 let (proc_fd, pid) = (self.host.proc_fd.as_fd(), egress.process.child.pid);
