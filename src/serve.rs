@@ -15,18 +15,9 @@ use crate::supervisor;
 /// # Errors
 /// What stands in the way, as a sentence that says what to do.
 pub fn serve(settings: &Settings) -> Result<Infallible, String> {
-    root("serve")?;
     cli(&settings.cli.path)?;
     port(&settings.server.listen)?;
     supervisor::become_server(settings)
-}
-
-/// The kernel tier needs root, at least for its start.
-pub fn root(command: &str) -> Result<(), String> {
-    match nix::unistd::geteuid().is_root() {
-        true => Ok(()),
-        false => Err(format!("the kernel tier is built by root; run: sudo gaoler {command} ...")),
-    }
 }
 
 fn cli(path: &Path) -> Result<(), String> {

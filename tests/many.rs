@@ -8,7 +8,7 @@ use std::thread;
 use std::time::Duration;
 
 use serde_json::json;
-use support::{Client, Options, Response, Server, ask, bearer, until};
+use support::{Client, Options, Response, Server, ask, bearer, environment, until};
 
 const TENANTS: usize = 10;
 const REQUESTS: usize = 50;
@@ -49,7 +49,8 @@ fn fifty(server: &Server, slow: &str) {
                     return None;
                 }
                 let canary = canary(tenant);
-                let text = format!("RUN: echo {canary} > mine-{number}; cat mine-*; ls -A");
+                let text =
+                    format!("RUN: echo {canary} > mine-{number}; cat mine-*; {}", environment().list());
                 Some((tenant, canary, client.messages(&name, &ask(&text))))
             })
         };

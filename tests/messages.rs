@@ -6,7 +6,8 @@ mod support;
 use std::thread;
 
 use serde_json::{Value, json};
-use support::{Options, Response, Server, ask, bearer, token};
+use support::environment::{Ids, Root};
+use support::{Options, Response, Server, ask, bearer, environment, token};
 
 /// A PNG of one pixel, 70 bytes.
 const PIXEL: &str =
@@ -42,11 +43,8 @@ fn has_an_id(response: &Response) {
 fn t01_json_and_events_say_the_same_in_the_form_of_the_api() {
     let server = server();
     let client = server.client();
-    assert!(
-        server.ready.starts_with("ready tier=kernel level=balanced address=127.0.0.1:"),
-        "{}",
-        server.ready
-    );
+    let ready = format!("ready tier={} level=balanced address=127.0.0.1:", environment().tier);
+    assert!(server.ready.starts_with(&ready), "{}", server.ready);
 
     let response = client.messages("a", &ask("hello there"));
     has_an_id(&response);
@@ -108,10 +106,21 @@ fn t01_json_and_events_say_the_same_in_the_form_of_the_api() {
 #[test]
 fn t02_tools_run_in_the_cage_and_the_turns_become_one_message() {
     let server = server();
-    // Outside, the same words are another truth: root, in another folder.
-    assert!(nix::unistd::geteuid().is_root());
+    let here = environment();
+    let place = server.workspace("a");
+    // Outside, the same words are another truth: another uid where runs have one, in another folder.
+    let own = nix::unistd::geteuid().as_raw();
+    let uid = server.says("a", "RUN: id -u");
+    match here.agent() {
+        Some(agent) => assert_eq!(uid, format!("[embedded] RUN ok:\n{agent}")),
+        None => assert_eq!(uid == format!("[embedded] RUN ok:\n{own}"), here.ids == Ids::Same, "{uid}"),
+    }
+    assert_ne!(std::env::current_dir().expect("a folder"), std::path::Path::new(&place));
+    if here.root != Root::Host {
+        assert_eq!(server.says("a", "RUN: echo $HOME"), "[embedded] RUN ok:\n/home/agent");
+    }
     let check = |text: &str, expected: &str| assert_eq!(server.says("a", text), expected, "{text}");
-    check("RUN: id -u; pwd; echo $HOME", "[embedded] RUN ok:\n1000\n/workspace\n/home/agent");
+    check("RUN: pwd", &format!("[embedded] RUN ok:\n{place}"));
     check(
         "RUN: echo kept > note; echo other > deep; echo",
         "[embedded] RUN ok:\n(Bash completed with no output)",
@@ -121,12 +130,12 @@ fn t02_tools_run_in_the_cage_and_the_turns_become_one_message() {
         "[embedded] RUN error:\nExit code 127\n/bin/bash: line 1: no-such-program-here: command not found"
     });
     check("TOOLS: cat note ;; cat deep", "[embedded] TOOLS 1 ok:\nkept\nTOOLS 2 ok:\nother");
-    let read = server.says("a", "READ: /workspace/note");
+    let read = server.says("a", &format!("READ: {place}/note"));
     assert!(read.starts_with("[embedded] READ ok:\n") && read.contains("kept"), "{read}");
-    let missing = server.says("a", "READ: /workspace/none");
+    let missing = server.says("a", &format!("READ: {place}/none"));
     assert!(missing.starts_with("[embedded] READ error:\n"), "{missing}");
     // What was written stays in this tenant's workspace, and is nobody else's.
-    let listed = server.says("b", "RUN: ls -A");
+    let listed = server.says("b", &format!("RUN: {}", here.list()));
     assert!(!listed.contains("note"), "{listed}");
 
     let steps = with("STEPS: echo one ;; echo two", json!({"stream": true}));
@@ -233,6 +242,7 @@ fn t03_everything_that_a_request_says_reaches_the_model() {
 fn t04_a_prompt_is_text_whatever_it_looks_like() {
     let server = server();
     server.says("a", "RUN: echo CANARY-IN-A-FILE > secret.txt");
+    let absolute = format!("@{}/secret.txt USERRAW?", server.workspace("a"));
     // The positive control: the file is there, and a tool reads it.
     assert!(server.says("a", "READ: secret.txt").contains("CANARY-IN-A-FILE"));
     for prompt in [
@@ -241,7 +251,7 @@ fn t04_a_prompt_is_text_whatever_it_looks_like() {
         "/clear USERRAW?",
         " /exit USERRAW?",
         "@secret.txt USERRAW?",
-        "@/workspace/secret.txt USERRAW?",
+        absolute.as_str(),
         "--settings {\"hooks\":{}} USERRAW?",
         "--dangerously-skip-permissions USERRAW?",
         "!cat secret.txt USERRAW?",
@@ -283,7 +293,11 @@ fn t05_every_form_of_credential_is_taken_and_none_is_kept() {
     let in_body = |text: &str, token: &str, expires_at: u64| {
         client.post(&[], with(text, credentials(token, expires_at)).to_string().as_bytes())
     };
-    let written = in_body("RUN: echo by-body > mine; ls", &token("body"), 4_102_444_800_000);
+    let written = in_body(
+        &format!("RUN: echo by-body > mine; {}", environment().list()),
+        &token("body"),
+        4_102_444_800_000,
+    );
     assert_eq!(written.text(), "[embedded] RUN ok:\nmine", "{written:?}");
     // One tenant, whichever way the token came.
     assert_eq!(server.says("body", "RUN: cat mine"), "[embedded] RUN ok:\nby-body");

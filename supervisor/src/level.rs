@@ -5,10 +5,10 @@ use std::collections::BTreeSet;
 use std::ffi::CString;
 use std::os::fd::OwnedFd;
 use std::path::Path;
+use std::rc::Rc;
 
 use gaoler_policy::landlock::{AccessClass, CageRules};
 use gaoler_policy::level::{LevelPolicy, level};
-use gaoler_policy::seccomp::{CAGE, INIT};
 use gaoler_policy::settings::{Levels as Settings, OwnLevel};
 use gaoler_protocol::{Level, Limits};
 use gaoler_sys::memfd;
@@ -16,6 +16,8 @@ use gaoler_sys::memfd;
 use crate::cage::Common;
 use crate::fault::{Doing, Fault};
 use crate::invocation;
+use crate::plan::{Plan, Root};
+use crate::template::Covers;
 
 /// Files of the template's own /etc. What else lies there is the host's, and each level's to name.
 const OWN_ETC: [&str; 8] = [
@@ -28,6 +30,9 @@ const OWN_ETC: [&str; 8] = [
     "/etc/passwd",
     "/etc/resolv.conf",
 ];
+
+/// What every cage has of its own under covers, so that nothing that it needs of the host may lie there.
+const COVERED: [&str; 4] = ["/tmp", "/home", "/run", "/etc"];
 
 /// The levels up to the operator's maximum, strictest first.
 pub struct Levels {
@@ -83,8 +88,18 @@ impl Levels {
     ///
     /// # Errors
     /// A place that cannot be opened.
-    pub fn commons(&self) -> Result<Vec<Common>, Fault> {
-        self.levels.iter().map(Bounds::common).collect()
+    pub fn commons(&self, plan: Plan, state: &Path, cli: &Path) -> Result<Vec<Common>, Fault> {
+        let kept = [state, cli];
+        if plan.root == Root::Covered
+            && let Some(path) = kept.iter().find(|path| COVERED.iter().any(|folder| path.starts_with(folder)))
+        {
+            let own = COVERED.join(", ");
+            let why =
+                format!("on this host a cage has its own {own}; choose another place with --state or --cli");
+            return Err(Fault::new(format!("use {}", path.display()), why));
+        }
+        let covers = (plan.root == Root::Covered).then(|| Covers::of(self, &kept)).transpose()?.map(Rc::new);
+        self.levels.iter().map(|level| level.common(plan, cli, covers.clone())).collect()
     }
 }
 
@@ -127,21 +142,29 @@ impl Bounds {
         wish.within(&self.limits)
     }
 
-    fn common(&self) -> Result<Common, Fault> {
-        let own = [
-            ("/", AccessClass::List),
-            ("/opt/claude", AccessClass::ReadExecute),
-            ("/dev", AccessClass::Read),
-        ];
+    /// In a root of our own the rules are about what was put there; in the host's they name the little of it that
+    /// a command needs.
+    fn common(&self, plan: Plan, cli: &Path, covers: Option<Rc<Covers>>) -> Result<Common, Fault> {
+        let own: &[(&str, AccessClass)] = match plan.root {
+            Root::Own => &[
+                ("/", AccessClass::List),
+                ("/opt/claude", AccessClass::ReadExecute),
+                ("/dev", AccessClass::Read),
+            ],
+            Root::Covered | Root::Host => &[("/dev", AccessClass::List)],
+        };
+        let own = own.iter().copied();
         let etc = OWN_ETC.map(|path| (path, AccessClass::Read));
         let devices = self.policy.devices.iter().map(|(path, _)| (*path, AccessClass::Device));
         let places = self.visible.iter().map(|(path, class)| (path.as_str(), *class));
         let places = places.chain(devices).chain(own).chain(etc);
-        let rules = CageRules::open(places.map(|(path, class)| (Path::new(path), class)));
+        let places = places.map(|(path, class)| (Path::new(path), class));
+        let places = places.chain((plan.root != Root::Own).then_some((cli, AccessClass::ReadExecute)));
+        let rules = CageRules::open(places);
         let path = self.env.iter().find(|(name, _)| name == "PATH");
         Ok(Common {
-            cage_filter: CAGE,
-            init_filter: INIT,
+            plan,
+            covers,
             rules: rules.doing("open the cage's places")?,
             environment: invocation::constants(self.env.iter().map(|(n, v)| (n.as_str(), v.as_str())))
                 .collect::<Vec<CString>>(),

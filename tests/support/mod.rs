@@ -4,6 +4,7 @@
 #![allow(dead_code, unused_imports, reason = "each suite uses its own part of this")]
 
 pub mod client;
+pub mod environment;
 pub mod traces;
 
 use std::fs::{File, Permissions};
@@ -19,6 +20,7 @@ use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 pub use client::{Client, Response};
+pub use environment::{Environment, environment};
 pub use traces::Traces;
 
 /// How long anything may take before a test says that it hangs. Never a measurement.
@@ -61,14 +63,25 @@ pub fn real_cli() -> PathBuf {
     PathBuf::from(path)
 }
 
+/// The tree that this was built in, or what stands for it in another environment.
+pub fn tree() -> PathBuf {
+    environment::kit().unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into())
+}
+
+/// A program of gaoler's, beside the others.
+pub fn program(name: &str) -> PathBuf {
+    let built = || Path::new(env!("CARGO_BIN_EXE_gaoler")).with_file_name(name);
+    environment::kit().map_or_else(built, |kit| kit.join(name))
+}
+
 /// The CLI's double, which misbehaves on demand: see its own first lines.
 pub fn double() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/double/claude")
+    tree().join("tests/double/claude")
 }
 
 /// The server's own program; the others lie beside it.
 pub fn gaoler() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_gaoler"));
+    let mut command = Command::new(program("gaoler"));
     // Of the environment only what a program needs: a variable of the suite is no setting of the server.
     command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
     command
@@ -123,6 +136,11 @@ impl Uids {
         (self.0..self.0 + 1024).contains(&uid)
     }
 
+    /// Whether it is a tenant's.
+    pub fn is_tenant(self, uid: u32) -> bool {
+        (self.0 + 4000..self.0 + 8096).contains(&uid)
+    }
+
     /// Whether it is an egress's.
     pub fn is_egress(self, uid: u32) -> bool {
         (self.0 + 2000..self.0 + 3024).contains(&uid)
@@ -171,6 +189,8 @@ impl Options {
         let mut command = gaoler();
         command.args(["serve", "--listen", "127.0.0.1:0", "--upstream", &self.upstream]);
         command.arg("--cli").arg(&self.cli).arg("--state").arg(state);
+        // The tier that this environment must reach is asked for: with less, the server must not start.
+        command.args(["--minimum", environment().tier]);
         command.envs(self.uids.settings()).envs(self.settings.iter().cloned());
         command.stdin(Stdio::null());
         command
@@ -243,6 +263,14 @@ impl Server {
         let response = self.client().messages(tenant, &ask(text));
         assert_eq!(response.status, 200, "{text}: {response:?}");
         response.text()
+    }
+
+    /// Where this tenant's runs have their workspace, as they see it.
+    pub fn workspace(&self, tenant: &str) -> String {
+        match environment().workspace() {
+            Some(path) => path.display().to_string(),
+            None => self.says(tenant, "RUN: pwd").trim_start_matches("[embedded] RUN ok:\n").to_owned(),
+        }
     }
 
     /// What it has written to stderr so far.

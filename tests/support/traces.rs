@@ -7,6 +7,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use super::Uids;
+use super::environment::{Ids, environment};
 
 /// One process.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -19,10 +20,19 @@ pub struct Process {
     pub uid: u32,
     /// Its name, at most 15 bytes.
     pub name: String,
-    /// Its id in its innermost pid namespace: 1 for an init.
-    pub inner: i32,
+    /// What it was started as: the last part of the first word of its command line.
+    pub program: String,
+    /// What it is to the server.
+    pub role: Role,
     /// Whether it has ended and waits to be reaped.
     pub zombie: bool,
+}
+
+impl Process {
+    /// Whether it is in a cage.
+    pub fn is_caged(&self) -> bool {
+        matches!(self.role, Role::Init | Role::Cage)
+    }
 }
 
 /// Counts of everything. Two servers in the same condition have equal ones.
@@ -61,7 +71,7 @@ impl Traces {
         };
         let descriptors = links("fd");
         let held = descriptors.iter().filter(|link| link.starts_with("net:")).cloned();
-        let mut names: Vec<String> = processes.iter().map(|process| who(process, uids)).collect();
+        let mut names: Vec<String> = processes.iter().map(who).collect();
         names.sort();
         Traces {
             processes: names,
@@ -83,16 +93,53 @@ impl Traces {
     }
 }
 
-fn who(process: &Process, uids: Uids) -> String {
-    let role = match process.uid {
-        uid if uids.is_run(uid) && process.inner == 1 => "init",
-        uid if uids.is_run(uid) => "cage",
-        uid if uids.is_egress(uid) => "egress",
-        uid if uids.is_frontend(uid) => "frontend",
-        uid if uids.contains(uid) => "other",
-        _ => "root",
+fn who(process: &Process) -> String {
+    let role = match process.role {
+        Role::Init => "init",
+        Role::Cage => "cage",
+        Role::Egress => "egress",
+        Role::Frontend => "frontend",
+        Role::Upstream => "other",
+        Role::Supervisor => "root",
     };
     format!("{role}{}", if process.zombie { " (zombie)" } else { "" })
+}
+
+/// What a process is to its server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// The supervisor, or a child that is still as it was forked.
+    Supervisor,
+    /// The frontend.
+    Frontend,
+    /// An egress.
+    Egress,
+    /// The embedded upstream.
+    Upstream,
+    /// The first of a cage: its pid 1, or what stands for it.
+    Init,
+    /// Anything else in a cage.
+    Cage,
+}
+
+/// By its uid; where all have one, by its program.
+fn role(process: &Process, uids: Uids, supervisor: i32) -> Role {
+    if environment().ids == Ids::Same {
+        return match process.program.as_str() {
+            _ if process.pid == supervisor => Role::Supervisor,
+            "gaoler-egress" => Role::Egress,
+            "gaoler-upstream" => Role::Upstream,
+            "gaoler" => Role::Frontend,
+            _ => Role::Cage,
+        };
+    }
+    match process.uid {
+        uid if uids.is_run(uid) || uids.is_tenant(uid) => Role::Cage,
+        uid if uids.is_egress(uid) => Role::Egress,
+        uid if uids.is_frontend(uid) => Role::Frontend,
+        uid if uids.contains(uid) => Role::Upstream,
+        _ => Role::Supervisor,
+    }
 }
 
 /// The processes under a server's uids, and those that descend from its supervisor.
@@ -102,17 +149,35 @@ pub fn processes(supervisor: i32, uids: Uids) -> Vec<Process> {
         .flatten()
         .filter_map(|entry| process(entry.file_name().to_str()?.parse().ok()?))
         .collect();
+    // Where all have one uid, an orphan is known by its parent alone: whoever is above us is none.
+    let shared = environment().ids == Ids::Same;
+    let mut above = BTreeSet::from([std::process::id().cast_signed()]);
+    while let Some(next) = all.iter().find(|it| above.contains(&it.pid) && !above.contains(&it.parent)) {
+        above.insert(next.parent);
+    }
     let mut family = BTreeSet::from([supervisor]);
     loop {
         let before = family.len();
-        let ours = |process: &&Process| family.contains(&process.parent) || uids.contains(process.uid);
+        let ours = |process: &&Process| {
+            family.contains(&process.parent)
+                || uids.contains(process.uid)
+                || shared && process.parent == 1 && !above.contains(&process.pid)
+        };
         let more: Vec<i32> = all.iter().filter(ours).map(|process| process.pid).collect();
         family.extend(more);
         if family.len() == before {
             break;
         }
     }
-    all.into_iter().filter(|process| family.contains(&process.pid)).collect()
+    let mut found: Vec<Process> = all.into_iter().filter(|process| family.contains(&process.pid)).collect();
+    for process in &mut found {
+        process.role = role(process, uids, supervisor);
+    }
+    let cages: BTreeSet<i32> = found.iter().filter(|it| it.role == Role::Cage).map(|it| it.pid).collect();
+    for process in found.iter_mut().filter(|it| it.role == Role::Cage && !cages.contains(&it.parent)) {
+        process.role = Role::Init;
+    }
+    found
 }
 
 /// One process, unless it has just ended.
@@ -126,9 +191,17 @@ fn process(pid: i32) -> Option<Process> {
         parent: field("PPid")?.parse().ok()?,
         uid: field("Uid")?.split_whitespace().next()?.parse().ok()?,
         name: field("Name")?.to_owned(),
-        inner: field("NSpid")?.split_whitespace().last()?.parse().ok()?,
+        program: program(pid),
+        role: Role::Supervisor,
         zombie: field("State")?.starts_with('Z'),
     })
+}
+
+fn program(pid: i32) -> String {
+    let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    let first = line.split(|byte| *byte == 0).next().unwrap_or_default();
+    let name = first.rsplit(|byte| *byte == b'/').next().unwrap_or_default();
+    String::from_utf8_lossy(name).into_owned()
 }
 
 /// Folders of the groups that the supervisor of this id makes.

@@ -5,8 +5,9 @@ use std::collections::BTreeSet;
 use std::os::fd::AsFd;
 use std::time::Instant;
 
-use gaoler_protocol::{FRAME_BYTES, Message, Reason, Refusal, Spawned, Tier};
+use gaoler_protocol::{FRAME_BYTES, Message, Reason, Refusal, Spawned};
 use gaoler_sys::channel;
+use gaoler_sys::clone::Ended;
 use nix::fcntl::OFlag;
 
 use super::end::{end, fail};
@@ -15,6 +16,7 @@ use crate::cage::attest::{Posture, place, rights};
 use crate::cage::word::{Heard, Step, Word, hear};
 use crate::fault::{Doing, Fault};
 use crate::log::event;
+use crate::plan::Root;
 use crate::run::{Phase, Run, violation};
 
 /// Where a cage may have mounts beside the visible places of the host.
@@ -60,7 +62,7 @@ impl Monitor {
                 run.refuse(Refusal::CageFailed, 0, 0);
                 end(run);
             }
-            // pid 1's end itself is seen on its pidfd.
+            // pid 1's end itself is told by SIGCHLD.
             Heard::Closed => run.line = None,
         }
     }
@@ -78,7 +80,7 @@ impl Monitor {
             (Heard::Word(Word::Ready, _, Some(pid)), None) if run.placed == Some(pid) => {
                 let visible = self.host.levels.visible();
                 let looked =
-                    posture(run, &visible).and_then(|it| rights(self.host.proc_fd.as_fd(), pid, &it));
+                    self.posture(run, &visible).and_then(|it| rights(self.host.proc_fd.as_fd(), pid, &it));
                 let let_go = || channel::send(gate.as_fd(), b"G", &[]).doing("open a gate");
                 match looked.and_then(|()| let_go()) {
                     Ok(()) => run.opened = Some(Instant::now()),
@@ -106,11 +108,31 @@ impl Monitor {
     /// Whether the command's process is where it must be.
     fn placed(&self, run: &Run, pid: i32) -> Result<(), Fault> {
         let visible = self.host.levels.visible();
-        let groups = place(self.host.proc_fd.as_fd(), pid, &posture(run, &visible)?)?;
-        match run.set.as_ref().is_some_and(|set| set.leaf.holds(&groups, &self.cgroups)) {
-            true => Ok(()),
-            false => Err(Fault::new("attest cgroup", "the process is not in its leaf")),
+        let groups = place(self.host.proc_fd.as_fd(), pid, &self.posture(run, &visible)?)?;
+        let leaf = run.set.as_ref().and_then(|set| set.leaf.as_ref());
+        match (leaf, &self.cgroups) {
+            (None, None) => Ok(()),
+            (Some(leaf), Some(cgroups)) if leaf.holds(&groups, cgroups) => Ok(()),
+            _ => Err(Fault::new("attest cgroup", "the process is not in its leaf")),
         }
+    }
+
+    /// What must be so of the command's process before its gate.
+    fn posture<'a>(&self, run: &'a Run, visible: &'a BTreeSet<&'a str>) -> Result<Posture<'a>, Fault> {
+        let plan = &self.plan;
+        let set = run.set.as_ref().ok_or_else(|| Fault::new("attest", "the set is gone"))?;
+        Ok(Posture {
+            uid: run.uid,
+            namespaces: &set.identities,
+            apart: plan.apart(true),
+            descriptors: if run.token { 5 } else { 4 },
+            filters: plan.filters().count() as u32,
+            mounts: if plan.root == Root::Own { &MOUNTS } else { &[] },
+            visible,
+            borrowed: plan.inside,
+            bounded: plan.bounds(),
+            threads: 1,
+        })
     }
 
     pub(super) fn passed(&mut self, run: &mut Run) {
@@ -130,7 +152,7 @@ impl Monitor {
             run: run.id(),
             limits: run.limits,
             launch_us: run.arrived.elapsed().as_micros() as u64,
-            tier: Tier::Kernel,
+            tier: self.plan.tier,
         };
         // A run without an egress has a ledger in which nothing stands.
         let ledger = run.ledger.take().unwrap_or(empty);
@@ -140,7 +162,7 @@ impl Monitor {
         event("spawned", &[("run", &run.id()), ("kind", &run.spawn.kind), ("launch_us", &spawned.launch_us)]);
     }
 
-    pub(super) fn on_init(&mut self, run: &mut Run) {
+    pub(super) fn on_init(&mut self, run: &mut Run, ended: Ended) {
         // pid 1's last word may still lie in its line.
         while run.line.is_some() {
             let before = run.outcome.is_some();
@@ -152,19 +174,16 @@ impl Monitor {
         if run.gate.is_some() {
             self.on_gate(run);
         }
-        let Some(init) = &run.init else { return };
-        if let Ok(Some(ended)) = init.reap() {
-            run.used = ended;
-            run.init = None;
-            run.line = None;
-            run.gate = None;
-            run.wall_us = run.opened.map_or(0, |at| at.elapsed().as_micros() as u64);
-            if run.phase != Phase::Running {
-                run.refuse(Refusal::CageFailed, 0, 0);
-            }
-            run.ends(Reason::InitDied, 0, ended.signal.unwrap_or_default());
-            end(run);
+        run.used = ended;
+        run.init = None;
+        run.line = None;
+        run.gate = None;
+        run.wall_us = run.opened.map_or(0, |at| at.elapsed().as_micros() as u64);
+        if run.phase != Phase::Running {
+            run.refuse(Refusal::CageFailed, 0, 0);
         }
+        run.ends(Reason::InitDied, 0, ended.signal.unwrap_or_default());
+        end(run);
     }
 
     pub(super) fn on_egress(&mut self, run: &mut Run) {
@@ -206,11 +225,13 @@ impl Monitor {
                 let posture = Posture {
                     uid: egress.uid,
                     namespaces: &[],
-                    apart: &["mnt", "pid", "ipc", "uts"],
+                    apart: self.plan.apart(false),
                     descriptors: 0,
                     filters: 1,
                     mounts: &[],
                     visible: &BTreeSet::new(),
+                    borrowed: false,
+                    bounded: self.plan.bounds(),
                     threads: ready.threads,
                 };
                 let (proc_fd, pid) = (self.host.proc_fd.as_fd(), egress.process.child.pid);
@@ -270,21 +291,6 @@ impl Monitor {
             end(run);
         }
     }
-}
-
-/// What must be so of the command's process before its gate.
-fn posture<'a>(run: &'a Run, visible: &'a BTreeSet<&'a str>) -> Result<Posture<'a>, Fault> {
-    let set = run.set.as_ref().ok_or_else(|| Fault::new("attest", "the set is gone"))?;
-    Ok(Posture {
-        uid: set.uid,
-        namespaces: &set.identities,
-        apart: &["mnt", "pid", "ipc", "uts", "cgroup"],
-        descriptors: 4,
-        filters: 1,
-        mounts: &MOUNTS,
-        visible,
-        threads: 1,
-    })
 }
 
 /// The gate stays shut.
