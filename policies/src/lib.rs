@@ -76,7 +76,8 @@ pub fn level(name: &str) -> Result<()> {
 /// # Errors
 /// What is wrong with it, with its file's name.
 pub fn egress(name: &str) -> Result<()> {
-    write(name, &parsed(name)?.egress.rust())
+    let policy = parsed(name)?;
+    write(name, &policy.egress.rust(policy.egress_mib()))
 }
 
 fn parsed(name: &str) -> Result<LevelPolicy> {
