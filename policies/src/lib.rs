@@ -8,6 +8,7 @@ mod egress;
 mod extend;
 mod level;
 mod process;
+mod rules;
 mod seccomp;
 mod syscalls;
 
@@ -67,7 +68,7 @@ pub fn filters(names: &[&str]) -> Result<()> {
 /// # Errors
 /// What is wrong with it, with its file's name.
 pub fn level(name: &str) -> Result<()> {
-    write(name, &parsed(name)?.rust())
+    write(name, &parsed(name)?.rust()?)
 }
 
 /// For a build script: writes what egress must know of a level as `NAME.rs`, an expression of type
