@@ -3,6 +3,7 @@
 //! It must never judge by a refusal alone: each attempt that can work is first shown to work without the rules.
 
 use std::io::{BufRead, BufReader, Write};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -10,8 +11,15 @@ use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
 use std::time::Duration;
 
+use gaoler::frontend::Check;
 use gaoler_policy::level::{BALANCED, DEVELOPER, PARANOID};
-use gaoler_protocol::Rules;
+use gaoler_policy::settings::Settings;
+use gaoler_protocol::{
+    Exit, FRAME_BYTES, Limits, Message, Prove, Reason, Rules, RunId, Section, Spawn, Spawned, Tier, sections,
+};
+use gaoler_sys::{channel, memfd};
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde_json::{Value, json};
 
 /// Two tenants and gaoler itself share this uid, as in the tier directory.
@@ -128,11 +136,21 @@ struct Cli {
 
 impl Cli {
     fn start(house: &House, upstream: &Upstream, rules: &[&str], settings: &str, path: &str) -> Cli {
+        let mut child = Cli::command(house, upstream, rules, settings, path).spawn().expect("the CLI starts");
+        let stdout = BufReader::new(child.stdout.take().expect("a pipe"));
+        let (to, lines) = mpsc::channel();
+        std::thread::spawn(move || stdout.lines().map_while(Result::ok).try_for_each(|line| to.send(line)));
+        Cli { child, lines, init: Value::Null }
+    }
+
+    /// The CLI, about to be started as tenant A.
+    fn command(house: &House, upstream: &Upstream, rules: &[&str], settings: &str, path: &str) -> Command {
         let cli = std::env::var_os("GAOLER_TEST_CLI").expect(
             "GAOLER_TEST_CLI must name the Claude Code binary that the test runs (make test sets it)",
         );
         let passed = BALANCED.cli_env.iter().filter(|(name, _)| *name != "ANTHROPIC_UNIX_SOCKET");
-        let mut child = Command::new(cli)
+        let mut command = Command::new(cli);
+        command
             .args(rules)
             .args(["--managed-settings", settings])
             .env_clear()
@@ -147,13 +165,8 @@ impl Cli {
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
             .uid(UID)
-            .gid(UID)
-            .spawn()
-            .expect("the CLI starts");
-        let stdout = BufReader::new(child.stdout.take().expect("a pipe"));
-        let (to, lines) = mpsc::channel();
-        std::thread::spawn(move || stdout.lines().map_while(Result::ok).try_for_each(|line| to.send(line)));
-        Cli { child, lines, init: Value::Null }
+            .gid(UID);
+        command
     }
 
     /// Under a rule set of the level balanced.
@@ -502,6 +515,158 @@ fn t06_without_its_sandbox_the_cli_does_not_start() {
     let status = cli.child.wait().expect("an end");
     assert_eq!(status.code(), Some(1));
     assert!(cli.lines.iter().all(|line| !line.contains("\"result\":\"[embedded]")));
+}
+
+/// A supervisor that knows one question: what the self-test of these rules finds, with the CLI started so.
+struct Prover<'a> {
+    house: &'a House,
+    upstream: &'a Upstream,
+    rules: Rules,
+    argv: Vec<String>,
+}
+
+impl Prover<'_> {
+    /// The number of the check that failed; 0 = none.
+    fn failed(&self) -> u32 {
+        let (control, theirs) = channel::pair().expect("a pair");
+        // What the supervisor plants for a proof.
+        let planted = [
+            (
+                ".claude/settings.json",
+                r#"{"hooks":{"SessionStart":[{"hooks":[{"type":"command","command":"touch hooked-by-settings"}]}]}}"#,
+            ),
+            (".mcp.json", r#"{"mcpServers":{"planted":{"command":"touch","args":["hooked-by-mcp"]}}}"#),
+            ("CLAUDE.md", "CANARY-CLAUDE-MD\n"),
+            ("attach-canary.txt", "CANARY-ATTACHED\n"),
+        ];
+        for (name, text) in planted {
+            let path = self.house.path("a/workspace").join(name);
+            std::fs::create_dir_all(path.parent().expect("a folder")).expect("a folder");
+            std::fs::write(path, text).expect("a file");
+        }
+        self.house.each(|path| std::os::unix::fs::lchown(path, Some(UID), Some(UID)).expect("chown"));
+        let frontend = std::thread::spawn(|| {
+            let runtime =
+                tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+            runtime.block_on(gaoler::frontend::converse(theirs, Settings::default(), [7; 32]));
+        });
+        assert!(matches!(hear(&control), (Message::Ready(_), _)));
+        let prove = Message::Prove(Prove { rules: self.rules });
+        channel::send(control.as_fd(), &prove.encode(1), &[]).expect("sent");
+        let (Message::Spawn(spawn), fds) = hear(&control) else { panic!("no run was asked for") };
+        assert!(spawn.proof && spawn.ephemeral);
+        let child = self.start(&spawn, &fds, &control);
+        let (Message::Proven(proven), _) = hear(&control) else { panic!("nothing was proven") };
+        drop((child, control));
+        frontend.join().expect("no panic");
+        proven.failed
+    }
+
+    /// Starts the CLI as the supervisor would, and tells of its end when its lease is dropped or stdout ends.
+    fn start(&self, spawn: &Spawn, fds: &[OwnedFd], control: &OwnedFd) -> std::thread::JoinHandle<()> {
+        let options = memfd::read(fds[0].try_clone().expect("a copy"), 1 << 20).expect("sealed");
+        let session = uuid::Uuid::from_bytes(spawn.session).to_string();
+        let workspace = self.house.fill("{W}");
+        let slug = workspace.replace(|c: char| !c.is_ascii_alphanumeric(), "-");
+        let (system, projects) =
+            (self.house.path("a/home/system.md"), self.house.path("a/home/.claude/projects"));
+        for (section, body) in sections(&options).expect("sections") {
+            let path = match section {
+                Section::System => system.clone(),
+                Section::Transcript => projects.join(&slug).join(format!("{session}.jsonl")),
+                Section::Argv => panic!("a command for the CLI"),
+            };
+            std::fs::create_dir_all(path.parent().expect("a folder")).expect("a folder");
+            std::fs::write(path, body).expect("a file");
+        }
+        self.house.each(|path| std::os::unix::fs::lchown(path, Some(UID), Some(UID)).expect("chown"));
+        let settings =
+            BALANCED.managed_settings(self.rules, &workspace, &self.house.fill("{R}")).expect("plain");
+        let system = system.display().to_string();
+        let more = ["--model", "sonnet", "--append-system-prompt-file", &system, "--resume", &session];
+        let argv: Vec<&str> = self.argv.iter().map(String::as_str).chain(more).collect();
+        let mut command = Cli::command(self.house, self.upstream, &argv, &settings, "/usr/bin:/bin");
+        let mut child = command.stderr(Stdio::piped()).spawn().expect("the CLI starts");
+        let ours = |fd: OwnedFd| {
+            let flags = OFlag::from_bits_retain(fcntl(&fd, FcntlArg::F_GETFL).expect("flags"));
+            fcntl(&fd, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK)).expect("set");
+            fd
+        };
+        let stdin = ours(child.stdin.take().expect("a pipe").into());
+        let stdout = ours(child.stdout.take().expect("a pipe").into());
+        let stderr = ours(child.stderr.take().expect("a pipe").into());
+        let ((lease, their_lease), (report, their_report)) =
+            (channel::pair().expect("a pair"), channel::pair().expect("a pair"));
+        let (ledger, _) = std::io::pipe().expect("a pipe");
+        let spawned = Spawned { run: spawn.run, limits: Limits::NONE, launch_us: 1, tier: Tier::Directory };
+        let fds = [stdin, stdout, stderr, their_lease, their_report, ledger.into()];
+        let frame = Message::Spawned(spawned).encode(2);
+        channel::send(control.as_fd(), &frame, &fds.each_ref().map(AsFd::as_fd)).expect("sent");
+        drop(fds);
+        let run = spawn.run;
+        std::thread::spawn(move || {
+            let ended = child.wait();
+            let mut exit = EXIT;
+            exit.run = run;
+            let _ = channel::send(report.as_fd(), &Message::Exit(exit).encode(1), &[]);
+            drop(lease);
+            ended.expect("an end");
+        })
+    }
+}
+
+/// An end by itself.
+const EXIT: Exit = Exit {
+    run: RunId([0; 16]),
+    reason: Reason::Exited,
+    code: 0,
+    signal: 0,
+    quarantined: false,
+    wall_us: 1,
+    user_us: 0,
+    system_us: 0,
+    maxrss_kib: 0,
+    memory_peak: 0,
+    tasks_peak: 0,
+    oom_kills: 0,
+    tasks_denied: 0,
+    teardown_us: 0,
+    requests: 0,
+    denials: 0,
+    input_tokens: 0,
+    output_tokens: 0,
+    bytes_up: 0,
+    bytes_down: 0,
+};
+
+fn hear(control: &OwnedFd) -> (Message, Vec<OwnedFd>) {
+    let mut fds = [PollFd::new(control.as_fd(), PollFlags::POLLIN)];
+    assert_eq!(poll(&mut fds, PollTimeout::try_from(PATIENCE).expect("a time")), Ok(1), "nothing was said");
+    let received = channel::receive::<FRAME_BYTES>(control.as_fd()).expect("a frame");
+    (Message::decode(&received.bytes).expect("a message").1, received.fds)
+}
+
+#[test]
+fn t08_the_start_proves_the_rules_of_a_folder_with_the_real_cli_and_fails_without_them() {
+    let upstream = Upstream::start();
+    let check = |rules: Rules, argv: Vec<&str>, expected: u32| {
+        let house = House::new();
+        std::fs::write(house.path("a/outside-canary.txt"), "CANARY-OUTSIDE\n").expect("a file");
+        let argv = argv.into_iter().map(|word| house.fill(word)).collect();
+        let prover = Prover { house: &house, upstream: &upstream, rules, argv };
+        assert_eq!(prover.failed(), expected, "{rules}");
+    };
+    let of = |rules: Rules| BALANCED.argv(rules).to_vec();
+    let with = |from: &str, to: &'static str| {
+        of(Rules::Directory).into_iter().map(|word| if word == from { to } else { word }).collect::<Vec<_>>()
+    };
+    check(Rules::Directory, of(Rules::Directory), 0);
+    check(Rules::DirectorySandboxed, of(Rules::DirectorySandboxed), 0);
+    // Another mode, another set of tools, and one folder more that is called the run's own.
+    check(Rules::Directory, with("acceptEdits", "dontAsk"), Check::PermissionMode as u32);
+    check(Rules::Directory, with("Read,Write,Edit,Grep", "Read,Write,Edit"), Check::ToolSet as u32);
+    let wider = [of(Rules::Directory), vec!["--add-dir", "{R}"]].concat();
+    check(Rules::Directory, wider, Check::ReadOutside as u32);
 }
 
 /// A careful set of rules for commands, as one would write it: every reader that one thinks of, by name and place.

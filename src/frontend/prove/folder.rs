@@ -13,6 +13,9 @@ use super::{
 const OUTSIDE: &str = "../outside-canary.txt";
 const CANARY_OUTSIDE: &str = "CANARY-OUTSIDE";
 const WRITTEN_OUTSIDE: &str = "../outside-written.txt";
+/// The same for a command: the folder beside its workspace is an empty one of the sandbox's own, in which it may write
+/// what it likes. This one everybody may write to, outside.
+const WRITTEN_BY_COMMAND: &str = "/var/tmp/gaoler-outside-written.txt";
 /// The mode of such a run.
 pub const PERMISSION_MODE: &str = "acceptEdits";
 
@@ -78,7 +81,7 @@ fn call(tool: &str, input: &serde_json::Value) -> String {
 /// Reads inside and outside, writes outside, and looks at who and where it is.
 fn sandboxed() -> String {
     let command = format!(
-        "cat {CANARY_FILE}; cat {OUTSIDE}; (echo x > {WRITTEN_OUTSIDE}) && echo WROTE; \
+        "cat {CANARY_FILE}; cat {OUTSIDE}; (echo x > {WRITTEN_BY_COMMAND}) && echo WROTE; \
          echo uid=$(id -u); echo net=$(tail -n +3 /proc/net/dev | cut -d: -f1)"
     );
     call("Bash", &json!({ "command": command, "description": "try" }))
