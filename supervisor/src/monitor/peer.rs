@@ -54,6 +54,10 @@ impl Monitor {
                 (Stage::Draining(_), Message::Drained(Empty {})) => {
                     self.stage = Stage::Draining(Instant::now())
                 }
+                // Not every host tells us that the command line has closed its half.
+                (Stage::Serving, Message::Drained(Empty {})) if self.host.mode == Mode::Exec => {
+                    return self.lose_peer("the command line is done");
+                }
                 (_, other) => return self.hostile(&format!("{} out of turn", other.name())),
             }
             if self.status.is_some() {
