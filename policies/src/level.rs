@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use serde::Deserialize;
 
 use crate::egress::EgressPolicy;
+use crate::rules::{Cli, Place};
 use crate::{Result, Why};
 
 /// What a level decides.
@@ -25,7 +26,7 @@ pub struct LevelPolicy {
     /// Environment of CLI runs, beside `env`.
     pub cli_env: Vec<Constant>,
     /// How the CLI is called.
-    pub cli: Cli,
+    pub(crate) cli: Cli,
     /// What egress lets through.
     pub egress: EgressPolicy,
 }
@@ -108,18 +109,6 @@ pub struct Constant {
     _why: Why,
 }
 
-/// How the CLI is called.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Cli {
-    /// Arguments of every run, before those of the request's enums and ids.
-    pub argv: Vec<String>,
-    /// The policy tier's settings: one line of JSON, for `--managed-settings` and the cage's /etc.
-    pub managed_settings: String,
-    #[serde(rename = "why")]
-    _why: Why,
-}
-
 /// A list as a slice's expression.
 pub(crate) fn list<T>(items: &[T], item: impl Fn(&T) -> String) -> String {
     format!("&[{}]", items.iter().map(item).collect::<Vec<_>>().join(", "))
@@ -165,11 +154,20 @@ impl LevelPolicy {
         if policy.limits.rows().iter().any(|(name, limit)| *limit == 0 && *name != "egress_mib") {
             return Err(format!("level {}: a limit is zero", policy.level));
         }
+        policy.cli.check().map_err(|error| format!("level {}: {error}", policy.level))?;
         Ok(policy)
     }
 
+    /// The limit of what goes through the proxy, which egress itself keeps.
+    pub(crate) fn egress_mib(&self) -> u32 {
+        self.limits.egress_mib
+    }
+
     /// What the supervisor needs of this policy, as an expression of type `LevelPolicy`.
-    pub(crate) fn rust(&self) -> String {
+    ///
+    /// # Errors
+    /// Settings that cannot be written.
+    pub(crate) fn rust(&self) -> Result<String> {
         let limits = self.limits.rows().map(|(name, limit)| (name, limit.to_string()));
         let constants =
             |of: &[Constant]| list(of, |constant| format!("({:?}, {:?})", constant.name, constant.value));
@@ -191,10 +189,21 @@ impl LevelPolicy {
             ("devices", list(&self.device, |rule| format!("({:?}, {})", rule.path, rule.minor))),
             ("env", constants(&self.env)),
             ("cli_env", constants(&self.cli_env)),
-            ("argv", list(&self.cli.argv, |word| format!("{word:?}"))),
-            ("managed_settings", format!("{:?}", self.cli.managed_settings)),
         ];
-        literal("LevelPolicy", &rows)
+        let mut rows = Vec::from(rows);
+        for (place, argv, settings) in [
+            (Place::Cage, "argv", "managed_settings"),
+            (Place::Directory, "argv_directory", "managed_settings_directory"),
+            (
+                Place::DirectorySandboxed,
+                "argv_directory_sandboxed",
+                "managed_settings_directory_sandboxed",
+            ),
+        ] {
+            rows.push((argv, list(&self.cli.argv(place), |word| format!("{word:?}"))));
+            rows.push((settings, format!("{:?}", self.cli.managed(place)?)));
+        }
+        Ok(literal("LevelPolicy", &rows))
     }
 }
 
@@ -239,12 +248,9 @@ mod tests {
     fn t01_every_level_is_a_policy_with_reasons() {
         for (policy, name) in all().iter().zip(["paranoid", "balanced", "developer"]) {
             assert_eq!(policy.level, name);
-            assert!(policy.rust().contains("(\"/usr\", AccessClass::ReadExecute)"), "{}", policy.rust());
-            assert!(
-                policy.egress.rust().contains("(\"POST\", \"/v1/messages\")"),
-                "{}",
-                policy.egress.rust()
-            );
+            assert!(policy.rust().unwrap().contains("(\"/usr\", AccessClass::ReadExecute)"));
+            let egress = policy.egress.rust(policy.egress_mib());
+            assert!(egress.contains("(\"POST\", \"/v1/messages\")"), "{egress}");
         }
     }
 
@@ -290,7 +296,7 @@ mod tests {
             let (less, more) = (strict.egress.proxy_ports(), loose.egress.proxy_ports());
             assert!(less.iter().all(|port| more.contains(port)), "{}", strict.level);
             // The cages of all levels share one root, and with it one managed-settings.json and one /dev.
-            assert_eq!(strict.cli.managed_settings, loose.cli.managed_settings);
+            assert_eq!(strict.cli.managed(Place::Cage), loose.cli.managed(Place::Cage));
             assert_eq!(strict.device, loose.device);
         }
     }

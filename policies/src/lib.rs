@@ -8,6 +8,7 @@ mod egress;
 mod extend;
 mod level;
 mod process;
+mod rules;
 mod seccomp;
 mod syscalls;
 
@@ -67,7 +68,7 @@ pub fn filters(names: &[&str]) -> Result<()> {
 /// # Errors
 /// What is wrong with it, with its file's name.
 pub fn level(name: &str) -> Result<()> {
-    write(name, &parsed(name)?.rust())
+    write(name, &parsed(name)?.rust()?)
 }
 
 /// For a build script: writes what egress must know of a level as `NAME.rs`, an expression of type
@@ -76,7 +77,8 @@ pub fn level(name: &str) -> Result<()> {
 /// # Errors
 /// What is wrong with it, with its file's name.
 pub fn egress(name: &str) -> Result<()> {
-    write(name, &parsed(name)?.egress.rust())
+    let policy = parsed(name)?;
+    write(name, &policy.egress.rust(policy.egress_mib()))
 }
 
 fn parsed(name: &str) -> Result<LevelPolicy> {

@@ -1,7 +1,7 @@
 //! A level: how strict a run is, as the build has read it from policies/*.toml. Data, and one comparison.
 //! It must never be looser for a request than the level says: a wish can only lower a limit.
 
-use gaoler_protocol::{Level, Limits};
+use gaoler_protocol::{Level, Limits, Rules};
 
 use crate::landlock::AccessClass;
 
@@ -45,9 +45,41 @@ pub struct LevelPolicy {
     pub argv: &'static [&'static str],
     /// The policy tier's settings: one line of JSON, for `--managed-settings` and the cage's /etc.
     pub managed_settings: &'static str,
+    /// The arguments where nothing but the CLI's own rules keeps tenants apart.
+    pub argv_directory: &'static [&'static str],
+    /// The settings there.
+    pub managed_settings_directory: &'static str,
+    /// The arguments where beside these the CLI's own sandbox holds.
+    pub argv_directory_sandboxed: &'static [&'static str],
+    /// The settings there, with `@WORKSPACE@` and `@STATE@` for two paths.
+    pub managed_settings_directory_sandboxed: &'static str,
 }
 
 impl LevelPolicy {
+    /// The arguments of a CLI run under these rules, before those of the request's enums and ids.
+    pub fn argv(&self, rules: Rules) -> &'static [&'static str] {
+        match rules {
+            Rules::Cage => self.argv,
+            Rules::Directory => self.argv_directory,
+            Rules::DirectorySandboxed => self.argv_directory_sandboxed,
+        }
+    }
+
+    /// The managed settings of a run under these rules, whose workspace and whose instance's state lie there.
+    /// `None` where a path holds a character that has a meaning in JSON or in a pattern: it would name another one.
+    pub fn managed_settings(&self, rules: Rules, workspace: &str, state: &str) -> Option<String> {
+        let text = match rules {
+            Rules::Cage => self.managed_settings,
+            Rules::Directory => self.managed_settings_directory,
+            Rules::DirectorySandboxed => self.managed_settings_directory_sandboxed,
+        };
+        let plain = |b: u8| b.is_ascii_alphanumeric() || b"/._-".contains(&b);
+        let absolute = |path: &str| path.starts_with('/') && path.bytes().all(plain);
+        let needs = rules == Rules::DirectorySandboxed;
+        (!needs || (absolute(workspace) && absolute(state)))
+            .then(|| text.replace("@WORKSPACE@", workspace).replace("@STATE@", state))
+    }
+
     /// The limits of a run that wishes for these (0 = the level's own): never above the level's.
     #[must_use]
     pub fn clamp(&self, wish: &Limits) -> Limits {
@@ -78,6 +110,22 @@ mod tests {
             names.sort_unstable();
             names.dedup();
             assert_eq!(names.len(), all);
+        }
+    }
+
+    #[test]
+    fn t04_paths_are_put_into_settings_only_where_they_mean_themselves() {
+        let rules = Rules::DirectorySandboxed;
+        let text = BALANCED.managed_settings(rules, "/s/t/w", "/s").unwrap();
+        assert!(text.contains(r#""denyRead":["/s","/home""#) && text.contains(r#""allowRead":["/s/t/w"]"#), "{text}");
+        for bad in ["w", "", "/a\"b", "/a*", "/a b", "/a\\b", "/\u{e9}"] {
+            assert_eq!(BALANCED.managed_settings(rules, bad, "/s"), None, "{bad}");
+            assert_eq!(BALANCED.managed_settings(rules, "/w", bad), None, "{bad}");
+        }
+        for level in [&PARANOID, &BALANCED, &DEVELOPER] {
+            for rules in Rules::ALL {
+                assert!(!level.managed_settings(*rules, "/w", "/s").unwrap().contains('@'));
+            }
         }
     }
 
