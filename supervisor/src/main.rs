@@ -11,6 +11,7 @@ mod layers;
 mod log;
 mod monitor;
 mod namespaces;
+mod notify;
 mod pool;
 mod run;
 mod spawn;

@@ -146,6 +146,7 @@ impl Monitor {
         self.say(&Message::Listen(listen), &[listener.as_fd()]);
         event("serving", &[("tier", &self.layers.tier), ("cli", &format!("{major}.{minor}.{patch}"))]);
         println!("ready tier={} level={} address={}", self.layers.tier, Level::Balanced, self.host.address);
+        self.host.notify.ready();
     }
 
     pub(super) fn on_signal(&mut self) {
@@ -155,6 +156,7 @@ impl Monitor {
                 Stage::Serving if self.host.mode == Mode::Serve => {
                     self.stage = Stage::Draining(Instant::now() + grace);
                     event("draining", &[("runs", &self.runs.len())]);
+                    self.host.notify.stopping();
                     self.say(&Message::Drain(Empty {}), &[]);
                 }
                 // Some senders signal a process and then its group: that is one wish, told twice.
