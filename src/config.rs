@@ -293,12 +293,11 @@ fn check(mut settings: Settings, place: &dyn Fn(&str) -> String) -> Result<Setti
     }
 }
 
-/// A tier that this release can be asked to insist on.
+/// A tier to insist on.
 fn tier(name: &str) -> Result<Tier, String> {
     let known = || Tier::ALL.iter().rev().map(|tier| tier.name()).collect::<Vec<_>>().join(", ");
     match Tier::from_name(name) {
-        Some(Tier::Kernel) => Ok(Tier::Kernel),
-        Some(other) => Err(format!("tier `{other}` comes with a later release; use `kernel`")),
+        Some(tier) => Ok(tier),
         None => Err(format!("`{name}` is not a tier; the tiers are {}", known())),
     }
 }
@@ -600,9 +599,9 @@ mod tests {
             ),
             (
                 None,
-                &[("GAOLER_ISOLATION__MINIMUM", "uid")],
+                &[("GAOLER_ISOLATION__MINIMUM", "strong")],
                 None,
-                "GAOLER_ISOLATION__MINIMUM: tier `uid` comes with a later release; use `kernel`",
+                "GAOLER_ISOLATION__MINIMUM: `strong` is not a tier; the tiers are kernel, namespaces, uid, directory",
             ),
             (
                 None,

@@ -20,7 +20,6 @@ use crate::supervisor;
 /// # Errors
 /// What stands in the way, as a sentence that says what to do.
 pub fn serve(settings: &Settings) -> Result<Infallible, String> {
-    root("serve")?;
     cli(&settings.cli.path)?;
     let tls = tls(settings)?;
     port(&settings.server.listen)?;
@@ -62,14 +61,6 @@ fn pem(key: &str, path: &Path) -> Result<Vec<u8>, String> {
     let mut text = Vec::new();
     file.take(meta.len()).read_to_end(&mut text).map_err(wrong)?;
     Ok(text)
-}
-
-/// The kernel tier needs root, at least for its start.
-pub fn root(command: &str) -> Result<(), String> {
-    match nix::unistd::geteuid().is_root() {
-        true => Ok(()),
-        false => Err(format!("the kernel tier is built by root; run: sudo gaoler {command} ...")),
-    }
 }
 
 fn cli(path: &Path) -> Result<(), String> {

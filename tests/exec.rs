@@ -55,9 +55,9 @@ fn every_end_of_a_command_has_its_status() {
             "gaoler: --report /nowhere/r: No such file or directory",
         ),
         (
-            &["--minimum", "uid", "--", "true"],
+            &["--minimum", "strong", "--", "true"],
             125,
-            "gaoler: --minimum: tier `uid` comes with a later release",
+            "gaoler: --minimum: `strong` is not a tier; the tiers are kernel, namespaces, uid, directory",
         ),
         (&["true"], 125, "error: unexpected argument 'true' found"),
     ];

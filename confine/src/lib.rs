@@ -71,7 +71,8 @@ impl std::fmt::Display for ConfineError {
 impl std::error::Error for ConfineError {}
 
 /// The first step, while there is one thread: not dumpable, no core, no new privileges, no capability, no
-/// file. Returns the Landlock ABI that is in force.
+/// file. Returns the Landlock ABI that is in force, 0 where the kernel has none: the supervisor, which has tried it
+/// on this host, judges whether that will do, and each filter has no call that opens a file.
 ///
 /// # Errors
 /// The step that did not hold. The process must end then.
@@ -86,7 +87,11 @@ pub fn before_threads(files: Files<'_>) -> std::result::Result<u8, ConfineError>
         Files::None => landlock::no_files(),
         Files::ButConnect(ports) => landlock::no_files_but_connect(ports),
     };
-    step("landlock", restricted)
+    match restricted {
+        // Not built, or switched off at boot: said so, never passed over.
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOSYS | libc::EOPNOTSUPP)) => Ok(0),
+        restricted => step("landlock", restricted),
+    }
 }
 
 /// The second step, when all threads are there: the filter of this process, on all of them.

@@ -229,6 +229,7 @@ impl Value {
 fn action(word: &str) -> Result<Action, PolicyError> {
     match word {
         "kill" => Ok(Action::Kill),
+        "allow" => Ok(Action::Allow),
         "ENOSYS" => Ok(Action::Errno(libc::ENOSYS as u16)),
         "EPERM" => Ok(Action::Errno(libc::EPERM as u16)),
         "EACCES" => Ok(Action::Errno(libc::EACCES as u16)),
@@ -242,12 +243,16 @@ pub(crate) mod tests {
     use super::*;
 
     /// Every process that has a filter, and its policy.
-    pub(crate) const HOUSE: [(&str, &str); 5] = [
+    pub(crate) const HOUSE: [(&str, &str); 9] = [
         ("frontend", include_str!("../frontend.toml")),
         ("egress", include_str!("../egress.toml")),
         ("upstream", include_str!("../upstream.toml")),
         ("init", include_str!("../init.toml")),
         ("cage", include_str!("../cage.toml")),
+        ("reaper", include_str!("../reaper.toml")),
+        ("uncounted", include_str!("../uncounted.toml")),
+        ("shared", include_str!("../shared.toml")),
+        ("alone", include_str!("../alone.toml")),
     ];
 
     #[test]
@@ -255,7 +260,10 @@ pub(crate) mod tests {
         for (name, text) in HOUSE {
             for &arch in Arch::ALL {
                 let policy = ProcessPolicy::parse(text, arch).unwrap_or_else(|e| panic!("{name}: {e}"));
-                assert_eq!(policy.default, Action::Errno(libc::ENOSYS as u16), "{name}");
+                // Those that stand beside the cage's only take away.
+                let beside = ["uncounted", "shared", "alone"].contains(&name);
+                let default = if beside { Action::Allow } else { Action::Errno(libc::ENOSYS as u16) };
+                assert_eq!(policy.default, default, "{name}");
             }
         }
     }

@@ -2,6 +2,6 @@
 //! It must never decide anything: a policy that cannot be read ends the build.
 
 fn main() -> Result<(), String> {
-    gaoler_policies::filters(&["init", "cage"])?;
+    gaoler_policies::filters(&["init", "reaper", "cage", "uncounted", "shared", "alone"])?;
     gaoler_policies::level("balanced")
 }

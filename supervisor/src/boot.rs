@@ -12,9 +12,9 @@ use std::sync::atomic::AtomicBool;
 
 use gaoler_policy::landlock::{AccessClass, CageRules};
 use gaoler_policy::level::{BALANCED, LevelPolicy};
-use gaoler_policy::seccomp::{CAGE, INIT};
 use gaoler_policy::settings::Settings;
-use gaoler_protocol::{LayerRow, Layers, Limits, Message, Tier};
+use gaoler_protocol::{LayerName, LayerRow, LayerState, Layers, Limits, Message, Rows, Tier};
+use gaoler_sys::clone::{Side, fork};
 use gaoler_sys::{channel, memfd, process};
 use nix::fcntl::{OFlag, openat};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
@@ -23,21 +23,26 @@ use nix::sys::stat::Mode as FileMode;
 
 use crate::cage::Common;
 use crate::cgroup::Cgroups;
+use crate::errand::{Deed, Errand};
 use crate::fault::{Doing, Fault};
 use crate::invocation;
 use crate::monitor::{Monitor, Stage};
 use crate::notify::Notify;
+use crate::plan::{Ids, Plan, Root};
 use crate::pool::Pool;
 use crate::spawn::{self, Attended, Network};
-use crate::template::Views;
-use crate::tenants::Tenants;
+use crate::template::{Covers, Views};
+use crate::tenants::{self, Folder, Tenants};
 use crate::uids::Uids;
-use crate::{layers, template, tiers};
+use crate::{inside, layers, template, tiers};
 
 /// Bytes of settings, at most: a table of a few dozen short keys.
 const SETTINGS_BYTES_MAX: usize = 64 * 1024;
 /// Bytes of a certificate chain and its key, at most.
 const TLS_BYTES_MAX: usize = 256 * 1024;
+
+/// What every cage has of its own under covers, so that nothing that it needs of the host may lie there.
+const COVERED: [&str; 4] = ["/tmp", "/home", "/run", "/etc"];
 
 /// What this supervisor is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,8 +63,14 @@ pub struct Host {
     pub settings: Settings,
     /// The level in force.
     pub level: LevelBounds,
-    /// The own mount namespaces.
-    pub views: Views,
+    /// The own mount namespaces, where cages have roots of their own.
+    pub views: Option<Views>,
+    /// Where the state lies, for cages without a root of their own.
+    pub state: PathBuf,
+    /// Where the CLI lies, for the same.
+    pub cli: PathBuf,
+    /// The folder of runs' own folders, where they cannot be file systems of their own.
+    pub folders: Option<OwnedFd>,
     /// The host's /proc.
     pub proc_fd: OwnedFd,
     /// The folder and name that /etc/resolv.conf really is: read anew for each egress, for it changes.
@@ -111,11 +122,16 @@ impl Host {
     }
 }
 
-/// Boots in this mode and watches; the status to exit with.
+/// Boots in this mode and watches; the status to exit with. `inside`: as the root of an ordinary user's namespace.
 ///
 /// # Errors
 /// The first thing that this host refuses.
-pub fn run(mode: Mode) -> Result<u8, Fault> {
+pub fn run(mode: Mode, inside: bool) -> Result<u8, Fault> {
+    if inside {
+        inside::check()?;
+    } else if !nix::unistd::geteuid().is_root() {
+        inside::enter()?;
+    }
     let tls = handed_on(mode);
     let signals = signals()?;
     nix::sys::stat::umask(FileMode::from_bits_truncate(0o022));
@@ -127,11 +143,9 @@ pub fn run(mode: Mode) -> Result<u8, Fault> {
         let control = channel::inherited_control();
         peer = Some(control.ok_or_else(|| Fault::new("take the control socket", "descriptor 3 is none"))?);
     }
-    if !nix::unistd::geteuid().is_root() {
-        return match (mode, peer) {
-            (Mode::Doctor, Some(peer)) => report(&peer, look(&settings)?),
-            _ => Err(Fault::new("start", "it needs root; run it with sudo or as a system service")),
-        };
+    let ordinary = inside || !nix::unistd::geteuid().is_root();
+    if ordinary && let (Mode::Doctor, Some(peer)) = (mode, &peer) {
+        return report(peer, shown(look(&settings)?, inside));
     }
 
     let state = state(&settings.state.dir)?;
@@ -140,30 +154,57 @@ pub fn run(mode: Mode) -> Result<u8, Fault> {
     // Held while it is tried, so that no other supervisor's run has it.
     let tried = uids.take().ok_or_else(|| Fault::new("take a run's uid", "the range is used up"))?;
     let layers = layers::probe(state.as_fd(), uids.uid(&tried));
-    uids.release(tried);
+    let plan = Plan::of(&layers.rows.iter().collect::<Vec<_>>(), inside);
+    let layers = shown(layers, inside);
     if let (Mode::Doctor, Some(peer)) = (mode, &peer) {
         return report(peer, layers);
     }
     refuse_below(&settings, &layers)?;
+    if plan.ids == Ids::Same && !inside && nix::unistd::geteuid().is_root() {
+        let why =
+            "this root cannot change its uid, and no cage may run as root; start gaoler as an ordinary user";
+        return Err(Fault::new("choose a uid for cages", why));
+    }
+    if plan.walks() {
+        walkable(&state, &settings.state.dir, uids.uid(&tried))?;
+    }
+    uids.release(tried);
 
     let proc_fd = folder("/proc")?;
     let resolver = fs::canonicalize("/etc/resolv.conf")
         .ok()
         .and_then(|path| Some((folder(path.parent()?).ok()?, path.file_name()?.to_owned())));
-    let cgroups = Cgroups::open(proc_fd.as_fd())?;
+    let cgroups = if plan.cgroup { Some(Cgroups::open(proc_fd.as_fd())?) } else { None };
     let egress_uids = Uids::open(&uids_file, settings.uids.egress).doing("open the state's uids")?;
     let cli = cli(&settings, mode)?;
     let service = if mode == Mode::Serve { Some(Service::open(&settings, tls)?) } else { None };
     let notify = Notify::open();
+    if !plan.has_pids() {
+        // Whoever a cage's end leaves without a parent comes to us, and is ended.
+        process::adopt_orphans().doing("adopt orphans")?;
+    }
 
-    template::enter(&settings.state.dir, cli.as_deref(), &BALANCED)?;
-    let tenants = Tenants::open(&folder(template::STATE)?, settings.uids.tenant)?;
-    let views = Views::part(proc_fd.as_fd())?;
-    let common = common(&BALANCED)?;
+    let whole = fs::canonicalize(&settings.state.dir).doing("find the state folder")?;
+    let mut folders = None;
+    let owned = if plan.root == Root::Own {
+        template::enter(&settings.state.dir, cli.as_deref(), &BALANCED, inside)?;
+        folder(template::STATE)?
+    } else {
+        folders = plan.has_folder().then(|| runs(&state, &plan)).transpose()?;
+        state
+    };
+    let same = plan.ids == Ids::Same;
+    let tenants = Tenants::open(&owned, settings.uids.tenant, same, plan.walks())?;
+    let views = (plan.root == Root::Own).then(|| Views::part(proc_fd.as_fd())).transpose()?;
+    let cli_path = cli.unwrap_or_else(|| settings.cli.path.clone());
+    let common = common(&BALANCED, plan, &whole, &cli_path)?;
 
     let mut host = Host {
         mode,
         views,
+        state: whole,
+        cli: cli_path,
+        folders,
         level: LevelBounds { policy: BALANCED, limits: BALANCED.limits },
         proc_fd,
         resolver,
@@ -179,8 +220,8 @@ pub fn run(mode: Mode) -> Result<u8, Fault> {
     };
     let (mut frontend, mut upstream) = (None, None);
     if let Some(service) = service {
-        upstream = Some(service.start_upstream(&mut host)?);
-        let (attended, control) = service.start_frontend(&mut host)?;
+        upstream = Some(service.start_upstream(&mut host, &plan)?);
+        let (attended, control) = service.start_frontend(&mut host, &plan)?;
         (frontend, peer) = (Some(attended), Some(control));
     }
     let monitor = Monitor {
@@ -199,15 +240,79 @@ pub fn run(mode: Mode) -> Result<u8, Fault> {
         heard: None,
         said: 0,
         pool: Pool::default(),
+        next_look: std::time::Instant::now(),
         runs: Vec::new(),
         status: None,
     };
     Ok(monitor.watch())
 }
 
+/// The layers as they are told. What an ordinary user has is had inside a user namespace, and there only.
+fn shown(layers: Layers, inside: bool) -> Layers {
+    use LayerName::*;
+    let borrowed = [
+        UserNamespace,
+        PidNamespace,
+        MountNamespace,
+        NetworkNamespace,
+        IpcNamespace,
+        UtsNamespace,
+        CgroupNamespace,
+        PivotRoot,
+        MountApi,
+        Proc,
+        TmpfsSize,
+        Chroot,
+        BindMounts,
+    ];
+    let rows = layers.rows.iter().map(|row| match inside && borrowed.contains(&row.name) {
+        true if row.state == LayerState::Enforced => {
+            LayerRow { state: LayerState::Degraded, errno: libc::EPERM as u16, ..row }
+        }
+        _ => row,
+    });
+    Layers { rows: Rows::new(rows.collect::<Vec<_>>()), ..layers }
+}
+
+/// Tenants' own processes walk through the state folder to theirs: they may pass, and not look around.
+fn walkable(state: &OwnedFd, path: &Path, uid: u32) -> Result<(), Fault> {
+    nix::sys::stat::fchmod(state, FileMode::from_bits_truncate(0o711))
+        .doing("open the state to passing through")?;
+    let passes = || -> nix::Result<()> {
+        nix::unistd::setresuid(uid.into(), uid.into(), uid.into())?;
+        nix::fcntl::open(path, OFlag::O_PATH | OFlag::O_CLOEXEC, FileMode::empty())?;
+        nix::sys::stat::stat(&path.join(".")).map(drop)
+    };
+    let child = match fork(0, None).doing("try the way to the state")? {
+        Side::Child => process::exit(u8::from(passes().is_err())),
+        Side::Parent(child) => child.reap_blocking().doing("try the way to the state")?,
+    };
+    if child.is_some_and(|ended| ended.code == Some(0)) {
+        return Ok(());
+    }
+    let why = "on this host cages walk there under their own uids, and a folder on the way does not let them pass; \
+               chmod o+x it, or choose another place with --state";
+    Err(Fault::new(format!("open {} to cages", path.display()), why))
+}
+
+/// The folder of runs' own folders, without those of earlier lives.
+fn runs(state: &OwnedFd, plan: &Plan) -> Result<OwnedFd, Fault> {
+    let folder = tenants::private(state, "runs", nix::unistd::geteuid().as_raw())?;
+    let mode = if plan.walks() { 0o711 } else { 0o700 };
+    nix::sys::stat::fchmod(&folder, FileMode::from_bits_truncate(mode))
+        .doing("set the mode of the runs' folder")?;
+    for (dead, uid) in Folder::dead(&folder)? {
+        let errand = Errand::start(plan, Deed::Wipe, &*dead.lock, uid, || {})?;
+        errand.child.reap_blocking().doing("wait for a folder to be wiped")?;
+        let removed = dead.remove(&folder);
+        crate::log::event("swept_folder", &[("folder", &dead.name), ("removed", &removed)]);
+    }
+    Ok(folder)
+}
+
 /// SIGTERM and SIGINT are read from a descriptor; a terminal's Ctrl-C reaches every process of its group.
 fn signals() -> Result<SignalFd, Fault> {
-    let caught = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT]);
+    let caught = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT, Signal::SIGCHLD]);
     sigprocmask(SigmaskHow::SIG_BLOCK, Some(&caught), None).doing("block signals")?;
     SignalFd::with_flags(&caught, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
         .doing("open a descriptor for signals")
@@ -259,7 +364,7 @@ impl Service {
     }
 
     /// Starts the embedded upstream, which the self-test needs even where tenants' is another one.
-    fn start_upstream(&self, host: &mut Host) -> Result<Attended, Fault> {
+    fn start_upstream(&self, host: &mut Host, plan: &Plan) -> Result<Attended, Fault> {
         let listener = TcpListener::bind(SocketAddr::from(([127, 0, 0, 1], 0)))
             .doing("listen for the embedded upstream")?;
         listener.set_nonblocking(true).doing("make a listener non-blocking")?;
@@ -269,11 +374,11 @@ impl Service {
             host.upstream_url = host.proving_url.clone();
         }
         let (uid, more) = (host.settings.uids.upstream, [listener.as_fd()]);
-        spawn::start(self.upstream.as_fd(), &["gaoler-upstream"], uid, Network::Host, &more, || {})
+        spawn::start(plan, self.upstream.as_fd(), &["gaoler-upstream"], uid, Network::Host, &more, || {})
     }
 
     /// Starts the frontend, and leaves the rest to the monitor.
-    fn start_frontend(self, host: &mut Host) -> Result<(Attended, OwnedFd), Fault> {
+    fn start_frontend(self, host: &mut Host, plan: &Plan) -> Result<(Attended, OwnedFd), Fault> {
         self.listener.set_nonblocking(true).doing("make the listener non-blocking")?;
         host.address = self.listener.local_addr().doing("name the listener")?.to_string();
         let text = toml::to_string(&host.settings)
@@ -282,7 +387,7 @@ impl Service {
         let (uid, more) =
             (host.settings.uids.frontend, [text.as_fd(), self.secret.as_fd(), self.tls.as_fd()]);
         let argv = ["gaoler", "frontend"];
-        let mut attended = spawn::start(self.gaoler.as_fd(), &argv, uid, Network::Empty, &more, || {})?;
+        let mut attended = spawn::start(plan, self.gaoler.as_fd(), &argv, uid, Network::Empty, &more, || {})?;
         (host.listener, host.egress) = (Some(self.listener), Some(self.egress));
         let control = std::mem::replace(&mut attended.control, text);
         Ok((attended, control))
@@ -316,14 +421,19 @@ fn state(dir: &Path) -> Result<OwnedFd, Fault> {
     let folder = folder.doing(what.clone())?;
     match roots_alone(&folder, &what)? {
         Some(_) => Ok(folder.into()),
-        None => Err(Fault::new(what, "it must be owned by root with mode 0700 (chown root, chmod 700)")),
+        None => {
+            let why = "it must be owned by whoever runs gaoler, with mode 0700 (chown, chmod 700)";
+            Err(Fault::new(what, why))
+        }
     }
 }
 
-/// The length of a file or folder that nobody but root can open.
+/// The length of a file or folder that nobody but us can read or write; a folder may be passed through.
 fn roots_alone(file: &File, what: &str) -> Result<Option<u64>, Fault> {
     let found = file.metadata().doing(what)?;
-    Ok((found.uid() == 0 && found.mode() & 0o077 == 0).then_some(found.len()))
+    let others = if found.is_dir() { 0o066 } else { 0o077 };
+    let alone = found.uid() == nix::unistd::geteuid().as_raw() && found.mode() & others == 0;
+    Ok(alone.then_some(found.len()))
 }
 
 /// The server's secret, made at the first start, as a sealed memory file for the frontend.
@@ -359,20 +469,41 @@ fn cli(settings: &Settings, mode: Mode) -> Result<Option<PathBuf>, Fault> {
     }
 }
 
-fn common(level: &LevelPolicy) -> Result<Common, Fault> {
-    let own = [
-        ("/", AccessClass::List),
-        ("/opt/claude", AccessClass::ReadExecute),
-        ("/etc", AccessClass::Read),
-        ("/dev", AccessClass::Read),
-    ];
-    let devices = level.devices.iter().map(|(path, _)| (*path, AccessClass::Device));
-    let places = level.visible.iter().copied().chain(devices).chain(own);
-    let rules = CageRules::open(places.map(|(path, class)| (Path::new(path), class)));
+/// What all cages share. In a root of our own the rules are about what was put there; in the host's they name the
+/// little of it that a command needs.
+fn common(level: &'static LevelPolicy, plan: Plan, state: &Path, cli: &Path) -> Result<Common, Fault> {
+    let own: &[(&str, AccessClass)] = match plan.root {
+        Root::Own => &[
+            ("/", AccessClass::List),
+            ("/opt/claude", AccessClass::ReadExecute),
+            ("/etc", AccessClass::Read),
+            ("/dev", AccessClass::Read),
+        ],
+        Root::Covered | Root::Host => &[
+            ("/etc/passwd", AccessClass::Read),
+            ("/etc/group", AccessClass::Read),
+            ("/etc/hosts", AccessClass::Read),
+            ("/etc/nsswitch.conf", AccessClass::Read),
+            ("/dev", AccessClass::List),
+        ],
+    };
+    let place = |(path, class): &(&'static str, AccessClass)| (Path::new(*path), *class);
+    let devices = level.devices.iter().map(|(path, _)| (Path::new(*path), AccessClass::Device));
+    let places = level.visible.iter().map(place).chain(devices).chain(own.iter().map(place));
+    let places = places.chain((plan.root != Root::Own).then_some((cli, AccessClass::ReadExecute)));
+    let rules = CageRules::open(places);
+    if plan.root == Root::Covered
+        && let Some(path) =
+            [state, cli].iter().find(|path| COVERED.iter().any(|folder| path.starts_with(folder)))
+    {
+        let why = format!("on this host a cage has its own {}; choose another place", COVERED.join(", "));
+        return Err(Fault::new(format!("use {}", path.display()), why));
+    }
     Ok(Common {
-        cage_filter: CAGE,
-        init_filter: INIT,
+        plan,
         rules: rules.doing("open the cage's places")?,
+        proc_options: "hidepid=invisible",
+        covers: (plan.root == Root::Covered).then(|| Covers::of(level, &[state, cli])).transpose()?,
         environment: invocation::constants(level.env).collect(),
         path: level.env.iter().find(|(name, _)| *name == "PATH").map_or("", |(_, value)| value).into(),
     })
@@ -389,8 +520,7 @@ fn refuse_below(settings: &Settings, layers: &Layers) -> Result<(), Fault> {
     let minimum = Tier::from_name(&settings.isolation.minimum).ok_or_else(|| {
         Fault::new("read isolation.minimum", "it is none of kernel, namespaces, uid, directory")
     })?;
-    // Only the kernel tier is built: below it there is nothing to run in, whatever the minimum says.
-    let needed = minimum.max(Tier::Kernel);
+    let needed = minimum;
     if layers.tier >= needed {
         return Ok(());
     }
@@ -400,6 +530,9 @@ fn refuse_below(settings: &Settings, layers: &Layers) -> Result<(), Fault> {
     let missing: Vec<_> =
         missing.iter().map(|row| format!("{} is {} ({})", row.name, row.state, errno(row))).collect();
     let (tier, missing) = (layers.tier, missing.join(", "));
-    let why = format!("this host reaches tier {tier}: {missing}; `gaoler doctor` says what would fix it");
+    let why = format!(
+        "this host reaches tier {tier}: {missing}; `gaoler doctor` says what would fix it, and isolation.minimum = \
+         \"{tier}\" accepts what there is"
+    );
     Err(Fault::new(format!("reach tier {needed}"), why))
 }

@@ -9,7 +9,7 @@ use gaoler_protocol::{Effort, Placeholder, Spawn};
 use crate::cage::Invocation;
 
 /// The invocation of this run.
-pub fn of(spawn: &Spawn, placeholder: &Placeholder, level: &LevelPolicy) -> Invocation {
+pub fn of(spawn: &Spawn, placeholder: Option<&Placeholder>, level: &LevelPolicy) -> Invocation {
     let mut words: Vec<String> = level.argv.iter().copied().map(String::from).collect();
     words.extend(["--managed-settings".into(), level.managed_settings.into()]);
     let mut option = |name: &str, value: &str| words.extend([name.to_owned(), value.to_owned()]);
@@ -22,7 +22,11 @@ pub fn of(spawn: &Spawn, placeholder: &Placeholder, level: &LevelPolicy) -> Invo
     if spawn.turns_max != 0 {
         option("--max-turns", &spawn.turns_max.to_string());
     }
-    let token = format!("CLAUDE_CODE_OAUTH_TOKEN={}", placeholder.token());
+    // By descriptor 3 where environments can be read by others.
+    let token = match placeholder {
+        Some(placeholder) => format!("CLAUDE_CODE_OAUTH_TOKEN={}", placeholder.token()),
+        None => "CLAUDE_CODE_OAUTH_TOKEN_FILE_DESCRIPTOR=3".to_owned(),
+    };
     Invocation {
         session: uuid(&spawn.session),
         words: words.into_iter().flat_map(CString::new).collect(),

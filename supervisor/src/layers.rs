@@ -12,15 +12,14 @@ use std::time::{Duration, Instant};
 use gaoler_policy::landlock::{self, ABI_IOCTL, ABI_MINIMUM, ABI_SCOPES, ABI_TCP};
 use gaoler_policy::seccomp::{INIT, Threads};
 use gaoler_protocol::{LayerName, LayerRow, LayerState, Layers, Limits, Rows};
-use gaoler_sys::clone::{Side, clone3, wait};
+use gaoler_sys::clone::{Side, fork, wait};
 use gaoler_sys::mount::{Attributes, attach, clone_tree, restrict};
-use gaoler_sys::probe::fork;
-use gaoler_sys::{memfd, process};
+use gaoler_sys::{memfd, probe, process};
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, OpenHow, ResolveFlag, openat, openat2};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::poll::{PollFd, PollFlags, poll};
-use nix::sched::{CloneFlags, unshare};
+use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::stat::{Mode, fchmod, mkdirat};
 use nix::unistd::{Gid, Pid, Uid, UnlinkatFlags, fchownat, unlinkat};
@@ -42,8 +41,6 @@ const FORKS: u32 = 16;
 enum Seen {
     /// It worked, and the effect was there.
     Held,
-    /// It works only in a weaker way; the errno of the full one.
-    Part(u16),
     /// The kernel refused (errno), or accepted and did nothing (0).
     Refused(u16),
 }
@@ -54,8 +51,10 @@ struct Bench {
     /// A listener of this host's, which some children must not reach.
     door: Result<(TcpListener, SocketAddr)>,
     landlock: Result<u8>,
-    /// The supervisor's own ipc, uts and cgroup namespace.
-    outside: [Option<PathBuf>; 3],
+    /// Shared memory of this host's, which some children must not see.
+    segment: Result<probe::Segment>,
+    /// The supervisor's own cgroup namespace.
+    outside: Option<PathBuf>,
 }
 
 /// What is tried in a child that may be ruined by it: whether the effect was there.
@@ -66,12 +65,15 @@ const ATTEMPTS: &[(LayerName, i32, Attempt)] = &[
     (LayerName::Uid, 0, uid_holds),
     (LayerName::UserNamespace, 0, user_namespace_holds),
     (LayerName::PidNamespace, libc::CLONE_NEWPID, |_| Ok(std::process::id() == 1)),
-    (LayerName::MountNamespace, libc::CLONE_NEWNS, |_| own_tmpfs().map(|()| true)),
+    (LayerName::MountNamespace, libc::CLONE_NEWNS, mount_namespace_holds),
     (LayerName::NetworkNamespace, libc::CLONE_NEWNET, network_namespace_holds),
-    (LayerName::IpcNamespace, libc::CLONE_NEWIPC, |bench| Ok(namespace("ipc") != bench.outside[0])),
-    (LayerName::UtsNamespace, libc::CLONE_NEWUTS, |bench| Ok(namespace("uts") != bench.outside[1])),
-    (LayerName::CgroupNamespace, libc::CLONE_NEWCGROUP, |bench| Ok(namespace("cgroup") != bench.outside[2])),
-    (LayerName::Clone3, 0, clone3_holds),
+    (LayerName::IpcNamespace, libc::CLONE_NEWIPC, |bench| Ok(!made(&bench.segment)?.is_seen())),
+    (LayerName::UtsNamespace, libc::CLONE_NEWUTS, |_| {
+        nix::unistd::sethostname("cage")?;
+        Ok(nix::unistd::gethostname()? == "cage")
+    }),
+    (LayerName::CgroupNamespace, libc::CLONE_NEWCGROUP, |bench| Ok(cgroup_namespace() != bench.outside)),
+    (LayerName::Clone3, 0, |_| probe::clone3().map(|()| true)),
     (LayerName::PivotRoot, libc::CLONE_NEWNS, pivot_holds),
     (LayerName::MountApi, 0, mount_api_holds),
     (LayerName::IdMappedMounts, 0, idmap_holds),
@@ -98,6 +100,15 @@ const ATTEMPTS: &[(LayerName, i32, Attempt)] = &[
         Ok(is(file.write_all(b"else"), Errno::EPERM))
     }),
     (LayerName::Keyring, 0, |_| process::new_session_keyring().map(|()| true)),
+    (LayerName::Chroot, 0, chroot_holds),
+    (LayerName::BindMounts, libc::CLONE_NEWNS, bind_holds),
+    (LayerName::Hidepid, libc::CLONE_NEWPID | libc::CLONE_NEWNS, hidepid_holds),
+    (LayerName::Pidfd, 0, |_| probe::pidfd().map(|()| true)),
+    (LayerName::CloseRange, 0, |_| {
+        process::close_all_but(&[0, 1, 2])?;
+        Ok(is(File::open("/proc/self/fd/3"), Errno::ENOENT))
+    }),
+    (LayerName::ProcessShield, 0, shield_holds),
 ];
 
 /// Tries every layer. `state` is a folder in which two files may be made for a moment, `uid` and the one
@@ -108,7 +119,8 @@ pub fn probe(state: BorrowedFd<'_>, uid: u32) -> Layers {
         ground: Ground::make(state, uid),
         door: door(),
         landlock: landlock::abi(),
-        outside: ["ipc", "uts", "cgroup"].map(namespace),
+        segment: probe::Segment::make(),
+        outside: cgroup_namespace(),
     };
     let (cgroup, bounds, tasks) = match cgroups() {
         Ok((version, tasks)) => (version, Seen::Held, tasks),
@@ -118,9 +130,14 @@ pub fn probe(state: BorrowedFd<'_>, uid: u32) -> Layers {
     };
     let groups =
         [(LayerName::CgroupMemory, bounds), (LayerName::CgroupTasks, tasks), (LayerName::CgroupCpu, bounds)];
-    let tried = ATTEMPTS.iter().map(|&(name, flags, attempt)| (name, seen(name, flags, &bench, attempt)));
+    let tried = ATTEMPTS.iter().map(|&(name, flags, attempt)| (name, seen(flags, &bench, attempt)));
     let mut rows: Vec<LayerRow> = tried.chain(groups).map(|(name, seen)| row(name, seen)).collect();
     rows.sort_by_key(|row| row.name);
+    // Who has pids and a /proc of his own cannot so much as name us.
+    let unnamed = rows.iter().any(|row| row.name == LayerName::Proc && row.state == LayerState::Enforced);
+    if let Some(shield) = rows.iter_mut().find(|row| unnamed && row.name == LayerName::ProcessShield) {
+        (shield.state, shield.errno) = (LayerState::Enforced, 0);
+    }
     let tier = tiers::tier(&rows);
     Layers { tier, landlock_abi: bench.landlock.unwrap_or(0), cgroup, rows: Rows::new(rows) }
 }
@@ -128,34 +145,39 @@ pub fn probe(state: BorrowedFd<'_>, uid: u32) -> Layers {
 fn row(name: LayerName, seen: Seen) -> LayerRow {
     let (state, errno) = match seen {
         Seen::Held => (LayerState::Enforced, 0),
-        Seen::Part(errno) => (LayerState::Degraded, errno),
         Seen::Refused(errno) => (LayerState::Absent, errno),
     };
     LayerRow { name, state, errno }
 }
 
-/// The attempt as it is meant, and where that is refused, in the weaker way that an ordinary user has: a
-/// namespace inside a user namespace, and a user namespace without the right to map another uid into it.
-fn seen(name: LayerName, flags: i32, bench: &Bench, attempt: Attempt) -> Seen {
-    let tried = |flags: i32, attempt: Attempt| watch(forked(|| fork(flags), || attempt(bench)));
-    let weaker = match name {
-        LayerName::UserNamespace => Some((libc::CLONE_NEWUSER, (|_| Ok(true)) as Attempt)),
-        _ if flags != 0 => Some((flags | libc::CLONE_NEWUSER, attempt)),
-        _ => None,
-    };
-    match (tried(flags, attempt), weaker) {
-        (Seen::Refused(errno), Some((flags, attempt))) if tried(flags, attempt) == Seen::Held => {
-            Seen::Part(errno)
+/// What one attempt showed. A mount or a name that shows outside of the child that made it is none of its own.
+fn seen(flags: i32, bench: &Bench, attempt: Attempt) -> Seen {
+    let mounted = || std::fs::metadata("/tmp").map(|found| found.dev()).ok();
+    let named = || nix::unistd::gethostname().ok();
+    let (mount, name) = (mounted(), named());
+    let seen = watch(forked(flags, || attempt(bench)));
+    if mount != mounted() {
+        let _ = umount2("/tmp", MntFlags::MNT_DETACH);
+        return Seen::Refused(0);
+    }
+    match name.filter(|name| named().as_ref() != Some(name)) {
+        Some(name) => {
+            let _ = nix::unistd::sethostname(name);
+            Seen::Refused(0)
         }
-        (seen, _) => seen,
+        None => seen,
     }
 }
 
-/// Runs `body` in the child that `start` makes; its exit code says what it saw.
-fn forked(start: impl FnOnce() -> Result<Option<i32>>, body: impl FnOnce() -> Result<bool>) -> Result<i32> {
-    match start()? {
-        Some(pid) => Ok(pid),
-        None => process::exit(match body() {
+/// Runs `body` in a child of its own; its exit code says what it saw.
+fn forked(flags: i32, body: impl FnOnce() -> Result<bool>) -> Result<i32> {
+    answered(fork(flags, None)?, body)
+}
+
+fn answered(side: Side, body: impl FnOnce() -> Result<bool>) -> Result<i32> {
+    match side {
+        Side::Parent(child) => Ok(child.pid),
+        Side::Child => process::exit(match body() {
             Ok(true) => 0,
             Ok(false) => WITHOUT_EFFECT,
             Err(error) => {
@@ -274,18 +296,25 @@ impl Drop for Ground {
 fn uid_holds(bench: &Bench) -> Result<bool> {
     let ground = made(&bench.ground)?;
     ground.give()?;
-    let (uid, gid) = (Uid::from_raw(ground.uid), Gid::from_raw(ground.uid));
-    nix::unistd::setgroups(&[])?;
-    nix::unistd::setresgid(gid, gid, gid)?;
-    nix::unistd::setresuid(uid, uid, uid)?;
+    become_run(ground.uid)?;
     ground.read("own")?;
     Ok(ground.read("other").err() == Some(Errno::EACCES))
 }
 
+fn become_run(uid: u32) -> nix::Result<()> {
+    let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(uid));
+    nix::unistd::setgroups(&[])?;
+    nix::unistd::setresgid(gid, gid, gid)?;
+    nix::unistd::setresuid(uid, uid, uid)
+}
+
+/// As a cage does it: made by another process, entered by this one, who is then somebody else.
 fn user_namespace_holds(_: &Bench) -> Result<bool> {
-    let outside = nix::unistd::geteuid().as_raw() + 1;
-    let mapped = namespaces::user(File::open("/proc")?.as_fd(), 1000, outside);
-    mapped.map(|_| true).map_err(|fault| fault.error)
+    let outside = nix::unistd::geteuid().as_raw();
+    let mapped =
+        namespaces::user(File::open("/proc")?.as_fd(), 1000, outside).map_err(|fault| fault.error)?;
+    setns(mapped, CloneFlags::CLONE_NEWUSER)?;
+    Ok(nix::unistd::geteuid().as_raw() == 1000)
 }
 
 fn door() -> Result<(TcpListener, SocketAddr)> {
@@ -304,23 +333,54 @@ fn network_namespace_holds(bench: &Bench) -> Result<bool> {
     Ok(inside == *outside || is(TcpStream::connect(outside), Errno::ECONNREFUSED))
 }
 
-/// The identity of a namespace that this process is in.
-fn namespace(name: &str) -> Option<PathBuf> {
-    std::fs::read_link(format!("/proc/self/ns/{name}")).ok()
+/// The identity of the cgroup namespace that this process is in.
+fn cgroup_namespace() -> Option<PathBuf> {
+    std::fs::read_link("/proc/self/ns/cgroup").ok()
 }
 
-/// A small tmpfs on /tmp of a mount namespace of our own.
+/// A small tmpfs on /tmp of a mount namespace of our own. Where mounts cannot be made private (EINVAL), they
+/// must not show outside either: [`seen`] looks.
 fn own_tmpfs() -> Result<()> {
     let none: Option<&str> = None;
-    mount(none, "/", none, MsFlags::MS_PRIVATE | MsFlags::MS_REC, none)?;
+    match mount(none, "/", none, MsFlags::MS_PRIVATE | MsFlags::MS_REC, none) {
+        Ok(()) | Err(Errno::EINVAL) => {}
+        Err(errno) => return Err(errno.into()),
+    }
     Ok(mount(Some("gaoler"), "/tmp", Some("tmpfs"), MsFlags::MS_NOSUID, Some("size=64k"))?)
 }
 
-fn clone3_holds(_: &Bench) -> Result<bool> {
-    match clone3(0, None)? {
-        Side::Child => process::exit(0),
-        Side::Parent(child) => Ok(child.reap_blocking()?.is_some_and(|ended| ended.code == Some(0))),
-    }
+fn mount_namespace_holds(_: &Bench) -> Result<bool> {
+    own_tmpfs()?;
+    Ok(std::fs::write("/tmp/own", "").is_ok() && std::fs::read_dir("/tmp")?.count() == 1)
+}
+
+fn chroot_holds(_: &Bench) -> Result<bool> {
+    nix::unistd::chroot("/proc")?;
+    nix::unistd::chdir("/")?;
+    Ok(is(File::open("/proc"), Errno::ENOENT) && File::open("/self/status").is_ok())
+}
+
+fn bind_holds(_: &Bench) -> Result<bool> {
+    own_tmpfs()?;
+    let none: Option<&str> = None;
+    std::fs::create_dir_all("/tmp/a")?;
+    mount(Some("/tmp/a"), "/tmp/a", none, MsFlags::MS_BIND, none)?;
+    let only_read = MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
+    mount(none, "/tmp/a", none, only_read, none)?;
+    Ok(is(std::fs::write("/tmp/a/b", ""), Errno::EROFS))
+}
+
+/// Our own entry must be gone for somebody else, whom we become: a host may take the option and ignore it.
+fn hidepid_holds(bench: &Bench) -> Result<bool> {
+    own_tmpfs()?;
+    let options = Some("hidepid=invisible");
+    mount(Some("proc"), "/tmp", Some("proc"), MsFlags::MS_NOSUID, options)?;
+    let child = forked(0, || {
+        become_run(made(&bench.ground)?.uid)?;
+        Ok(is(File::open("/tmp/1/stat"), Errno::ENOENT))
+    });
+    // Without another uid there is nobody to hide from.
+    Ok(watch(child) == Seen::Held)
 }
 
 fn pivot_holds(_: &Bench) -> Result<bool> {
@@ -330,6 +390,18 @@ fn pivot_holds(_: &Bench) -> Result<bool> {
     umount2(".", MntFlags::MNT_DETACH)?;
     nix::unistd::chdir("/")?;
     Ok(is(File::open("/proc/self/status"), Errno::ENOENT))
+}
+
+/// Confined as far as this host can, a child must neither signal us nor open our memory.
+fn shield_holds(bench: &Bench) -> Result<bool> {
+    let parent = nix::unistd::getppid();
+    let _ = become_run(made(&bench.ground)?.uid);
+    process::drop_permitted()?;
+    process::no_new_privs()?;
+    let memory = || File::options().read(true).write(true).open(format!("/proc/{parent}/mem"));
+    let refused = memory().is_err();
+    let _ = landlock::no_files();
+    Ok(refused && kill(parent, None) == Err(Errno::EPERM))
 }
 
 fn mount_api_holds(bench: &Bench) -> Result<bool> {
@@ -386,8 +458,10 @@ fn capabilities_hold(_: &Bench) -> Result<bool> {
     process::drop_permitted()?;
     let status = std::fs::read_to_string("/proc/self/status")?;
     let is_empty = |name: &&str| {
+        // Some hosts do not show every set; those that count most, every host does.
         let found = status.lines().find_map(|line| line.strip_prefix(name));
-        found.is_some_and(|mask| mask.trim().bytes().all(|digit| digit == b'0'))
+        let must = ["CapPrm:", "CapEff:"].contains(name);
+        found.map_or(!must, |mask| mask.trim().bytes().all(|digit| digit == b'0'))
     };
     let sets = ["CapInh:", "CapPrm:", "CapEff:", "CapAmb:", "CapBnd:"];
     Ok(sets[..if bounded.is_ok() { 5 } else { 4 }].iter().all(is_empty))
@@ -409,14 +483,11 @@ fn parent_death_holds(_: &Bench) -> Result<bool> {
         std::thread::sleep(2 * PATIENCE);
         Ok(true)
     };
-    let child = forked(
-        || fork(0),
-        || {
-            forked(|| fork(0), grandchild)?;
-            nix::unistd::read(&ends, &mut [0])?;
-            Ok(true)
-        },
-    )?;
+    let child = forked(0, || {
+        forked(0, grandchild)?;
+        nix::unistd::read(&ends, &mut [0])?;
+        Ok(true)
+    })?;
     wait(child, 0)?;
     drop(held);
     let mut end = [PollFd::new(ends.as_fd(), PollFlags::POLLIN)];
@@ -436,19 +507,15 @@ fn cgroups() -> std::result::Result<(u8, Seen), Fault> {
     let mut groups = Cgroups::open(proc.as_fd())?;
     let limits = Limits { memory_mib: 64, tasks: TASKS, cpu_percent: 50, ..Limits::NONE };
     let tried = groups.leaf(limits).map(|leaf| {
-        let start = || match clone3(0, leaf.clone_into())? {
-            Side::Child => Ok(None),
-            Side::Parent(child) => Ok(Some(child.pid)),
-        };
         let idle = || {
             std::thread::sleep(Duration::from_millis(100));
             Ok(true)
         };
         let crowd = || {
             leaf.tasks().iter().try_for_each(|tasks| nix::unistd::write(tasks, b"0").map(drop))?;
-            Ok((0..FORKS).any(|_| is(forked(|| fork(0), idle), Errno::EAGAIN)))
+            Ok((0..FORKS).any(|_| is(forked(0, idle), Errno::EAGAIN)))
         };
-        let seen = watch(forked(start, crowd));
+        let seen = watch(fork(0, leaf.clone_into()).and_then(|side| answered(side, crowd)));
         leaf.kill();
         let late = Instant::now() + PATIENCE;
         while !groups.remove(&leaf) && Instant::now() < late {

@@ -5,13 +5,17 @@ mod admit;
 mod boot;
 mod cage;
 mod cgroup;
+mod errand;
+mod family;
 mod fault;
+mod inside;
 mod invocation;
 mod layers;
 mod log;
 mod monitor;
 mod namespaces;
 mod notify;
+mod plan;
 mod pool;
 mod run;
 mod spawn;
@@ -34,7 +38,9 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    match boot::run(mode) {
+    // As started anew by itself, inside an ordinary user's namespace.
+    let inside = std::env::args().nth(2).as_deref() == Some(inside::WORD);
+    match boot::run(mode, inside) {
         Ok(status) => ExitCode::from(status),
         Err(fault) => {
             eprintln!("gaoler: cannot {fault}");

@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io::Write;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use gaoler_sys::clone::{Side, clone3};
+use gaoler_sys::clone::{Side, fork};
 use nix::fcntl::{OFlag, openat};
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::stat::Mode;
@@ -15,9 +15,9 @@ use crate::fault::{Doing, Fault};
 /// A user namespace that maps `inside` to the host's `outside`, for uids and gids alike, and nothing else.
 ///
 /// # Errors
-/// Those of clone3(2) with CLONE_NEWUSER and of the writes to uid_map and gid_map.
+/// Those of clone(2) with CLONE_NEWUSER and of the writes to uid_map and gid_map.
 pub fn user(proc_fd: BorrowedFd<'_>, inside: u32, outside: u32) -> Result<OwnedFd, Fault> {
-    let child = match clone3(libc::CLONE_NEWUSER, None).doing("make a user namespace")? {
+    let child = match fork(libc::CLONE_NEWUSER, None).doing("make a user namespace")? {
         Side::Child => loop {
             nix::unistd::pause();
         },
@@ -41,16 +41,42 @@ pub fn user(proc_fd: BorrowedFd<'_>, inside: u32, outside: u32) -> Result<OwnedF
 }
 
 /// A network namespace with loopback up. Made by leaving our own for a moment: the supervisor has one thread.
+/// An ordinary user could not come back, and has a child make it.
 ///
 /// # Errors
 /// Those of unshare(2), of bringing loopback up, and of coming back, after which nothing may go on.
-pub fn network(proc_fd: BorrowedFd<'_>) -> Result<OwnedFd, Fault> {
-    let open = || openat(proc_fd, "self/ns/net", OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty());
-    let home = open().doing("open the own network namespace")?;
+pub fn network(proc_fd: BorrowedFd<'_>, inside: bool) -> Result<OwnedFd, Fault> {
+    let open = |of: &str| {
+        let path = format!("{of}/ns/net");
+        let opened = openat(proc_fd, path.as_str(), OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty());
+        opened.doing("open a network namespace")
+    };
+    if inside {
+        let (ready, told) = nix::unistd::pipe2(OFlag::O_CLOEXEC).doing("make a pipe")?;
+        let child = match fork(libc::CLONE_NEWNET, None).doing("make a network namespace")? {
+            Side::Child => {
+                let up = gaoler_sys::process::loopback_up().is_ok();
+                let _ = nix::unistd::write(&told, &[u8::from(up)]);
+                loop {
+                    nix::unistd::pause();
+                }
+            }
+            Side::Parent(child) => child,
+        };
+        drop(told);
+        let mut up = [0];
+        let heard = nix::unistd::read(&ready, &mut up);
+        let made = open(&child.pid.to_string());
+        child.kill();
+        child.reap_blocking().doing("reap the maker of a network namespace")?;
+        return match (heard, up) {
+            (Ok(1), [1]) => made,
+            _ => Err(Fault::new("bring loopback up", "refused in the new network namespace")),
+        };
+    }
+    let home = open("self")?;
     unshare(CloneFlags::CLONE_NEWNET).doing("make a network namespace")?;
-    let made = gaoler_sys::process::loopback_up()
-        .doing("bring loopback up")
-        .and_then(|()| open().doing("open a network namespace"));
+    let made = gaoler_sys::process::loopback_up().doing("bring loopback up").and_then(|()| open("self"));
     // To stay in a cage's network would be worse than to stop.
     setns(home.as_fd(), CloneFlags::CLONE_NEWNET).doing("return to the own network namespace")?;
     made

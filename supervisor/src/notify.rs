@@ -5,6 +5,9 @@ use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 
+/// The variable that names the service manager's ear.
+pub const VARIABLE: &str = "NOTIFY_SOCKET";
+
 /// The service manager's ear, where there is one.
 #[derive(Debug, Default)]
 pub struct Notify {
@@ -12,10 +15,10 @@ pub struct Notify {
 }
 
 impl Notify {
-    /// Connects to what `NOTIFY_SOCKET` names: a path, or `@` and a name without one. To be called while the
+    /// Connects to what the variable names: a path, or `@` and a name without one. To be called while the
     /// host's root is still there; no child is given the variable, since each gets an environment of its own.
     pub fn open() -> Notify {
-        let socket = std::env::var_os("NOTIFY_SOCKET").and_then(|name| {
+        let socket = std::env::var_os(VARIABLE).and_then(|name| {
             let address = match name.as_bytes() {
                 [b'@', name @ ..] => SocketAddr::from_abstract_name(name),
                 _ => SocketAddr::from_pathname(&name),

@@ -1,5 +1,5 @@
 //! What a run needs that takes time to make, made ahead: a uid, its user namespace, a network namespace and
-//! a cgroup leaf. Nothing from the pool is ever used twice.
+//! a cgroup leaf, as far as this host has them. Nothing from the pool is ever used twice.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -21,14 +21,12 @@ pub struct Set {
     pub slot: Slot,
     /// The uid.
     pub uid: u32,
-    /// The user namespace that maps 1000 to it.
-    pub user_namespace: OwnedFd,
-    /// A network namespace with loopback alone.
-    pub network_namespace: OwnedFd,
+    /// The user namespace that maps 1000 to it, and a network namespace with loopback alone.
+    pub ahead: Option<[OwnedFd; 2]>,
     /// The cgroup leaf.
-    pub leaf: Leaf,
+    pub leaf: Option<Leaf>,
     /// The namespaces' identities, by their names in /proc/PID/ns.
-    pub identities: [(&'static str, u64); 2],
+    pub identities: Vec<(&'static str, u64)>,
 }
 
 /// Sets that wait for a run.
@@ -45,10 +43,30 @@ pub struct Source<'a> {
     pub proc_fd: BorrowedFd<'a>,
     /// Uids of runs.
     pub uids: &'a mut Uids,
-    /// Groups.
-    pub cgroups: &'a mut Cgroups,
+    /// Groups, where a leaf is wanted.
+    pub cgroups: Option<&'a mut Cgroups>,
+    /// Namespaces are made ahead.
+    pub ahead: bool,
+    /// Root is an ordinary user's, in a user namespace: all runs have its uid.
+    pub inside: bool,
     /// The limits that a leaf gets ahead of knowing its run.
     pub limits: Limits,
+}
+
+impl Set {
+    /// Gives it to another uid than that of its slot, before it is used.
+    ///
+    /// # Errors
+    /// As for [`namespaces::user`].
+    pub fn belongs_to(&mut self, proc_fd: BorrowedFd<'_>, uid: u32) -> Result<(), Fault> {
+        self.uid = uid;
+        if let Some([user, _]) = &mut self.ahead {
+            *user = namespaces::user(proc_fd, INSIDE, uid)?;
+            let identity = namespaces::identity(user.as_fd()).doing("look at a namespace")?;
+            self.identities.iter_mut().filter(|(name, _)| *name == "user").for_each(|it| it.1 = identity);
+        }
+        Ok(())
+    }
 }
 
 impl Pool {
@@ -78,8 +96,9 @@ impl Pool {
             Some(set) => set,
             None => make(source)?,
         };
-        if set.leaf.limits() != limits {
-            set.leaf.bound(limits)?;
+        match &mut set.leaf {
+            Some(leaf) if leaf.limits() != limits => leaf.bound(limits)?,
+            _ => {}
         }
         Ok(set)
     }
@@ -92,20 +111,24 @@ impl Pool {
 
 fn make(source: Source<'_>) -> Result<Set, Fault> {
     let slot = source.uids.take().ok_or_else(|| Fault::new("take a run's uid", "the range is used up"))?;
-    let uid = source.uids.uid(&slot);
-    let made = namespaces::user(source.proc_fd, INSIDE, uid).and_then(|user_namespace| {
-        let network_namespace = namespaces::network(source.proc_fd)?;
-        let identities = [
-            ("user", namespaces::identity(user_namespace.as_fd()).doing("look at a user namespace")?),
-            ("net", namespaces::identity(network_namespace.as_fd()).doing("look at a network namespace")?),
-        ];
-        let leaf = source.cgroups.leaf(source.limits)?;
-        Ok((user_namespace, network_namespace, identities, leaf))
-    });
-    match made {
-        Ok((user_namespace, network_namespace, identities, leaf)) => {
-            Ok(Set { slot, uid, user_namespace, network_namespace, leaf, identities })
+    let uid = if source.inside { nix::unistd::geteuid().as_raw() } else { source.uids.uid(&slot) };
+    let parts = || -> Result<_, Fault> {
+        let mut identities = Vec::new();
+        let mut ahead = None;
+        if source.ahead {
+            let user = namespaces::user(source.proc_fd, INSIDE, uid)?;
+            let network = namespaces::network(source.proc_fd, source.inside)?;
+            for (name, namespace) in [("user", &user), ("net", &network)] {
+                identities
+                    .push((name, namespaces::identity(namespace.as_fd()).doing("look at a namespace")?));
+            }
+            ahead = Some([user, network]);
         }
+        let leaf = source.cgroups.map(|cgroups| cgroups.leaf(source.limits)).transpose()?;
+        Ok((ahead, leaf, identities))
+    };
+    match parts() {
+        Ok((ahead, leaf, identities)) => Ok(Set { slot, uid, ahead, leaf, identities }),
         Err(fault) => {
             source.uids.release(slot);
             Err(fault)

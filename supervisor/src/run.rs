@@ -12,9 +12,11 @@ use gaoler_sys::clone::{Child, Ended};
 use nix::fcntl::Flock;
 
 use crate::cgroup::Peaks;
+use crate::errand::Errand;
+use crate::monitor::Disk;
 use crate::pool::Set;
 use crate::spawn::Attended;
-use crate::tenants::TenantId;
+use crate::tenants::{Folder, Tenant, TenantId};
 use crate::uids::Slot;
 
 /// Where a run is.
@@ -97,6 +99,24 @@ pub struct Run {
     pub egress: Option<Broker>,
     /// The read end of what egress writes at its end, until the peer has it.
     pub ledger: Option<OwnedFd>,
+    /// The uid of its processes, as the supervisor sees it.
+    pub uid: u32,
+    /// The command reads its token from a descriptor.
+    pub token: bool,
+    /// It has no pid namespace: pid 1's stand-in ends the others, and is told to by the end of its line.
+    pub family: bool,
+    /// Its tenant's folder.
+    pub folder_of_tenant: Option<Tenant>,
+    /// Its own folder, where that cannot be a file system of its own.
+    pub folder: Option<Folder>,
+    /// Its own folder is empty.
+    pub wiped: bool,
+    /// Somebody who is at its folders.
+    pub errand: Option<Errand>,
+    /// What is known of its use of the disk.
+    pub disk: Disk,
+    /// The most that its tenant's folder was seen to take, bytes.
+    pub disk_peak: u64,
     /// The session's lock.
     pub session: Option<Flock<File>>,
     /// Our end of the lease.
@@ -143,6 +163,15 @@ impl Run {
             stdio: None,
             egress: None,
             ledger: None,
+            uid: 0,
+            token: false,
+            family: false,
+            folder_of_tenant: None,
+            folder: None,
+            wiped: false,
+            errand: None,
+            disk: Disk::default(),
+            disk_peak: 0,
             session: None,
             lease: None,
             report: None,
@@ -159,6 +188,15 @@ impl Run {
     /// Its id.
     pub fn id(&self) -> RunId {
         self.spawn.run
+    }
+
+    /// The pids of its pid 1, its egress and its errand.
+    pub fn children(&self) -> [Option<i32>; 3] {
+        [
+            self.init.as_ref().map(|child| child.pid),
+            self.egress.as_ref().map(|egress| egress.process.child.pid),
+            self.errand.as_ref().map(|errand| errand.child.pid),
+        ]
     }
 
     /// Notes a cause of the end; the first one stays.
@@ -192,7 +230,7 @@ impl Run {
             vouch,
             requests_max: 0,
             egress_mib: self.limits.egress_mib,
-            peer_uid: 0,
+            peer_uid: if self.folder.is_some() { self.uid } else { 0 },
         })
     }
 

@@ -7,12 +7,13 @@ use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use gaoler_sys::channel;
-use gaoler_sys::clone::{Child, Side, clone3};
+use gaoler_sys::clone::{Child, Side, fork};
 use gaoler_sys::process::{self, Strings};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
 use nix::unistd::{Gid, Uid, setgroups, setresgid, setresuid};
 
 use crate::fault::{Doing, Fault};
+use crate::plan::{Ids, Plan};
 
 /// Above every number that a descriptor is placed at: 0 to 2, the control socket, and at most four more.
 const ABOVE: i32 = 64;
@@ -38,8 +39,9 @@ pub struct Attended {
 /// Starts a program under this uid. It finds its control socket as descriptor 3 and `more` from 4 on.
 ///
 /// # Errors
-/// Those of socketpair(2) and clone3(2). A failure after the fork shows as the end of the control socket.
+/// Those of socketpair(2) and clone(2). A failure after the fork shows as the end of the control socket.
 pub fn start(
+    plan: &Plan,
     program: BorrowedFd<'_>,
     argv: &[&str],
     uid: u32,
@@ -48,15 +50,15 @@ pub fn start(
     wipe: impl FnOnce(),
 ) -> Result<Attended, Fault> {
     let (control, theirs) = channel::pair().doing("make a control socket")?;
-    let own = libc::CLONE_NEWNS | libc::CLONE_NEWPID | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS;
-    let net = if network == Network::Empty { libc::CLONE_NEWNET } else { 0 };
-    match clone3(own | net, None).doing(format!("fork {}", argv.first().unwrap_or(&"a process")))? {
+    let net = if network == Network::Empty && plan.network { libc::CLONE_NEWNET } else { 0 };
+    let own = plan.namespaces & !libc::CLONE_NEWNET;
+    match fork(own | net, None).doing(format!("fork {}", argv.first().unwrap_or(&"a process")))? {
         Side::Parent(child) => Ok(Attended { child, control }),
         Side::Child => {
             wipe();
             let fds: Vec<BorrowedFd<'_>> =
                 std::iter::once(theirs.as_fd()).chain(more.iter().copied()).collect();
-            let fault = become_it(program, argv, uid, &fds);
+            let fault = become_it(plan, program, argv, uid, &fds);
             crate::log::event(
                 "start_failed",
                 &[("program", &argv.first().unwrap_or(&"?")), ("fault", &fault)],
@@ -67,15 +69,19 @@ pub fn start(
 }
 
 /// In the child: gives everything up and executes. Returns only with what went wrong.
-fn become_it(program: BorrowedFd<'_>, argv: &[&str], uid: u32, fds: &[BorrowedFd<'_>]) -> Fault {
+fn become_it(plan: &Plan, program: BorrowedFd<'_>, argv: &[&str], uid: u32, fds: &[BorrowedFd<'_>]) -> Fault {
     let words = argv.iter().filter_map(|word| CString::new(*word).ok()).collect();
     let (argv, environment) = (Strings::new(words), Strings::new(Vec::new()));
     let given_up = || -> Result<ManuallyDrop<OwnedFd>, Fault> {
         let (owner, group) = (Uid::from_raw(uid), Gid::from_raw(uid));
-        process::empty_bounding_set().doing("empty the bounding set")?;
-        setgroups(&[]).doing("drop groups")?;
-        setresgid(group, group, group).doing("change gid")?;
-        setresuid(owner, owner, owner).doing("change uid")?;
+        if plan.bounds() {
+            process::empty_bounding_set().doing("empty the bounding set")?;
+        }
+        if plan.ids != Ids::Same {
+            setgroups(&[]).doing("drop groups")?;
+            setresgid(group, group, group).doing("change gid")?;
+            setresuid(owner, owner, owner).doing("change uid")?;
+        }
         process::die_with_parent().doing("ask for the parent's death signal")?;
         process::not_dumpable().doing("become untraceable")?;
         process::no_new_privs().doing("set no_new_privs")?;
@@ -94,7 +100,7 @@ fn become_it(program: BorrowedFd<'_>, argv: &[&str], uid: u32, fds: &[BorrowedFd
         let mut keep: Vec<i32> = (0..channel::CONTROL_FD + fds.len() as i32).collect();
         keep.push(program.as_raw_fd());
         process::close_all_but(&keep).doing("close descriptors")?;
-        process::drop_capabilities().doing("drop capabilities")?;
+        process::drop_permitted().doing("drop capabilities")?;
         Ok(program)
     };
     match given_up() {

@@ -1,6 +1,7 @@
 //! The root that every cage starts from, built from nothing once at boot, and entered by the supervisor
 //! itself: a cage's copy of the mount namespace then holds little more than the cage needs.
-//! It must never show a file of the host but the programs and libraries below /usr.
+//! Where no root can be built, covers over the host's. Neither must ever show a file of the host but the programs
+//! and libraries below /usr.
 
 use std::ffi::CString;
 use std::fs::{self, File, Permissions};
@@ -36,11 +37,12 @@ const READ_ONLY: Attributes<'static> = Attributes { read_only: true, nosuid: tru
 
 /// Leaves the host's file system for a fresh root: what the level makes visible of the host, read-only, a
 /// synthetic /etc, the level's devices, the CLI where there is one, and the state folder, which only root may
-/// enter.
+/// enter. An ordinary user (`inside` a user namespace) can make no devices and borrows the host's; and must keep the
+/// host's /proc below the cages' own, or the kernel would not let them have one.
 ///
 /// # Errors
 /// The first call that the kernel refuses. The process must then end: it may be half way.
-pub fn enter(state: &Path, cli: Option<&Path>, level: &LevelPolicy) -> Result<(), Fault> {
+pub fn enter(state: &Path, cli: Option<&Path>, level: &LevelPolicy, inside: bool) -> Result<(), Fault> {
     unshare(CloneFlags::CLONE_NEWNS).doing("leave the host's mount namespace")?;
     let none: Option<&str> = None;
     mount(none, "/", none, MsFlags::MS_PRIVATE | MsFlags::MS_REC, none).doing("make mounts private")?;
@@ -58,6 +60,14 @@ pub fn enter(state: &Path, cli: Option<&Path>, level: &LevelPolicy) -> Result<()
         .doing("copy the CLI's mount")?;
     let places = level.visible.iter().filter_map(|(path, _)| Place::of(path).transpose());
     let places = places.collect::<Result<Vec<Place>, Fault>>()?;
+    // An ordinary user can make no device and borrows the host's; and keeps the host's /proc below the cages' own,
+    // or the kernel would not let them have one.
+    let borrowed = level.devices.iter().map(|(path, _)| *path).chain(["/proc"]).filter(|_| inside);
+    let borrowed = borrowed.map(|path| -> Result<_, Fault> {
+        let tree = File::open(path).and_then(|file| clone_tree(file.as_fd(), true));
+        Ok((path, tree.doing(format!("copy the mount of {path}"))?))
+    });
+    let borrowed = borrowed.collect::<Result<Vec<_>, Fault>>()?;
 
     // Any folder will do to hang the new root on: in this namespace nobody else sees it.
     let root = Path::new("/tmp");
@@ -69,6 +79,10 @@ pub fn enter(state: &Path, cli: Option<&Path>, level: &LevelPolicy) -> Result<()
     mode(&root.join(&STATE[1..]), 0o700)?;
     for (path, minor) in level.devices {
         let path = root.join(&path[1..]);
+        if inside {
+            file(&path, b"")?;
+            continue;
+        }
         mknod(&path, SFlag::S_IFCHR, Mode::empty(), makedev(1, *minor)).doing("make a device")?;
         mode(&path, 0o666)?;
     }
@@ -81,25 +95,14 @@ pub fn enter(state: &Path, cli: Option<&Path>, level: &LevelPolicy) -> Result<()
     ] {
         symlink(target, root.join(name)).doing("make a link of the new root")?;
     }
-    for (name, text) in [
-        (
-            "etc/passwd",
-            &b"agent:x:1000:1000:agent:/home/agent:/bin/bash\nnobody:x:65534:65534:nobody:/:/bin/false\n"[..],
-        ),
-        ("etc/group", b"agent:x:1000:\nnogroup:x:65534:\n"),
-        ("etc/hosts", b"127.0.0.1 localhost cage\n::1 localhost\n"),
-        ("etc/hostname", b"cage\n"),
-        ("etc/nsswitch.conf", b"passwd: files\ngroup: files\nhosts: files\n"),
-        ("etc/resolv.conf", b""),
-        ("etc/gitconfig", b"[safe]\n\tdirectory = /workspace\n"),
-        ("etc/claude-code/managed-settings.json", level.managed_settings.as_bytes()),
-        (&PROBE[1..], b"no Landlock rule covers this file\n"),
-    ] {
-        file(&root.join(name), text)?;
-    }
+    file(&root.join(&PROBE[1..]), b"no Landlock rule covers this file\n")?;
+    etc(&root.join("etc"), level)?;
 
     for place in places {
         place.make(root)?;
+    }
+    for (path, tree) in borrowed {
+        attach(tree.as_fd(), &c_path(&root.join(&path[1..]))?).doing(format!("attach {path}"))?;
     }
     if let Some(cli) = cli {
         let place = root.join(&CLI[1..]);
@@ -115,6 +118,99 @@ pub fn enter(state: &Path, cli: Option<&Path>, level: &LevelPolicy) -> Result<()
     nix::unistd::pivot_root(".", ".").doing("pivot_root")?;
     umount2(".", MntFlags::MNT_DETACH).doing("leave the host's root")?;
     nix::unistd::chdir("/").doing("enter the new root")
+}
+
+/// The synthetic /etc, where the CLI also finds its managed settings.
+fn etc(folder: &Path, level: &LevelPolicy) -> Result<(), Fault> {
+    let users = b"agent:x:1000:1000:agent:/home/agent:/bin/bash\nnobody:x:65534:65534:nobody:/:/bin/false\n";
+    for (name, text) in [
+        ("passwd", &users[..]),
+        ("group", b"agent:x:1000:\nnogroup:x:65534:\n"),
+        ("hosts", b"127.0.0.1 localhost cage\n::1 localhost\n"),
+        ("hostname", b"cage\n"),
+        ("nsswitch.conf", b"passwd: files\ngroup: files\nhosts: files\n"),
+        ("resolv.conf", b""),
+        ("gitconfig", b"[safe]\n\tdirectory = /workspace\n"),
+        ("claude-code/managed-settings.json", level.managed_settings.as_bytes()),
+    ] {
+        file(&folder.join(name), text)?;
+    }
+    Ok(())
+}
+
+/// What covers the host's folders: an empty file system on each, and on /etc a synthetic one.
+pub struct Covers {
+    folders: Vec<PathBuf>,
+    files: Vec<(PathBuf, Vec<u8>)>,
+    links: Vec<(PathBuf, PathBuf)>,
+    level: &'static LevelPolicy,
+}
+
+impl Covers {
+    /// Covers for everything but what this level shows and what leads to `kept`.
+    ///
+    /// # Errors
+    /// A folder that cannot be listed, or a file that cannot be read.
+    pub fn of(level: &'static LevelPolicy, kept: &[&Path]) -> Result<Covers, Fault> {
+        let shown = level.visible.iter().map(|(path, _)| Path::new(*path));
+        let (below, shown): (Vec<&Path>, Vec<&Path>) = shown.partition(|path| path.starts_with("/etc"));
+        let shown: Vec<&Path> = shown.into_iter().chain(["/proc", "/dev", "/tmp"].map(Path::new)).collect();
+        let (mut files, mut links) = (Vec::new(), Vec::new());
+        for path in below {
+            let Ok(found) = fs::metadata(path) else { continue };
+            if !found.is_dir() {
+                files.push((path.into(), fs::read(path).doing(format!("read {}", path.display()))?));
+                continue;
+            }
+            let entries = fs::read_dir(path).doing(format!("list {}", path.display()))?;
+            let link = |path: PathBuf| Some((path.clone(), fs::read_link(&path).ok()?));
+            links.extend(entries.filter_map(|entry| link(entry.ok()?.path())));
+        }
+        Ok(Covers { folders: covered(&shown, kept)?, files, links, level })
+    }
+
+    /// Covers them in the own mount namespace, and makes the folders that a run mounts something on.
+    ///
+    /// # Errors
+    /// Those of mount(2) and of making files.
+    pub fn put(&self) -> std::io::Result<()> {
+        let hardened = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+        for path in &self.folders {
+            let options = if path == Path::new("/etc") { "mode=755,size=8m" } else { "mode=755,size=64k" };
+            mount(Some("gaoler"), path, Some("tmpfs"), hardened, Some(options))?;
+        }
+        for folder in
+            ["/home/agent", "/run/gaoler", "/etc/claude-code", "/etc/alternatives", "/etc/ssl/certs"]
+        {
+            fs::create_dir_all(folder)?;
+        }
+        etc(Path::new("/etc"), self.level).map_err(|fault| fault.error)?;
+        self.files.iter().try_for_each(|(path, text)| file(path, text).map_err(|fault| fault.error))?;
+        self.links.iter().try_for_each(|(path, target)| symlink(target, path))
+    }
+}
+
+/// Which folders of the host must be covered so that only `shown` and what leads to `kept` is left. A folder on the
+/// way to a kept one cannot be covered itself, so its other entries are.
+fn covered(shown: &[&Path], kept: &[&Path]) -> Result<Vec<PathBuf>, Fault> {
+    let mut covers = Vec::new();
+    let mut open = vec![PathBuf::from("/")];
+    while let Some(folder) = open.pop() {
+        let entries = fs::read_dir(&folder).doing(format!("list {}", folder.display()))?;
+        for path in entries.filter_map(|entry| Some(entry.ok()?.path())) {
+            let is_folder = fs::symlink_metadata(&path).is_ok_and(|found| found.is_dir());
+            let stays = |whole: &[&Path]| whole.iter().any(|it| *it == path);
+            if !is_folder || stays(shown) || stays(kept) {
+                continue;
+            }
+            match kept.iter().any(|kept| kept.starts_with(&path)) {
+                true => open.push(path),
+                false => covers.push(path),
+            }
+        }
+    }
+    covers.sort();
+    Ok(covers)
 }
 
 /// The supervisor's two mount namespaces, which differ in the state folder alone.

@@ -2,14 +2,14 @@
 //! Nothing below a tenant's folder may be listed, followed, copied or deleted by root.
 
 use std::fs::File;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use gaoler_protocol::TenantKey;
 use nix::dir::Dir;
 use nix::errno::Errno;
-use nix::fcntl::{AtFlags, Flock, FlockArg, OFlag, OpenHow, ResolveFlag, openat, openat2};
+use nix::fcntl::{AtFlags, Flock, FlockArg, OFlag, openat};
 use nix::sys::stat::{FileStat, Mode, fchmod, fstat, fstatat, mkdirat};
-use nix::unistd::{Gid, Uid, fchownat};
+use nix::unistd::{Gid, Uid, UnlinkatFlags, fchown, unlinkat};
 use sha2::{Digest, Sha256};
 
 use crate::fault::{Doing, Fault};
@@ -30,14 +30,74 @@ impl TenantId {
 pub struct Tenants {
     folder: OwnedFd,
     range: [u32; 2],
+    /// All of them have one uid, gaoler's own.
+    same: bool,
 }
 
 /// One tenant's folder, open.
 #[derive(Debug)]
 pub struct Tenant {
-    folder: OwnedFd,
+    /// Open.
+    pub folder: OwnedFd,
     /// The owner of everything in it.
     pub uid: u32,
+}
+
+/// A run's own folder in the state, where it can have no file system of its own. Locked for as long as the run lives,
+/// so that no sweep takes it for a dead one's.
+#[derive(Debug)]
+pub struct Folder {
+    /// Its name among the runs' folders.
+    pub name: String,
+    /// Open, and locked.
+    pub lock: Flock<File>,
+}
+
+impl Folder {
+    /// A fresh one, with its parts, all of this uid.
+    ///
+    /// # Errors
+    /// The kernel's refusal.
+    pub fn make(folders: &OwnedFd, name: String, uid: u32, parts: &[&str]) -> Result<Folder, Fault> {
+        mkdirat(folders, name.as_str(), Mode::S_IRWXU).doing("make a run's folder")?;
+        let folder = beneath(folders, &name).doing("open a run's folder")?;
+        for part in parts {
+            private(&folder, part, uid)?;
+        }
+        fchown(&folder, Some(Uid::from_raw(uid)), Some(Gid::from_raw(uid))).doing("give a run its folder")?;
+        let held = Flock::lock(File::from(folder), FlockArg::LockExclusiveNonblock);
+        let lock = held.map_err(|(_, errno)| errno).doing("lock a run's folder")?;
+        Ok(Folder { name, lock })
+    }
+
+    /// The folders that no run holds any more, and the uid that each belongs to.
+    ///
+    /// # Errors
+    /// A folder that cannot be listed.
+    pub fn dead(folders: &OwnedFd) -> Result<Vec<(Folder, u32)>, Fault> {
+        let what = "list the runs' folders";
+        let mut list =
+            Dir::openat(folders, ".", OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty()).doing(what)?;
+        let mut dead = Vec::new();
+        for entry in list.iter() {
+            let name = entry.doing(what)?.file_name().to_string_lossy().into_owned();
+            if name.starts_with('.') {
+                continue;
+            }
+            let folder = File::from(beneath(folders, &name).doing(what)?);
+            let uid = fstat(&folder).doing(what)?.st_uid;
+            if let Ok(lock) = Flock::lock(folder, FlockArg::LockExclusiveNonblock) {
+                dead.push((Folder { name, lock }, uid));
+            }
+        }
+        Ok(dead)
+    }
+
+    /// Removes it, once it is empty.
+    pub fn remove(&self, folders: &OwnedFd) -> bool {
+        let removed = unlinkat(folders, self.name.as_str(), UnlinkatFlags::RemoveDir);
+        matches!(removed, Ok(()) | Err(Errno::ENOENT))
+    }
 }
 
 /// Why a tenant has no folder.
@@ -55,14 +115,24 @@ impl From<Fault> for Closed {
     }
 }
 
+impl AsFd for Tenants {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.folder.as_fd()
+    }
+}
+
 impl Tenants {
-    /// The tenants below this state folder, with uids out of `[first, count]`.
+    /// The tenants below this state folder, with uids out of `[first, count]`, or all with the uid of this process.
+    /// Where their own processes walk to their folders (`walked`), everybody may pass through that of all, and
+    /// nobody can list it: its names are 128 bits of a hash.
     ///
     /// # Errors
-    /// A folder that cannot be made or opened, or that others may enter.
-    pub fn open(state: &OwnedFd, range: [u32; 2]) -> Result<Tenants, Fault> {
-        let folder = private(state, "tenants", 0)?;
-        Ok(Tenants { folder, range })
+    /// A folder that cannot be made or opened.
+    pub fn open(state: &OwnedFd, range: [u32; 2], same: bool, walked: bool) -> Result<Tenants, Fault> {
+        let folder = private(state, "tenants", nix::unistd::geteuid().as_raw())?;
+        let mode = if walked { 0o711 } else { 0o700 };
+        fchmod(&folder, Mode::from_bits_truncate(mode)).doing("set the mode of the tenants' folder")?;
+        Ok(Tenants { folder, range, same })
     }
 
     /// The folder of a tenant who has one.
@@ -76,7 +146,10 @@ impl Tenants {
         };
         let stat = fstat(&folder).doing("look at a tenant's folder")?;
         let [first, count] = self.range;
-        let owned = (first..first.saturating_add(count)).contains(&stat.st_uid);
+        let owned = match self.same {
+            true => stat.st_uid == nix::unistd::geteuid().as_raw(),
+            false => (first..first.saturating_add(count)).contains(&stat.st_uid),
+        };
         if !owned || stat.st_mode & 0o077 != 0 {
             return Err(Fault::new("open a tenant's folder", "its owner or mode is not what gaoler gave it"));
         }
@@ -97,7 +170,10 @@ impl Tenants {
         if let Some(tenant) = self.find(id)? {
             return Ok(tenant);
         }
-        let uid = self.free_uid()?.ok_or(Closed::Full)?;
+        let uid = match self.same {
+            true => nix::unistd::geteuid().as_raw(),
+            false => self.free_uid()?.ok_or(Closed::Full)?,
+        };
         // Made under another name and moved in place when it is whole: a crash leaves no half tenant.
         let draft = format!(".{}", id.0);
         let folder = private(&self.folder, &draft, uid)?;
@@ -155,22 +231,26 @@ impl Tenant {
     }
 }
 
-/// Opens a folder below another; no link of any kind is followed, no mount crossed upwards.
+/// Opens a folder below another, name by name, as every host can; no link of any kind is followed. The paths are
+/// our own, and none goes upwards.
 fn beneath(folder: &OwnedFd, path: &str) -> nix::Result<OwnedFd> {
-    let resolve =
-        ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_SYMLINKS | ResolveFlag::RESOLVE_NO_MAGICLINKS;
-    let how = OpenHow::new().flags(OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC).resolve(resolve);
-    openat2(folder, path, how)
+    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW;
+    let (first, rest) = path.split_once('/').map_or((path, None), |(first, rest)| (first, Some(rest)));
+    let opened = openat(folder, first, flags, Mode::empty())?;
+    match rest {
+        Some(rest) => beneath(&opened, rest),
+        None => Ok(opened),
+    }
 }
 
 /// A folder of mode 0700 with this owner, made if it is missing.
-fn private(parent: &OwnedFd, name: &str, uid: u32) -> Result<OwnedFd, Fault> {
+pub fn private(parent: &OwnedFd, name: &str, uid: u32) -> Result<OwnedFd, Fault> {
     match mkdirat(parent.as_fd(), name, Mode::S_IRWXU) {
         Ok(()) | Err(Errno::EEXIST) => {}
         Err(errno) => return Err(errno).doing(format!("make a folder for {name}")),
     }
     let folder = beneath(parent, name).doing("open a folder that was just made")?;
-    fchownat(&folder, "", Some(Uid::from_raw(uid)), Some(Gid::from_raw(uid)), AtFlags::AT_EMPTY_PATH)
+    fchown(&folder, Some(Uid::from_raw(uid)), Some(Gid::from_raw(uid)))
         .doing("give a folder to its tenant")?;
     Ok(folder)
 }
@@ -182,7 +262,7 @@ mod tests {
     fn state(range: [u32; 2]) -> (tempfile::TempDir, Tenants) {
         let dir = tempfile::tempdir().unwrap();
         let fd = OwnedFd::from(File::open(dir.path()).unwrap());
-        let tenants = Tenants::open(&fd, range).unwrap();
+        let tenants = Tenants::open(&fd, range, false, false).unwrap();
         (dir, tenants)
     }
 
@@ -209,7 +289,7 @@ mod tests {
         let workspace = dir.path().join("tenants").join(id(1).0).join("workspaces/default");
         std::fs::remove_dir(&workspace).unwrap();
         std::os::unix::fs::symlink("/etc", &workspace).unwrap();
-        assert_eq!(tenant.workspace().unwrap_err().errno(), libc::ELOOP as u16);
+        assert_eq!(tenant.workspace().unwrap_err().errno(), libc::ENOTDIR as u16);
     }
 
     #[test]

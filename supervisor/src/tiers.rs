@@ -14,24 +14,33 @@ pub fn tier(rows: &[LayerRow]) -> Tier {
 pub fn missing(wanted: Tier, rows: &[LayerRow]) -> Vec<LayerRow> {
     let unseen = |name| LayerRow { name, state: LayerState::Absent, errno: 0 };
     let row = |name: LayerName| rows.iter().copied().find(|row| row.name == name).unwrap_or(unseen(name));
+    // An ordinary user gets namespaces only inside a user namespace, which is said to be degraded.
     let least = if wanted == Tier::Namespaces { LayerState::Degraded } else { LayerState::Enforced };
+    let alone = row(LayerName::Uid).state > LayerState::Enforced;
     let lacks = |row: &LayerRow| row.state > least;
-    LayerName::ALL.iter().filter(|name| needs(wanted, **name)).map(|name| row(*name)).filter(lacks).collect()
+    let needed = LayerName::ALL.iter().filter(|name| needs(wanted, **name, alone));
+    needed.map(|name| row(*name)).filter(lacks).collect()
 }
 
-/// Whether a tier needs this layer.
-fn needs(tier: Tier, name: LayerName) -> bool {
+/// Whether a tier needs this layer; `alone`: on a host where all runs have one uid.
+fn needs(tier: Tier, name: LayerName, alone: bool) -> bool {
     use LayerName::*;
     match tier {
         Tier::Directory => false,
-        Tier::Uid => matches!(name, Uid | Rlimits),
-        // An ordinary user gets these only inside a user namespace, which doctor reports as degraded.
-        Tier::Namespaces => matches!(
-            name,
-            PidNamespace | MountNamespace | NetworkNamespace | IpcNamespace | Seccomp | NoNewPrivs
-        ),
+        Tier::Uid => matches!(name, Uid | Rlimits | Seccomp | NoNewPrivs | ProcessShield),
+        Tier::Namespaces => match name {
+            PidNamespace | MountNamespace | NetworkNamespace | IpcNamespace => true,
+            Proc | TmpfsSize | Seccomp | NoNewPrivs | ProcessShield => true,
+            // Without uids only a root of their own keeps tenants from each other's files.
+            PivotRoot | MountApi => alone,
+            _ => false,
+        },
         // Landlock older than ports, ioctls and scopes will do: the other layers of this tier cover these.
-        Tier::Kernel => !matches!(name, LandlockTcp | LandlockIoctl | LandlockScopes),
+        // What no cage of this tier is made with is tried for the report, and for weaker tiers.
+        Tier::Kernel => !matches!(
+            name,
+            LandlockTcp | LandlockIoctl | LandlockScopes | Chroot | BindMounts | Hidepid | Pidfd | Openat2
+        ),
     }
 }
 
@@ -76,6 +85,6 @@ mod tests {
         });
         let expected = LayerRow { name: LayerName::MountApi, state: LayerState::Absent, errno: 1 };
         assert_eq!(missing(Tier::Kernel, &found), [expected]);
-        assert_eq!(missing(Tier::Kernel, &[]).len(), 26);
+        assert_eq!(missing(Tier::Kernel, &[]).len(), 27);
     }
 }

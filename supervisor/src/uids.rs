@@ -6,6 +6,7 @@ use std::io::Result;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
+use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
 
 /// The range, and which of it this supervisor holds.
@@ -63,7 +64,11 @@ impl Uids {
             l_len: 1,
             l_pid: 0,
         };
-        fcntl(&self.file, FcntlArg::F_OFD_SETLK(&lock)).is_ok()
+        match fcntl(&self.file, FcntlArg::F_OFD_SETLK(&lock)) {
+            // An older kind, the process's own: it does as long as this file is opened nowhere else.
+            Err(Errno::EINVAL) => fcntl(&self.file, FcntlArg::F_SETLK(&lock)).is_ok(),
+            result => result.is_ok(),
+        }
     }
 }
 

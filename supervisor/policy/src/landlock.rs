@@ -102,9 +102,9 @@ pub fn no_files_but_connect(ports: &[u16]) -> Result<u8> {
     restrict(&[], Some(ports))
 }
 
-/// The restriction of a cage: these places and nothing else; no signal and no abstract socket out of it. TCP is
-/// left to its network namespace, in which there is nothing but its own loopback: programs under test listen
-/// there on ports that nobody can name ahead. `base` is opened once at boot, `per_run` belongs to this run.
+/// The restriction of a cage: these places and nothing else; no signal and no abstract socket out of it. `connect`
+/// names the TCP ports that it may connect to; `None` leaves TCP to its network namespace, in which there is nothing
+/// but its own loopback: programs under test listen there on ports that nobody can name ahead. `base` is opened once at boot, `per_run` belongs to this run.
 /// Returns the ABI in force.
 ///
 /// # Errors
@@ -112,8 +112,9 @@ pub fn no_files_but_connect(ports: &[u16]) -> Result<u8> {
 pub fn restrict_cage(
     base: &[(BorrowedFd<'_>, AccessClass)],
     per_run: &[(BorrowedFd<'_>, AccessClass)],
+    connect: Option<&[u16]>,
 ) -> Result<u8> {
-    restrict(&[base, per_run], None)
+    restrict(&[base, per_run], connect)
 }
 
 /// The places that every cage of a host sees, opened once at boot.

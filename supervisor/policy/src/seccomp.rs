@@ -22,6 +22,14 @@ pub struct Program(pub &'static [sock_filter]);
 pub const INIT: Program = Program(include!(concat!(env!("OUT_DIR"), "/init.rs")));
 /// The filter of the CLI and everything below it: policies/cage.toml.
 pub const CAGE: Program = Program(include!(concat!(env!("OUT_DIR"), "/cage.rs")));
+/// The same where there is no pid namespace: policies/reaper.toml.
+pub const REAPER: Program = Program(include!(concat!(env!("OUT_DIR"), "/reaper.rs")));
+/// Beside [`CAGE`], where no control group counts memory: policies/uncounted.toml.
+pub const UNCOUNTED: Program = Program(include!(concat!(env!("OUT_DIR"), "/uncounted.rs")));
+/// Beside [`CAGE`], where the network is the host's and Landlock names TCP ports: policies/shared.toml.
+pub const SHARED: Program = Program(include!(concat!(env!("OUT_DIR"), "/shared.rs")));
+/// Beside [`CAGE`], where the network is the host's and nothing names ports: policies/alone.toml.
+pub const ALONE: Program = Program(include!(concat!(env!("OUT_DIR"), "/alone.rs")));
 
 // The build knew the target's call numbers from a table: a wrong one ends the build here.
 #[allow(clippy::unnecessary_cast)]

@@ -68,6 +68,18 @@ names! {
 }
 
 names! {
+    /// Which rules the CLI itself gets: what they must hold depends on what holds beside them.
+    Rules {
+        /// The cage is the boundary: the rules keep what cannot work there out of the agent's way.
+        Cage = 1, "cage";
+        /// Nothing else keeps tenants apart: file tools inside the workspace, and no command.
+        Directory = 2, "directory";
+        /// The same, with commands in the CLI's own sandbox.
+        DirectorySandboxed = 3, "directory_sandboxed";
+    }
+}
+
+names! {
     /// Where the conversation of a CLI run lives.
     Conversation {
         /// Nowhere: it dies with the run.
@@ -204,6 +216,12 @@ bodies! {
         role: Role,
         /// Threads that the process has, all of which must carry the filter.
         threads: u32,
+    }
+
+    /// What the self-test of the CLI must show.
+    Prove {
+        /// The rules that every CLI run of this instance gets.
+        rules: Rules,
     }
 
     /// What the self-test of the CLI found.

@@ -64,7 +64,7 @@ names! {
     LayerName {
         /// setresuid and chown to another uid, proved by a 0600 file that this uid cannot read.
         Uid = 1, "uid";
-        /// CLONE_NEWUSER with a one-id map.
+        /// A user namespace with a one-id map, made ahead and entered.
         UserNamespace = 2, "user_namespace";
         /// CLONE_NEWPID.
         PidNamespace = 3, "pid_namespace";
@@ -78,7 +78,7 @@ names! {
         UtsNamespace = 7, "uts_namespace";
         /// CLONE_NEWCGROUP.
         CgroupNamespace = 8, "cgroup_namespace";
-        /// clone3 with a pidfd.
+        /// clone3, which puts a child into its cgroup at birth.
         Clone3 = 9, "clone3";
         /// pivot_root onto a root of our own.
         PivotRoot = 10, "pivot_root";
@@ -120,6 +120,18 @@ names! {
         MemfdSeals = 28, "memfd_seals";
         /// A session keyring of its own.
         Keyring = 29, "session_keyring";
+        /// chroot.
+        Chroot = 30, "chroot";
+        /// A bind mount that is really read-only.
+        BindMounts = 31, "bind_mounts";
+        /// /proc with hidepid that really hides.
+        Hidepid = 32, "hidepid";
+        /// pidfd_open.
+        Pidfd = 33, "pidfd";
+        /// close_range.
+        CloseRange = 34, "close_range";
+        /// A process as confined as a cage's can neither signal nor read the supervisor.
+        ProcessShield = 35, "process_shield";
     }
 }
 

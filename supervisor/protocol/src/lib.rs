@@ -103,7 +103,7 @@ messages! {
     /// F, E, U to S: this process has confined itself and asks to be looked at.
     1 Ready(Ready) fds 0..=0;
     /// S to F: prove that the CLI's invocation holds, with runs against the embedded upstream.
-    2 Prove(Empty) fds 0..=0;
+    2 Prove(Prove) fds 0..=0;
     /// F to S: what the proof found.
     3 Proven(Proven) fds 0..=0;
     /// S to F: here is the listening socket; from now on tenants may come.

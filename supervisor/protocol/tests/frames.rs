@@ -11,6 +11,11 @@ const LIMITS: Limits = Limits {
     tmp_mib: 5,
     file_mib: 6,
     open_files: u32::MAX,
+    idle_ms: 8,
+    output_mib: 9,
+    disk_mib: 10,
+    disk_kfiles: 11,
+    egress_mib: 12,
 };
 const TOTALS: Totals = Totals {
     run: RUN,
@@ -29,7 +34,7 @@ fn every_message() -> Vec<Message> {
     let layers = LayerName::ALL.iter().map(|&name| LayerRow { name, state: LayerState::Degraded, errno: 38 });
     vec![
         Message::Ready(Ready { role: Role::Egress, threads: 3 }),
-        Message::Prove(Empty {}),
+        Message::Prove(Prove { rules: Rules::DirectorySandboxed }),
         Message::Proven(Proven { failed: 4, version: [2, 1, 330] }),
         Message::Listen(Listen { tier: Tier::Kernel, level: Level::Balanced, runs_max: 64, embedded: true }),
         Message::Spawn(Spawn {
@@ -54,6 +59,8 @@ fn every_message() -> Vec<Message> {
             level: Level::Balanced,
             vouch: true,
             requests_max: 10,
+            egress_mib: 11,
+            peer_uid: 12,
         }),
         Message::Vouched(Vouched { run: RUN, accepted: true, status: 200 }),
         Message::Counted(TOTALS),

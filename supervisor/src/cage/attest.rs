@@ -16,13 +16,17 @@ pub struct Posture<'a> {
     /// Namespaces and the identity that each must have.
     pub namespaces: &'a [(&'static str, u64)],
     /// Namespaces that must differ from the supervisor's.
-    pub apart: &'a [&'static str],
+    pub apart: Vec<&'static str>,
     /// Open descriptors, exactly: their number.
     pub descriptors: usize,
     /// seccomp filters at least.
     pub filters: u32,
     /// Threads, exactly: each one is looked at.
     pub threads: u32,
+    /// The bounding set must be empty.
+    pub bounded: bool,
+    /// Devices and what lies below the cage's own /proc are mounts of the host's.
+    pub borrowed: bool,
     /// Where mounts may be, exactly, in any order; empty = not looked at.
     pub mounts: &'a [&'static str],
 }
@@ -41,8 +45,11 @@ pub fn place(proc_fd: BorrowedFd<'_>, pid: i32, posture: &Posture<'_>) -> Result
         }
     }
     let own = open(proc_fd, "self")?;
-    for name in posture.apart {
-        if namespace(&process, name)? == namespace(&own, name)? {
+    for name in &posture.apart {
+        // Some hosts have namespaces and do not show them.
+        if let Ok(ours) = namespace(&own, name)
+            && namespace(&process, name)? == ours
+        {
             return wrong(&format!("namespace {name}"), "the supervisor's own");
         }
     }
@@ -52,11 +59,15 @@ pub fn place(proc_fd: BorrowedFd<'_>, pid: i32, posture: &Posture<'_>) -> Result
         let points = mountinfo.lines().filter_map(|line| line.split(' ').nth(4));
         let points =
             points.filter(|point| !point.starts_with("/usr/") && !point.starts_with("/etc/alternatives/"));
-        if let Some(strange) = points.clone().find(|point| !posture.mounts.contains(point)) {
+        let borrowed =
+            |point: &str| posture.borrowed && (point.starts_with("/dev/") || point.starts_with("/proc/"));
+        let strange = |point: &&str| !posture.mounts.contains(point) && !borrowed(point);
+        if let Some(strange) = points.clone().find(strange) {
             return wrong("mounts", strange);
         }
     }
-    read_at(process.as_fd(), "cgroup").doing("read a process's cgroups")
+    // Where a host has none there is nothing to be in.
+    Ok(read_at(process.as_fd(), "cgroup").unwrap_or_default())
 }
 
 /// Looks at what a process may: each of its threads, and its descriptors.
@@ -65,6 +76,7 @@ pub fn place(proc_fd: BorrowedFd<'_>, pid: i32, posture: &Posture<'_>) -> Result
 /// The first thing that is not as it must be.
 pub fn rights(proc_fd: BorrowedFd<'_>, pid: i32, posture: &Posture<'_>) -> Result<(), Fault> {
     let process = open(proc_fd, &pid.to_string())?;
+    let own = read_at(proc_fd, "self/status").doing("read the own status")?;
     let mut tasks =
         nix::dir::Dir::openat(&process, "task", OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())
             .doing("list a process's threads")?;
@@ -75,7 +87,7 @@ pub fn rights(proc_fd: BorrowedFd<'_>, pid: i32, posture: &Posture<'_>) -> Resul
             threads += 1;
             let status =
                 read_at(process.as_fd(), &format!("task/{name}/status")).doing("read a thread's status")?;
-            thread(&status, posture)?;
+            thread(&status, &own, posture)?;
         }
     }
     if threads != posture.threads {
@@ -100,8 +112,13 @@ fn wrong<T>(what: &str, found: &str) -> Result<T, Fault> {
     Err(Fault::new(format!("attest {what}"), format!("found {found}")))
 }
 
-/// What must be so of every thread.
-fn thread(status: &str, posture: &Posture<'_>) -> Result<(), Fault> {
+/// What must be so of every thread. Some hosts do not show every field: what they do not show of us (`own`) they
+/// cannot show of it, but for the few without which there is nothing to judge by.
+fn thread(status: &str, own: &str, posture: &Posture<'_>) -> Result<(), Fault> {
+    let shows = |name: &str| {
+        let must = ["Uid", "Gid", "CapPrm", "CapEff"].contains(&name);
+        must || own.lines().any(|line| line.starts_with(name) && line[name.len()..].starts_with(':'))
+    };
     let field = |name: &str| -> &str {
         status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(":\t")).unwrap_or("?").trim()
     };
@@ -118,11 +135,12 @@ fn thread(status: &str, posture: &Posture<'_>) -> Result<(), Fault> {
         ("NoNewPrivs", "1"),
         ("Seccomp", "2"),
     ] {
-        if field(name) != wanted {
+        if shows(name) && field(name) != wanted && (posture.bounded || name != "CapBnd") {
             return wrong(name, field(name));
         }
     }
-    match field("Seccomp_filters").parse::<u32>().is_ok_and(|found| found >= posture.filters) {
+    let filters = field("Seccomp_filters").parse::<u32>();
+    match !shows("Seccomp_filters") || filters.is_ok_and(|found| found >= posture.filters) {
         true => Ok(()),
         false => wrong("Seccomp_filters", field("Seccomp_filters")),
     }

@@ -1,9 +1,10 @@
-//! pid 1 of a cage: reaps, watches the supervisor's line, and ends the cage with the command or with the
-//! supervisor, whichever ends first. It must never do anything else, and its own filter sees to that.
+//! pid 1 of a cage, or where there is no pid namespace its stand-in: reaps, watches the supervisor's line, and ends
+//! the cage with the command or with the supervisor, whichever ends first. It must never do anything else, and its
+//! own filter sees to that.
 
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
-use gaoler_policy::seccomp::Threads;
+use gaoler_policy::seccomp::{INIT, REAPER, Threads};
 use gaoler_sys::clone::{Child, wait};
 use gaoler_sys::process;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -12,21 +13,28 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use super::word::{Step, Word, say};
 use super::{Common, Ends};
+use crate::family;
 
-/// Watches until the command ends, says how, and ends: the kernel then kills all that is left in the cage.
+/// Watches until the command ends, says how, and ends. Where it is pid 1 the kernel then kills all that is left in
+/// the cage; else it does so itself.
 pub(super) fn watch(common: &Common, command: &Child, ends: Ends) -> ! {
     let Ends { line, gate, stdin, stdout, stderr } = ends;
     // The pipes and the gate are the command's: held here, they would never show their end.
     drop((gate, stdin, stdout, stderr));
     let confined = ended_children().and_then(|children| {
-        let mut keep = [line.as_raw_fd(), command.pidfd.as_raw_fd(), children.as_raw_fd()];
+        let proc: Option<OwnedFd> = match common.plan.has_pids() {
+            true => None,
+            false => Some(std::fs::File::open("/proc")?.into()),
+        };
+        let mut keep = vec![line.as_raw_fd(), children.as_raw_fd()];
+        keep.extend(proc.as_ref().map(AsRawFd::as_raw_fd));
         keep.sort_unstable();
         process::close_all_but(&keep)?;
-        common.init_filter.install(Threads::One)?;
-        Ok(children)
+        if proc.is_some() { REAPER } else { INIT }.install(Threads::One)?;
+        Ok((children, proc))
     });
-    let children = match confined {
-        Ok(children) => children,
+    let (children, proc) = match confined {
+        Ok(confined) => confined,
         Err(error) => {
             let errno = error.raw_os_error().unwrap_or(libc::EINVAL) as u16;
             let _ = say(&line, Word::Failed(Step::Seccomp as u8, errno), &[]);
@@ -35,16 +43,12 @@ pub(super) fn watch(common: &Common, command: &Child, ends: Ends) -> ! {
     };
     loop {
         // Orphans come to pid 1 and count as tasks until they are reaped: a build leaves hundreds a second.
-        // The timeout is for those that ended before SIGCHLD was blocked.
-        let mut fds = [
-            PollFd::new(line.as_fd(), PollFlags::empty()),
-            PollFd::new(command.pidfd.as_fd(), PollFlags::POLLIN),
-            PollFd::new(children.as_fd(), PollFlags::POLLIN),
-        ];
+        let mut fds =
+            [PollFd::new(line.as_fd(), PollFlags::empty()), PollFd::new(children.as_fd(), PollFlags::POLLIN)];
         let _ = poll(&mut fds, PollTimeout::from(1000u16));
         let hung_up = fds[0].revents().is_some_and(|events| !events.is_empty());
         if hung_up {
-            process::exit(125);
+            depart(proc.as_ref());
         }
         // Read before reaping: who ends in between is told again.
         let _ = children.read_signal();
@@ -55,10 +59,21 @@ pub(super) fn watch(common: &Common, command: &Child, ends: Ends) -> ! {
                     (None, signal) => Word::Signaled(signal.unwrap_or_default()),
                 };
                 let _ = say(&line, word, &[]);
-                process::exit(0);
+                depart(proc.as_ref());
             }
         }
     }
+}
+
+/// Ends, after everybody below where nobody else sees to that.
+fn depart(proc: Option<&OwnedFd>) -> ! {
+    if let Some(proc) = proc {
+        let own = std::process::id().cast_signed();
+        while !family::end(proc, own) {
+            while let Ok(Some(_)) = wait(-1, libc::WNOHANG) {}
+        }
+    }
+    process::exit(0)
 }
 
 /// A descriptor that is readable when a child has ended.

@@ -3,34 +3,37 @@
 
 pub mod attest;
 mod init;
+mod places;
 mod ritual;
 pub mod word;
 mod worker;
 
 use std::ffi::CString;
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
 
 use gaoler_policy::landlock::CageRules;
-use gaoler_policy::seccomp::Program;
 use gaoler_protocol::Limits;
 use gaoler_sys::channel;
-use gaoler_sys::clone::{Child, Side, clone3};
+use gaoler_sys::clone::{Child, Side, fork};
 
 use crate::cgroup::Leaf;
 use crate::fault::{Doing, Fault};
+use crate::plan::Plan;
+use crate::template::Covers;
 
-/// Every namespace but the user namespace, which is entered last so that mounts stay the host's, the network
-/// namespace, which is made ahead, and the cgroup namespace, which comes after the cgroup.
-const NAMESPACES: i32 = libc::CLONE_NEWNS | libc::CLONE_NEWPID | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS;
+pub use places::Places;
 
 /// What all cages share, made once at boot.
 pub struct Common {
-    /// The filter of the command and everything below it.
-    pub cage_filter: Program,
-    /// The filter of pid 1.
-    pub init_filter: Program,
-    /// Landlock rules on the template's files.
+    /// By which mechanisms.
+    pub plan: Plan,
+    /// Landlock rules on what all cages see.
     pub rules: CageRules,
+    /// How /proc is mounted.
+    pub proc_options: &'static str,
+    /// What covers the host's folders, where a cage has no root of its own but mounts.
+    pub covers: Option<Covers>,
     /// `NAME=value` for every command.
     pub environment: Vec<CString>,
     /// Where a command without a slash is looked for, as in PATH.
@@ -39,16 +42,23 @@ pub struct Common {
 
 /// What this cage is made of. Everything in it is fresh and belongs to one run.
 pub struct Blueprint {
-    /// The uid and gid on the host that 1000 inside stands for.
+    /// Its uid and gid on the host; inside a user namespace 1000 stands for it.
     pub uid: u32,
-    /// The user namespace with that map.
-    pub user_namespace: OwnedFd,
-    /// The network namespace.
-    pub network_namespace: OwnedFd,
-    /// The tenant's workspace as a detached, id-mapped mount; without one it dies with the run.
+    /// The user and the network namespace that were made ahead.
+    pub ahead: Option<[OwnedFd; 2]>,
+    /// Where things are, as the command sees them.
+    pub places: Places,
+    /// The tenant's workspace as a detached mount; without one it is a fresh file system that dies with the run,
+    /// or where nothing can be mounted, already at its place.
     pub workspace: Option<OwnedFd>,
-    /// The session's folder as a detached, id-mapped mount.
+    /// The session's folder as a detached mount.
     pub session: Option<OwnedFd>,
+    /// The session's folder by its path, where nothing can be mounted.
+    pub session_path: Option<PathBuf>,
+    /// A proxy is wanted.
+    pub proxy: bool,
+    /// What the CLI reads its token from, where its environment could be read by others.
+    pub token: Option<OwnedFd>,
     /// The sealed options.
     pub options: OwnedFd,
     /// What is to be run.
@@ -108,11 +118,11 @@ struct Ends {
 /// `wipe` runs in the child before anything else and must overwrite what belongs to other runs.
 ///
 /// # Errors
-/// Those of pipe(2), socketpair(2) and clone3(2).
+/// Those of pipe(2), socketpair(2) and clone(2).
 pub fn begin(
     common: &Common,
     blueprint: &Blueprint,
-    leaf: &Leaf,
+    leaf: Option<&Leaf>,
     wipe: impl FnOnce(),
 ) -> Result<Begun, Fault> {
     let pipe = || nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).doing("make a pipe");
@@ -122,7 +132,7 @@ pub fn begin(
     let (line, line_child) = channel::pair().doing("make a cage's line")?;
     let (gate, gate_child) = channel::pair().doing("make a gate")?;
     channel::ask_for_pids(&gate).doing("ask for the pids of a gate's words")?;
-    let side = clone3(NAMESPACES, leaf.clone_into()).doing("fork a cage")?;
+    let side = fork(common.plan.namespaces, leaf.and_then(Leaf::clone_into)).doing("fork a cage")?;
     match side {
         Side::Parent(init) => Ok(Begun { init, line, gate, stdin, stdout, stderr }),
         Side::Child => {
@@ -135,7 +145,7 @@ pub fn begin(
                 stdout: stdout_write,
                 stderr: stderr_write,
             };
-            let tasks: Vec<_> = leaf.tasks().iter().map(AsFd::as_fd).collect();
+            let tasks: Vec<_> = leaf.iter().flat_map(|leaf| leaf.tasks()).map(AsFd::as_fd).collect();
             ritual::perform(common, blueprint, &tasks, ends)
         }
     }

@@ -1,13 +1,16 @@
 //! The ritual, in order, as pid 1 of the new namespaces performs it. The order is decisive: mounts before
 //! the user namespace (they stay the host's), ids before PDEATHSIG (which a change of ids clears), Landlock
-//! after the last mount (a Landlocked task may not mount), seccomp last.
+//! after the last mount (a Landlocked task may not mount), seccomp last. Steps that the plan does not have are
+//! left out; the order is the same on every host.
 //! Nothing here may go on after a refusal: the step and the errno are said, and the cage ends.
 
 use std::fs::{self, DirBuilder, File, Permissions};
 use std::io::Write;
+use std::net::TcpListener;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt, symlink};
 use std::os::unix::net::UnixListener;
+use std::path::Path;
 
 use gaoler_protocol::{OPTIONS_BYTES_MAX, Section, sections};
 use gaoler_sys::{memfd, mount as mounts, process};
@@ -17,15 +20,11 @@ use nix::unistd::{Gid, Uid, setgroups, setresgid, setresuid};
 
 use super::word::{Step, Word, say};
 use super::{Blueprint, Command, Common, Ends, init, worker};
-use crate::template::INSIDE;
+use crate::plan::{Ids, Root};
+use crate::template::{Covers, INSIDE};
 
-/// Where the CLI reads and writes its transcript: its home, and its working directory with every character
-/// that is not alphanumeric turned into a dash.
-const SESSION: &str = "/home/agent/.claude/projects/-workspace";
-/// The broker's door.
-const DOOR: &str = "/run/gaoler/api.sock";
-/// Text for the system prompt.
-const SYSTEM: &str = "/run/gaoler/system.md";
+/// The proxy's port, where the network is the cage's own.
+const PROXY: u16 = 3128;
 
 /// A step that failed. Anything that is no error of the kernel's counts as EINVAL.
 pub(super) struct Failure(pub Step, pub i32);
@@ -48,13 +47,16 @@ pub(super) struct Wishes {
     pub system: bool,
     /// There is a transcript to resume.
     pub resume: bool,
+    /// The proxy's port, where there is one.
+    pub proxy: Option<u16>,
 }
 
 /// Performs the ritual, becomes pid 1 of the cage, and never returns.
 pub(super) fn perform(common: &Common, blueprint: &Blueprint, tasks: &[BorrowedFd<'_>], ends: Ends) -> ! {
-    let begun = enter(common, blueprint, tasks, &ends)
-        .and_then(|()| leave(blueprint))
-        .and_then(|wishes| worker::fork(common, blueprint, &wishes, &ends));
+    let begun = enter(common, blueprint, tasks, &ends).and_then(|proxy| {
+        let wishes = Wishes { proxy, ..leave(common, blueprint)? };
+        worker::begin(common, blueprint, &wishes, &ends)
+    });
     match begun {
         Ok(command) => init::watch(common, &command, ends),
         Err(Failure(step, errno)) => {
@@ -64,90 +66,176 @@ pub(super) fn perform(common: &Common, blueprint: &Blueprint, tasks: &[BorrowedF
     }
 }
 
-/// Steps 1 to 10, as the host's root.
+/// Steps 1 to 10, with all the rights that the supervisor has; the proxy's port.
 fn enter(
     common: &Common,
     blueprint: &Blueprint,
     tasks: &[BorrowedFd<'_>],
     ends: &Ends,
-) -> Result<(), Failure> {
+) -> Result<Option<u16>, Failure> {
+    let plan = &common.plan;
     process::close_all_but(&kept(common, blueprint, tasks, ends)).at(Step::Descriptors)?;
     for group in tasks {
         nix::unistd::write(group, b"0").at(Step::Cgroup)?;
     }
-    unshare(CloneFlags::CLONE_NEWCGROUP).at(Step::CgroupNamespace)?;
-    setns(&blueprint.network_namespace, CloneFlags::CLONE_NEWNET).at(Step::Network)?;
-    nix::unistd::sethostname("cage").at(Step::HostName)?;
+    if plan.cgroup_namespace {
+        unshare(CloneFlags::CLONE_NEWCGROUP).at(Step::CgroupNamespace)?;
+    }
+    match &blueprint.ahead {
+        Some([_, network]) => setns(network, CloneFlags::CLONE_NEWNET).at(Step::Network)?,
+        // Some hosts have it up already and refuse to be asked: the listeners below show whether it is.
+        None if plan.network => drop(process::loopback_up()),
+        None => {}
+    }
+    if plan.namespaces & libc::CLONE_NEWUTS != 0 {
+        nix::unistd::sethostname("cage").at(Step::HostName)?;
+    }
+    match plan.root {
+        Root::Own => {
+            temporary(blueprint).at(Step::Temporary)?;
+            proc(common).at(Step::Proc)?;
+        }
+        Root::Covered => {
+            common.covers.iter().try_for_each(Covers::put).at(Step::Temporary)?;
+            temporary(blueprint).at(Step::Temporary)?;
+            proc(common).at(Step::Proc)?;
+        }
+        Root::Host => {}
+    }
+    folders(common, blueprint).at(Step::Workspace)?;
 
-    let (uid, mib) = (blueprint.uid, blueprint.limits.tmp_mib);
-    tmpfs("/tmp", uid, mib, MsFlags::empty()).at(Step::Temporary)?;
-    tmpfs("/dev/shm", uid, mib, MsFlags::MS_NOEXEC).at(Step::Temporary)?;
-    tmpfs("/home/agent", uid, mib, MsFlags::empty()).at(Step::Temporary)?;
+    let Command::Cli(_) = blueprint.command else { return Ok(None) };
+    let path = blueprint.places.door();
+    let door = UnixListener::bind(&path).at(Step::Listener)?;
+    let mode = if plan.root == Root::Host { 0o600 } else { 0o666 };
+    fs::set_permissions(&path, Permissions::from_mode(mode)).at(Step::Listener)?;
+    give(&path, blueprint.uid).at(Step::Listener)?;
+    let proxy = match (blueprint.proxy, plan.network) {
+        (false, _) => None,
+        (true, own) => {
+            Some(TcpListener::bind(("127.0.0.1", if own { PROXY } else { 0 })).at(Step::Listener)?)
+        }
+    };
+    let port = proxy.as_ref().map(|it| it.local_addr().map(|at| at.port())).transpose();
+    let listeners: Vec<_> =
+        [Some(door.as_fd()), proxy.as_ref().map(AsFd::as_fd)].into_iter().flatten().collect();
+    say(&ends.line, Word::Listener, &listeners).at(Step::Listener)?;
+    port.at(Step::Listener)
+}
+
+/// The run's own file systems, each of a size.
+fn temporary(blueprint: &Blueprint) -> nix::Result<()> {
+    let (uid, mib, places) = (blueprint.uid, blueprint.limits.tmp_mib, &blueprint.places);
+    tmpfs(&places.tmp, uid, mib, MsFlags::empty())?;
+    tmpfs(Path::new("/dev/shm"), uid, mib, MsFlags::MS_NOEXEC)?;
+    tmpfs(&places.home, uid, mib, MsFlags::empty())?;
     // The options are copied here and into the home.
-    tmpfs("/run/gaoler", uid, (OPTIONS_BYTES_MAX >> 20) as u32 + 1, MsFlags::MS_NOEXEC)
-        .at(Step::Temporary)?;
-    let hardened = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
-    mount(Some("proc"), "/proc", Some("proc"), hardened, Some("hidepid=invisible")).at(Step::Proc)?;
+    tmpfs(&places.run, uid, (OPTIONS_BYTES_MAX >> 20) as u32 + 1, MsFlags::MS_NOEXEC)
+}
 
-    match &blueprint.workspace {
-        Some(tree) => mounts::attach(tree.as_fd(), c"/workspace").at(Step::Workspace)?,
-        None => tmpfs("/workspace", uid, mib, MsFlags::empty()).at(Step::Workspace)?,
+fn proc(common: &Common) -> nix::Result<()> {
+    let hardened = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    mount(Some("proc"), "/proc", Some("proc"), hardened, Some(common.proc_options))
+}
+
+/// The workspace and the session's folder.
+fn folders(common: &Common, blueprint: &Blueprint) -> std::io::Result<()> {
+    let (uid, places) = (blueprint.uid, &blueprint.places);
+    let mine = |path: &Path| {
+        DirBuilder::new().mode(0o700).create(path)?;
+        give(path, uid)
+    };
+    match (&blueprint.workspace, common.plan.root) {
+        (Some(tree), _) => mounts::attach(tree.as_fd(), c"/workspace")?,
+        (None, Root::Own) => tmpfs(&places.workspace, uid, blueprint.limits.tmp_mib, MsFlags::empty())?,
+        // A tenant's is there already; one that dies with the run lies in the run's own folder.
+        (None, _) if places.workspace.starts_with(&places.home) => mine(&places.workspace)?,
+        (None, _) => {}
+    }
+    let session = places.session();
+    let projects = session.parent().unwrap_or(&session);
+    if blueprint.session.is_some() || blueprint.session_path.is_some() {
+        mine(&places.home.join(".claude"))?;
+        mine(projects)?;
     }
     if let Some(tree) = &blueprint.session {
-        for folder in ["/home/agent/.claude", "/home/agent/.claude/projects", SESSION] {
-            DirBuilder::new().mode(0o700).create(folder).at(Step::Workspace)?;
-            nix::unistd::chown(folder, Some(Uid::from_raw(uid)), Some(Gid::from_raw(uid)))
-                .at(Step::Workspace)?;
-        }
-        mounts::attach(tree.as_fd(), c"/home/agent/.claude/projects/-workspace").at(Step::Workspace)?;
+        mine(&session)?;
+        mounts::attach(tree.as_fd(), c"/home/agent/.claude/projects/-workspace")?;
     }
+    match &blueprint.session_path {
+        Some(path) => symlink(path, &session),
+        None => Ok(()),
+    }
+}
 
-    if let Command::Cli(_) = blueprint.command {
-        let door = UnixListener::bind(DOOR).at(Step::Listener)?;
-        fs::set_permissions(DOOR, Permissions::from_mode(0o666)).at(Step::Listener)?;
-        say(&ends.line, Word::Listener, &[door.as_fd()]).at(Step::Listener)?;
-    }
-    Ok(())
+fn give(path: &Path, uid: u32) -> std::io::Result<()> {
+    Ok(nix::unistd::chown(path, Some(Uid::from_raw(uid)), Some(Gid::from_raw(uid)))?)
 }
 
 /// Steps 11 to 14: from root to nobody, and only then the first look at a tenant's bytes.
-fn leave(blueprint: &Blueprint) -> Result<Wishes, Failure> {
-    setns(&blueprint.user_namespace, CloneFlags::CLONE_NEWUSER).at(Step::UserNamespace)?;
-    // Inside the namespace we hold CAP_SYS_RESOURCE for a moment: nobody below may make another.
-    fs::write("/proc/sys/user/max_user_namespaces", "0").at(Step::UserNamespace)?;
-    let (uid, gid) = (Uid::from_raw(INSIDE), Gid::from_raw(INSIDE));
-    setgroups(&[]).at(Step::Ids)?;
-    setresgid(gid, gid, gid).at(Step::Ids)?;
-    setresuid(uid, uid, uid).at(Step::Ids)?;
+fn leave(common: &Common, blueprint: &Blueprint) -> Result<Wishes, Failure> {
+    let mut uid = blueprint.uid;
+    if common.plan.bounds() && blueprint.ahead.is_none() {
+        // It takes a capability, which the change of ids takes away.
+        process::empty_bounding_set().at(Step::Ids)?;
+    }
+    if let Some([user, _]) = &blueprint.ahead {
+        setns(user, CloneFlags::CLONE_NEWUSER).at(Step::UserNamespace)?;
+        // Inside the namespace we hold CAP_SYS_RESOURCE for a moment: nobody below may make another.
+        fs::write("/proc/sys/user/max_user_namespaces", "0").at(Step::UserNamespace)?;
+        uid = INSIDE;
+    }
+    if blueprint.ahead.is_some() || common.plan.ids != Ids::Same {
+        become_(uid, common.plan.inside).at(Step::Ids)?;
+    }
     process::die_with_parent().at(Step::Privileges)?;
     process::not_dumpable().at(Step::Privileges)?;
-    process::drop_capabilities().at(Step::Privileges)?;
+    if blueprint.ahead.is_some() {
+        process::empty_bounding_set().at(Step::Privileges)?;
+    }
+    if !common.plan.has_pids() {
+        process::adopt_orphans().at(Step::Privileges)?;
+    }
+    process::drop_permitted().at(Step::Privileges)?;
     process::no_new_privs().at(Step::Privileges)?;
+    let workspace = &blueprint.places.workspace;
     // A run before this one may have taken its own folder's mode away: the owner gives it back, or no run of
     // this tenant would ever start again.
-    fs::set_permissions("/workspace", Permissions::from_mode(0o700)).at(Step::Privileges)?;
-    nix::unistd::chdir("/workspace").at(Step::Privileges)?;
+    fs::set_permissions(workspace, Permissions::from_mode(0o700)).at(Step::Privileges)?;
+    nix::unistd::chdir(workspace).at(Step::Privileges)?;
     let options = blueprint.options.try_clone().at(Step::Options)?;
     let bytes = memfd::read(options, OPTIONS_BYTES_MAX).at(Step::Options)?;
     unpack(blueprint, &bytes).at(Step::Options)
 }
 
+/// All three of each id. An ordinary user's namespace has no other groups to drop, and may not.
+fn become_(uid: u32, inside: bool) -> nix::Result<()> {
+    let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(uid));
+    if !inside {
+        setgroups(&[])?;
+    }
+    setresgid(gid, gid, gid)?;
+    setresuid(uid, uid, uid)
+}
+
 /// Copies the options into files at constant paths.
 fn unpack(blueprint: &Blueprint, bytes: &[u8]) -> std::io::Result<Wishes> {
-    let mut wishes = Wishes { argv: Vec::new(), system: false, resume: false };
+    let mut wishes = Wishes { argv: Vec::new(), system: false, resume: false, proxy: None };
+    let places = &blueprint.places;
+    let folder = places.session();
     let session = match &blueprint.command {
-        Command::Cli(invocation) => Some(format!("{SESSION}/{}.jsonl", invocation.session)),
+        Command::Cli(invocation) => Some(folder.join(format!("{}.jsonl", invocation.session))),
         Command::Exec => None,
     };
     for (section, body) in sections(bytes).map_err(std::io::Error::other)? {
         match section {
             Section::System => {
-                write(SYSTEM, 0o400, body)?;
+                write(&places.system(), 0o400, body)?;
                 wishes.system = true;
             }
             Section::Transcript => {
                 if let Some(path) = &session {
-                    DirBuilder::new().recursive(true).mode(0o700).create(SESSION)?;
+                    DirBuilder::new().recursive(true).mode(0o700).create(&folder)?;
                     write(path, 0o600, body)?;
                 }
             }
@@ -162,28 +250,32 @@ fn unpack(blueprint: &Blueprint, bytes: &[u8]) -> std::io::Result<Wishes> {
     if let Command::Cli(invocation) = &blueprint.command
         && invocation.proof
     {
-        plant()?;
+        plant(&places.workspace)?;
     }
     Ok(wishes)
 }
 
 /// The workspace of a self-test: everything that would act if the CLI heeded it.
-fn plant() -> std::io::Result<()> {
-    DirBuilder::new().mode(0o700).create("/workspace/.claude")?;
-    let settings = r#"{"env":{"ANTHROPIC_BASE_URL":"http://127.0.0.1:9"},"hooks":{"SessionStart":[{"hooks":[{"type":"command","command":"touch /workspace/hooked-by-settings"}]}]}}"#;
-    write("/workspace/.claude/settings.json", 0o600, settings.as_bytes())?;
-    let servers = r#"{"mcpServers":{"planted":{"command":"touch","args":["/workspace/hooked-by-mcp"]}}}"#;
-    write("/workspace/.mcp.json", 0o600, servers.as_bytes())?;
-    write("/workspace/CLAUDE.md", 0o600, b"CANARY-CLAUDE-MD\n")?;
-    write("/workspace/attach-canary.txt", 0o600, b"CANARY-ATTACHED\n")
+fn plant(workspace: &Path) -> std::io::Result<()> {
+    let at = workspace.display();
+    DirBuilder::new().mode(0o700).create(workspace.join(".claude"))?;
+    let settings = format!(
+        r#"{{"env":{{"ANTHROPIC_BASE_URL":"http://127.0.0.1:9"}},"hooks":{{"SessionStart":[{{"hooks":[{{"type":"command","command":"touch {at}/hooked-by-settings"}}]}}]}}}}"#
+    );
+    write(&workspace.join(".claude/settings.json"), 0o600, settings.as_bytes())?;
+    let servers =
+        format!(r#"{{"mcpServers":{{"planted":{{"command":"touch","args":["{at}/hooked-by-mcp"]}}}}}}"#);
+    write(&workspace.join(".mcp.json"), 0o600, servers.as_bytes())?;
+    write(&workspace.join("CLAUDE.md"), 0o600, b"CANARY-CLAUDE-MD\n")?;
+    write(&workspace.join("attach-canary.txt"), 0o600, b"CANARY-ATTACHED\n")
 }
 
-fn write(path: &str, mode: u32, bytes: &[u8]) -> std::io::Result<()> {
+fn write(path: &Path, mode: u32, bytes: &[u8]) -> std::io::Result<()> {
     let mut file = File::options().write(true).create_new(true).mode(mode).open(path)?;
     file.write_all(bytes)
 }
 
-fn tmpfs(path: &str, uid: u32, mib: u32, more: MsFlags) -> nix::Result<()> {
+fn tmpfs(path: &Path, uid: u32, mib: u32, more: MsFlags) -> nix::Result<()> {
     // One inode for every 4 KiB: as many files as the space could hold, and a bound on what they cost.
     let options = format!("mode=700,uid={uid},gid={uid},size={mib}m,nr_inodes={}", u64::from(mib) * 256);
     mount(
@@ -199,7 +291,9 @@ fn tmpfs(path: &str, uid: u32, mib: u32, more: MsFlags) -> nix::Result<()> {
 fn kept(common: &Common, blueprint: &Blueprint, tasks: &[BorrowedFd<'_>], ends: &Ends) -> Vec<RawFd> {
     let mut keep: Vec<RawFd> = tasks.iter().map(AsRawFd::as_raw_fd).collect();
     let owned = |fd: &OwnedFd| fd.as_raw_fd();
-    keep.extend([&blueprint.user_namespace, &blueprint.network_namespace, &blueprint.options].map(owned));
+    keep.extend(blueprint.ahead.iter().flatten().map(owned));
+    keep.extend([&blueprint.options].map(owned));
+    keep.extend(blueprint.token.as_ref().map(owned));
     keep.extend(common.rules.base().iter().map(|(place, _)| place.as_raw_fd()));
     keep.extend(blueprint.workspace.as_ref().map(owned));
     keep.extend(blueprint.session.as_ref().map(owned));

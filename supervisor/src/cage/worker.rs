@@ -4,41 +4,38 @@
 use std::ffi::{CString, OsStr};
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 
 use gaoler_policy::landlock::{AccessClass, place, restrict_cage};
 use gaoler_policy::seccomp::Threads;
 use gaoler_protocol::Limits;
-use gaoler_sys::clone::{Child, Side, clone3};
+use gaoler_sys::clone::{Child, Side, fork};
 use gaoler_sys::process::{self, Attempt, Strings};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 
 use super::ritual::{At, Failure, Wishes};
 use super::word::{Step, Word, say};
 use super::{Blueprint, Command, Common, Ends, Invocation};
-use crate::template::{CLI, PROBE};
+use crate::plan::Root;
+use crate::template::PROBE;
 
-/// What was mounted for this run alone, and so has inodes that no rule made at boot can know.
-const PER_RUN: [(&str, AccessClass); 6] = [
-    ("/workspace", AccessClass::Full),
-    ("/home/agent", AccessClass::Full),
-    ("/tmp", AccessClass::Full),
-    ("/dev/shm", AccessClass::Full),
-    ("/run/gaoler", AccessClass::Read),
-    ("/proc", AccessClass::Read),
-];
+/// Less than this, and the CLI does not start.
+const DATA_LEAST: u64 = 2 << 30;
+/// Above every number that a command's descriptors are placed at.
+const ABOVE: i32 = 64;
 
 /// Forks the command's process. In pid 1 it returns; in the fork it never does.
-pub(super) fn fork(
+pub(super) fn begin(
     common: &Common,
     blueprint: &Blueprint,
     wishes: &Wishes,
     ends: &Ends,
 ) -> Result<Child, Failure> {
-    match clone3(0, None).at(Step::Fork)? {
+    match fork(0, None).at(Step::Fork)? {
         Side::Parent(child) => Ok(child),
         Side::Child => {
-            let word = match confine(common, blueprint, ends) {
-                Ok(()) => depart(common, &blueprint.command, wishes, ends),
+            let word = match confine(common, blueprint, wishes, ends) {
+                Ok(()) => depart(common, blueprint, wishes, ends),
                 Err(Failure(step, errno)) => Word::Failed(step as u8, errno as u16),
             };
             let _ = say(&ends.gate, word, &[]);
@@ -48,28 +45,47 @@ pub(super) fn fork(
 }
 
 /// Steps 16 to 19.
-fn confine(common: &Common, blueprint: &Blueprint, ends: &Ends) -> Result<(), Failure> {
+fn confine(common: &Common, blueprint: &Blueprint, wishes: &Wishes, ends: &Ends) -> Result<(), Failure> {
+    let plan = &common.plan;
     // The supervisor looks at where we are while we go on.
     say(&ends.gate, Word::Born, &[]).at(Step::Process)?;
+    if !plan.has_pids() {
+        // It kept them apart from its stand-in for pid 1, which ends with the supervisor; we end with it.
+        process::die_with_parent().at(Step::Process)?;
+    }
     nix::unistd::setsid().at(Step::Process)?;
-    process::new_session_keyring().at(Step::Process)?;
-    bound(&blueprint.limits).at(Step::Process)?;
+    if plan.keyring {
+        process::new_session_keyring().at(Step::Process)?;
+    }
+    bound(&blueprint.limits, plan.cgroup).at(Step::Process)?;
     crate::spawn::default_signals().at(Step::Process)?;
-    process::place(&[ends.stdin.as_fd(), ends.stdout.as_fd(), ends.stderr.as_fd()], 0).at(Step::Process)?;
     // The gate's byte is waited for, so its end here blocks.
     let flags = fcntl(&ends.gate, FcntlArg::F_GETFL).at(Step::Process)?;
     let blocking = OFlag::from_bits_truncate(flags) & !OFlag::O_NONBLOCK;
     fcntl(&ends.gate, FcntlArg::F_SETFL(blocking)).at(Step::Process)?;
+    let mut stdio = vec![ends.stdin.as_fd(), ends.stdout.as_fd(), ends.stderr.as_fd()];
+    // Out of the way of the numbers that are given below.
+    let token = blueprint.token.as_ref().map(|fd| process::copy_above(fd.as_fd(), ABOVE)).transpose();
+    let token = token.at(Step::Process)?;
+    stdio.extend(token.as_ref().map(AsFd::as_fd));
+    process::place(&stdio, 0).at(Step::Process)?;
 
     // The positive control of the self-test: without Landlock the probe file opens.
-    std::fs::File::open(PROBE).at(Step::SelfTest)?;
-    landlock(common).at(Step::Landlock)?;
-    process::close_all_but(&[0, 1, 2, ends.gate.as_raw_fd()]).at(Step::Descriptors)?;
-    common.cage_filter.install(Threads::One).at(Step::Seccomp)?;
+    std::fs::File::open(probe(common)).at(Step::SelfTest)?;
+    if plan.landlock {
+        landlock(common, blueprint, wishes).at(Step::Landlock)?;
+    }
+    let mut keep: Vec<i32> = (0..stdio.len() as i32).collect();
+    keep.push(ends.gate.as_raw_fd());
+    process::close_all_but(&keep).at(Step::Descriptors)?;
+    for filter in plan.filters() {
+        filter.install(Threads::One).at(Step::Seccomp)?;
+    }
 
     let wrong = || Failure(Step::SelfTest, 0);
-    match std::fs::File::open(PROBE) {
+    match std::fs::File::open(probe(common)) {
         Err(error) if error.raw_os_error() == Some(libc::EACCES) => {}
+        Ok(_) if !plan.landlock => {}
         _ => return Err(wrong()),
     }
     for (attempt, errno) in [
@@ -86,16 +102,40 @@ fn confine(common: &Common, blueprint: &Blueprint, ends: &Ends) -> Result<(), Fa
     Ok(())
 }
 
-/// Landlock: the template's files read-only, and what was mounted for this run.
-fn landlock(common: &Common) -> std::io::Result<()> {
-    let places = PER_RUN.iter().map(|(path, class)| Ok((place(path.as_ref())?, *class)));
+/// A file that everybody may open and that no Landlock rule covers.
+fn probe(common: &Common) -> &'static str {
+    if common.plan.root == Root::Own { PROBE } else { "/" }
+}
+
+/// Landlock: what all cages see, and what is this run's alone, whose inodes no rule made at boot can know.
+fn landlock(common: &Common, blueprint: &Blueprint, wishes: &Wishes) -> std::io::Result<()> {
+    let places = &blueprint.places;
+    let mut own = vec![
+        (places.workspace.as_path(), AccessClass::Full),
+        (&places.home, AccessClass::Full),
+        (&places.tmp, AccessClass::Full),
+        (&places.run, AccessClass::Read),
+        (Path::new("/proc"), AccessClass::Read),
+    ];
+    if common.plan.root != Root::Host {
+        own.push((Path::new("/dev/shm"), AccessClass::Full));
+    }
+    own.extend(blueprint.session_path.iter().map(|path| (path.as_path(), AccessClass::Full)));
+    let places = own.into_iter().map(|(path, class)| Ok((place(path)?, class)));
     let places: Vec<_> = places.collect::<std::io::Result<_>>()?;
     let per_run: Vec<_> = places.iter().map(|(fd, class)| (fd.as_fd(), *class)).collect();
-    restrict_cage(&common.rules.base(), &per_run).map(|_| ())
+    // In a network of its own a command may listen and connect as it likes.
+    let ports: Vec<u16> = wishes.proxy.into_iter().collect();
+    let ports = if common.plan.network { None } else { Some(&ports[..]) };
+    restrict_cage(&common.rules.base(), &per_run, ports).map(|_| ())
 }
 
 /// rlimits: a second bound beside the cgroup, and the only one on files and cores.
-fn bound(limits: &Limits) -> std::io::Result<()> {
+fn bound(limits: &Limits, counted: bool) -> std::io::Result<()> {
+    if !counted {
+        // Of one process alone; the watchdog looks at their sum.
+        process::limit(libc::RLIMIT_DATA, (u64::from(limits.memory_mib) << 20).max(DATA_LEAST))?;
+    }
     // One more than the group's: the group must be what refuses, since only the group counts refusals.
     process::limit(libc::RLIMIT_NPROC, u64::from(limits.tasks) + 1)?;
     process::limit(libc::RLIMIT_NOFILE, limits.open_files.into())?;
@@ -107,8 +147,8 @@ fn bound(limits: &Limits) -> std::io::Result<()> {
 }
 
 /// Says that it is ready, waits for the gate, and executes. Returns only with what went wrong.
-fn depart(common: &Common, command: &Command, wishes: &Wishes, ends: &Ends) -> Word {
-    let (paths, argv, environment) = match prepare(common, command, wishes) {
+fn depart(common: &Common, blueprint: &Blueprint, wishes: &Wishes, ends: &Ends) -> Word {
+    let (paths, argv, environment) = match prepare(common, blueprint, wishes) {
         Some(prepared) => prepared,
         None => return Word::ExecFailed(libc::EINVAL as u16),
     };
@@ -130,38 +170,58 @@ fn depart(common: &Common, command: &Command, wishes: &Wishes, ends: &Ends) -> W
     Word::ExecFailed(worst as u16)
 }
 
-fn prepare(common: &Common, command: &Command, wishes: &Wishes) -> Option<(Vec<CString>, Strings, Strings)> {
+fn prepare(
+    common: &Common,
+    blueprint: &Blueprint,
+    wishes: &Wishes,
+) -> Option<(Vec<CString>, Strings, Strings)> {
+    let text = |bytes: &[u8]| CString::new(bytes).ok();
     let mut environment = common.environment.clone();
-    let (paths, argv) = match command {
+    let (paths, argv) = match &blueprint.command {
         Command::Cli(invocation) => {
             environment.extend(invocation.environment.iter().cloned());
-            (vec![CString::new(CLI).ok()?], cli_argv(invocation, wishes))
+            (
+                vec![text(blueprint.places.cli.as_os_str().as_bytes())?],
+                cli_argv(blueprint, invocation, wishes),
+            )
         }
         Command::Exec => {
             let name = wishes.argv.first()?;
             let paths = match name.contains(&b'/') {
-                true => vec![CString::new(name.clone()).ok()?],
+                true => vec![text(name)?],
                 false => common
                     .path
                     .split(':')
                     .filter_map(|folder| {
-                        let path = std::path::Path::new(folder).join(OsStr::from_bytes(name));
-                        CString::new(path.as_os_str().as_bytes()).ok()
+                        let path = Path::new(folder).join(OsStr::from_bytes(name));
+                        text(path.as_os_str().as_bytes())
                     })
                     .collect(),
             };
-            (paths, wishes.argv.iter().filter_map(|word| CString::new(word.clone()).ok()).collect())
+            (paths, wishes.argv.iter().filter_map(|word| text(word)).collect())
         }
     };
+    // What the level says of places holds in a root of our own; elsewhere they lie where the run has its folders.
+    for (name, value) in blueprint.places.variables() {
+        if let Some(slot) = environment.iter_mut().find(|it| variable(it) == name.as_bytes()) {
+            *slot = text(format!("{name}={}", value.display()).as_bytes())?;
+        }
+    }
     Some((paths, Strings::new(argv), Strings::new(environment)))
 }
 
-fn cli_argv(invocation: &Invocation, wishes: &Wishes) -> Vec<CString> {
+/// The name in `NAME=value`.
+fn variable(pair: &CString) -> &[u8] {
+    pair.as_bytes().split(|&byte| byte == b'=').next().unwrap_or_default()
+}
+
+fn cli_argv(blueprint: &Blueprint, invocation: &Invocation, wishes: &Wishes) -> Vec<CString> {
     let constant = |words: &[&str]| words.iter().filter_map(|s| CString::new(*s).ok()).collect::<Vec<_>>();
     let mut argv = constant(&["claude"]);
     argv.extend(invocation.words.iter().cloned());
     if wishes.system {
-        argv.extend(constant(&["--append-system-prompt-file", "/run/gaoler/system.md"]));
+        let system = blueprint.places.system();
+        argv.extend(constant(&["--append-system-prompt-file", &system.to_string_lossy()]));
     }
     argv.extend(constant(&[if wishes.resume { "--resume" } else { "--session-id" }, &invocation.session]));
     argv

@@ -15,11 +15,12 @@ use super::end::{end, fail};
 use super::{Monitor, Stage};
 use crate::admit::{self, Situation, Verdict};
 use crate::boot::Mode;
-use crate::cage::{self, Blueprint, Command};
+use crate::cage::{self, Blueprint, Command, Places};
 use crate::fault::{Doing, Fault};
+use crate::plan::{Ids, Root};
 use crate::run::{Broker, Phase, Run};
 use crate::spawn::{self, Network};
-use crate::tenants::{Closed, Tenant, TenantId};
+use crate::tenants::{Closed, Folder, Tenant, TenantId};
 use crate::{invocation, namespaces};
 
 impl Monitor {
@@ -86,7 +87,7 @@ impl Monitor {
             .egress_uids
             .take()
             .ok_or_else(|| Fault::new("take an egress uid", "the range is used up"))?;
-        let uid = self.egress_uids.uid(&slot);
+        let uid = self.common.plan.own_uid(self.egress_uids.uid(&slot));
         let url = if run.spawn.proof { &self.host.proving_url } else { &self.host.upstream_url };
         let silence = self.host.settings.runs.silence_seconds.to_string();
         let argv = ["gaoler-egress", "--upstream", url.as_str(), "--silence-seconds", silence.as_str()];
@@ -97,7 +98,7 @@ impl Monitor {
             run.placeholder = Placeholder([0; 32]);
             runs.iter_mut().for_each(Run::wipe);
         };
-        let process = spawn::start(program.as_fd(), &argv, uid, Network::Host, &[], wipe);
+        let process = spawn::start(&self.common.plan, program.as_fd(), &argv, uid, Network::Host, &[], wipe);
         match process {
             Ok(process) => {
                 run.egress = Some(Broker {
@@ -162,39 +163,85 @@ impl Monitor {
         let limits = run.limits;
         let level = self.host.level.limits;
         let (pool, source) = self.source(level);
-        let set = pool.take(source, limits)?;
-        let uid = set.uid;
-        let user_namespace = set.user_namespace.try_clone().doing("copy a namespace's descriptor");
-        let network_namespace = set.network_namespace.try_clone().doing("copy a namespace's descriptor");
-        run.set = Some(set);
-        let (mut workspace, mut session) = (None, None);
+        let mut set = pool.take(source, limits)?;
+        run.uid = set.uid;
+        let plan = self.common.plan;
+        let (mut workspace, mut session, mut workspace_path, mut session_path) = (None, None, None, None);
         if let Some(id) = &run.tenant {
             let tenant: Tenant = self.tenants.admit(id)?;
-            let map = namespaces::user(self.host.proc_fd.as_fd(), tenant.uid, uid)?;
-            workspace = Some(self.mapped(tenant.workspace()?.as_fd(), map.as_fd())?);
-            if run.spawn.kind == Kind::Cli && run.spawn.conversation == Conversation::Session {
-                let folder = tenant.session(&invocation::uuid(&run.spawn.session))?;
-                session = Some(self.mapped(folder.as_fd(), map.as_fd())?);
-                run.session = Some(folder);
+            if plan.ids == Ids::Tenant {
+                run.uid = tenant.uid;
+                set.belongs_to(self.host.proc_fd.as_fd(), tenant.uid)?;
             }
+            let folder = tenant.workspace()?;
+            let name = invocation::uuid(&run.spawn.session);
+            if run.spawn.kind == Kind::Cli && run.spawn.conversation == Conversation::Session {
+                run.session = Some(tenant.session(&name)?);
+            }
+            if plan.root == Root::Own {
+                let map = match plan.ids {
+                    Ids::Run => Some(namespaces::user(self.host.proc_fd.as_fd(), tenant.uid, run.uid)?),
+                    Ids::Tenant | Ids::Same => None,
+                };
+                let map = map.as_ref().map(AsFd::as_fd);
+                workspace = Some(self.mounted(folder.as_fd(), map)?);
+                session = run.session.as_ref().map(|folder| self.mounted(folder.as_fd(), map)).transpose()?;
+            } else {
+                let tenants = self.host.state.join("tenants").join(&id.0);
+                workspace_path = Some(tenants.join("workspaces/default"));
+                session_path = run.session.as_ref().map(|_| tenants.join("sessions").join(&name));
+            }
+            run.folder_of_tenant = Some(tenant);
         }
+        let places = match (plan.root, &self.host.folders) {
+            (Root::Own, _) => Places::own(),
+            (Root::Covered, _) => Places::covered(workspace_path, &self.host.cli),
+            (Root::Host, folders) => {
+                let folders =
+                    folders.as_ref().ok_or_else(|| Fault::new("make a cage", "there is no place"))?;
+                let name = run.id().to_string();
+                let path = self.host.state.join("runs").join(&name);
+                let parts = ["home", "tmp", "run", "workspace"];
+                run.folder = Some(Folder::make(folders, name, run.uid, &parts)?);
+                Places::below(&path, workspace_path, &self.host.cli)
+            }
+        };
+        // Where a cage sees other processes' entries, no secret is in an environment.
+        let token = match run.spawn.kind == Kind::Cli && !plan.has_own_proc() {
+            true => Some(self.token(run)?),
+            false => None,
+        };
+        run.token = token.is_some();
+        run.family = !plan.has_pids();
+        let ahead = set
+            .ahead
+            .as_ref()
+            .map(|[user, network]| -> std::io::Result<_> { Ok([user.try_clone()?, network.try_clone()?]) });
+        let ahead = ahead.transpose().doing("copy a namespace's descriptor");
+        run.set = Some(set);
         let command = match run.spawn.kind {
-            Kind::Cli => Command::Cli(invocation::of(&run.spawn, &run.placeholder, &self.host.level.policy)),
+            Kind::Cli => {
+                let secret = if run.token { None } else { Some(&run.placeholder) };
+                Command::Cli(invocation::of(&run.spawn, secret, &self.host.level.policy))
+            }
             Kind::Exec => Command::Exec,
         };
         let blueprint = Blueprint {
-            uid,
-            user_namespace: user_namespace?,
-            network_namespace: network_namespace?,
+            uid: run.uid,
+            ahead: ahead?,
+            places,
             workspace,
             session,
+            session_path,
+            proxy: false,
+            token,
             options: run.options.take().ok_or_else(|| Fault::new("make a cage", "the options are gone"))?,
             command,
             limits,
         };
         let runs = &mut self.runs;
         let placeholder = &mut run.placeholder;
-        let leaf = &run.set.as_ref().ok_or_else(|| Fault::new("make a cage", "its set is gone"))?.leaf;
+        let leaf = run.set.as_ref().and_then(|set| set.leaf.as_ref());
         let begun = cage::begin(&self.common, &blueprint, leaf, || {
             *placeholder = Placeholder([0; 32]);
             runs.iter_mut().for_each(Run::wipe);
@@ -207,11 +254,23 @@ impl Monitor {
         Ok(())
     }
 
-    /// A folder of the state as a detached mount whose owner is, inside, the run's uid.
-    fn mapped(&self, folder: BorrowedFd<'_>, map: BorrowedFd<'_>) -> Result<OwnedFd, Fault> {
-        let tree = self.host.views.copy(folder)?;
-        let attributes = mount::Attributes { nosuid: true, nodev: true, idmap: Some(map), read_only: false };
+    /// A folder of the state as a detached mount; with a map its owner is, inside, the run's uid.
+    fn mounted(&self, folder: BorrowedFd<'_>, idmap: Option<BorrowedFd<'_>>) -> Result<OwnedFd, Fault> {
+        let views =
+            self.host.views.as_ref().ok_or_else(|| Fault::new("mount a folder", "there is no view"))?;
+        let tree = views.copy(folder)?;
+        let attributes = mount::Attributes { nosuid: true, nodev: true, idmap, read_only: false };
         mount::restrict(tree.as_fd(), attributes, false).doing("map the ids of a tenant's mount")?;
         Ok(tree)
+    }
+
+    /// What stands for the credential, in a pipe that can be read once.
+    fn token(&self, run: &Run) -> Result<OwnedFd, Fault> {
+        let (token, write) = pipe2(OFlag::O_CLOEXEC).doing("make a pipe")?;
+        let text = run.placeholder.token();
+        match nix::unistd::write(&write, text.as_bytes()).doing("write a placeholder")? == text.len() {
+            true => Ok(token),
+            false => Err(Fault::new("write a placeholder", "the pipe took a part of it")),
+        }
     }
 }

@@ -3,10 +3,11 @@
 
 use std::time::{Duration, Instant};
 
-use gaoler_protocol::{Empty, Message, Reason, Refusal};
+use gaoler_protocol::{Empty, Message, Placeholder, Reason, Refusal};
 
 use super::{LAUNCH, Monitor, Stage, TEARDOWN, VOUCH};
 use crate::cage::word::Step;
+use crate::errand::{Deed, Errand};
 use crate::fault::Fault;
 use crate::log::event;
 use crate::run::{Phase, Run};
@@ -67,16 +68,21 @@ impl Monitor {
         if run.init.is_some() {
             return false;
         }
-        if let Some(set) = &run.set
-            && set.leaf.empty()
-        {
-            run.peaks = set.leaf.peaks();
-            if self.cgroups.remove(&set.leaf)
-                && let Some(set) = run.set.take()
-            {
-                self.uids.release(set.slot);
-            }
+        if run.errand.is_some() || (run.family && !self.end_strays()) || !self.clear(run) {
+            return false;
         }
+        let leaf = run.set.as_ref().and_then(|set| set.leaf.as_ref());
+        let gone = match (leaf, &self.cgroups) {
+            (Some(leaf), Some(cgroups)) if leaf.empty() => {
+                run.peaks = leaf.peaks();
+                cgroups.remove(leaf)
+            }
+            (leaf, _) => leaf.is_none(),
+        };
+        if gone && let Some(set) = run.set.take() {
+            self.uids.release(set.slot);
+        }
+        run.folder_of_tenant = None;
         run.session = None;
         run.credential = None;
         if let Some(egress) = &mut run.egress
@@ -91,6 +97,26 @@ impl Monitor {
         run.set.is_none() && run.egress.is_none()
     }
 
+    /// Has a run's own folder emptied by its owner, and removes it; whether it is gone.
+    fn clear(&mut self, run: &mut Run) -> bool {
+        let (Some(folder), Some(folders)) = (&run.folder, &self.host.folders) else { return true };
+        if run.wiped && folder.remove(folders) {
+            run.folder = None;
+            return true;
+        }
+        run.wiped = false;
+        let (runs, placeholder) = (&mut self.runs, &mut run.placeholder);
+        let sent = Errand::start(&self.common.plan, Deed::Wipe, &*folder.lock, run.uid, || {
+            *placeholder = Placeholder([0; 32]);
+            runs.iter_mut().for_each(Run::wipe);
+        });
+        match sent {
+            Ok(errand) => run.errand = Some(errand),
+            Err(fault) => event("wipe_failed", &[("run", &run.id()), ("fault", &fault)]),
+        }
+        false
+    }
+
     /// The last word to the client, once. A late run keeps its uid and its leaf until nothing of it is left.
     fn release(&mut self, run: &mut Run, late: bool) {
         if run.quarantined {
@@ -101,6 +127,9 @@ impl Monitor {
             event("quarantined", &[("run", &run.id())]);
             if let Some(egress) = &run.egress {
                 egress.process.child.kill();
+            }
+            if let Some(init) = &run.init {
+                init.kill();
             }
         }
         if run.report.is_some() {
@@ -132,8 +161,13 @@ pub(super) fn end(run: &mut Run) {
     run.lease = None;
     run.stdio = None;
     run.gate = None;
-    if let Some(init) = &run.init {
+    if run.family {
+        run.line = None;
+    } else if let Some(init) = &run.init {
         init.kill();
+    }
+    if let Some(errand) = &run.errand {
+        errand.child.kill();
     }
 }
 

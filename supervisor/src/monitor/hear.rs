@@ -4,8 +4,9 @@
 use std::os::fd::AsFd;
 use std::time::Instant;
 
-use gaoler_protocol::{FRAME_BYTES, Message, Reason, Refusal, Spawned, Tier};
+use gaoler_protocol::{FRAME_BYTES, Message, Reason, Refusal, Spawned};
 use gaoler_sys::channel;
+use gaoler_sys::clone::Ended;
 use nix::fcntl::OFlag;
 
 use super::end::{end, fail};
@@ -14,6 +15,7 @@ use crate::cage::attest::{Posture, place, rights};
 use crate::cage::word::{Heard, Step, Word, hear};
 use crate::fault::{Doing, Fault};
 use crate::log::event;
+use crate::plan::Root;
 use crate::run::{Phase, Run, violation};
 
 /// Where a cage may have mounts.
@@ -65,7 +67,7 @@ impl Monitor {
                 run.refuse(Refusal::CageFailed, 0, 0);
                 end(run);
             }
-            // pid 1's end itself is seen on its pidfd.
+            // pid 1's end itself is told by SIGCHLD.
             Heard::Closed => run.line = None,
         }
     }
@@ -81,7 +83,7 @@ impl Monitor {
                 }
             }
             (Heard::Word(Word::Ready, _, Some(pid)), None) if run.placed == Some(pid) => {
-                let looked = posture(run).and_then(|it| rights(self.host.proc_fd.as_fd(), pid, &it));
+                let looked = self.posture(run).and_then(|it| rights(self.host.proc_fd.as_fd(), pid, &it));
                 let let_go = || channel::send(gate.as_fd(), b"G", &[]).doing("open a gate");
                 match looked.and_then(|()| let_go()) {
                     Ok(()) => run.opened = Some(Instant::now()),
@@ -108,11 +110,30 @@ impl Monitor {
 
     /// Whether the command's process is where it must be.
     fn placed(&self, run: &Run, pid: i32) -> Result<(), Fault> {
-        let groups = place(self.host.proc_fd.as_fd(), pid, &posture(run)?)?;
-        match run.set.as_ref().is_some_and(|set| set.leaf.holds(&groups, &self.cgroups)) {
-            true => Ok(()),
-            false => Err(Fault::new("attest cgroup", "the process is not in its leaf")),
+        let groups = place(self.host.proc_fd.as_fd(), pid, &self.posture(run)?)?;
+        let leaf = run.set.as_ref().and_then(|set| set.leaf.as_ref());
+        match (leaf, &self.cgroups) {
+            (None, None) => Ok(()),
+            (Some(leaf), Some(cgroups)) if leaf.holds(&groups, cgroups) => Ok(()),
+            _ => Err(Fault::new("attest cgroup", "the process is not in its leaf")),
         }
+    }
+
+    /// What must be so of the command's process before its gate.
+    fn posture<'a>(&self, run: &'a Run) -> Result<Posture<'a>, Fault> {
+        let plan = &self.common.plan;
+        let set = run.set.as_ref().ok_or_else(|| Fault::new("attest", "the set is gone"))?;
+        Ok(Posture {
+            uid: run.uid,
+            namespaces: &set.identities,
+            apart: plan.apart(true),
+            descriptors: if run.token { 5 } else { 4 },
+            filters: plan.filters().count() as u32,
+            mounts: if plan.root == Root::Own { &MOUNTS } else { &[] },
+            borrowed: plan.inside,
+            bounded: plan.bounds(),
+            threads: 1,
+        })
     }
 
     pub(super) fn passed(&mut self, run: &mut Run) {
@@ -132,7 +153,7 @@ impl Monitor {
             run: run.id(),
             limits: run.limits,
             launch_us: run.arrived.elapsed().as_micros() as u64,
-            tier: Tier::Kernel,
+            tier: self.common.plan.tier,
         };
         // A run without an egress has a ledger in which nothing stands.
         let ledger = run.ledger.take().unwrap_or(empty);
@@ -142,7 +163,7 @@ impl Monitor {
         event("spawned", &[("run", &run.id()), ("kind", &run.spawn.kind), ("launch_us", &spawned.launch_us)]);
     }
 
-    pub(super) fn on_init(&mut self, run: &mut Run) {
+    pub(super) fn on_init(&mut self, run: &mut Run, ended: Ended) {
         // pid 1's last word may still lie in its line.
         while run.line.is_some() {
             let before = run.outcome.is_some();
@@ -154,19 +175,16 @@ impl Monitor {
         if run.gate.is_some() {
             self.on_gate(run);
         }
-        let Some(init) = &run.init else { return };
-        if let Ok(Some(ended)) = init.reap() {
-            run.used = ended;
-            run.init = None;
-            run.line = None;
-            run.gate = None;
-            run.wall_us = run.opened.map_or(0, |at| at.elapsed().as_micros() as u64);
-            if run.phase != Phase::Running {
-                run.refuse(Refusal::CageFailed, 0, 0);
-            }
-            run.ends(Reason::InitDied, 0, ended.signal.unwrap_or_default());
-            end(run);
+        run.used = ended;
+        run.init = None;
+        run.line = None;
+        run.gate = None;
+        run.wall_us = run.opened.map_or(0, |at| at.elapsed().as_micros() as u64);
+        if run.phase != Phase::Running {
+            run.refuse(Refusal::CageFailed, 0, 0);
         }
+        run.ends(Reason::InitDied, 0, ended.signal.unwrap_or_default());
+        end(run);
     }
 
     pub(super) fn on_egress(&mut self, run: &mut Run) {
@@ -208,10 +226,12 @@ impl Monitor {
                 let posture = Posture {
                     uid: egress.uid,
                     namespaces: &[],
-                    apart: &["mnt", "pid", "ipc", "uts"],
+                    apart: self.common.plan.apart(false),
                     descriptors: 0,
                     filters: 1,
                     mounts: &[],
+                    borrowed: false,
+                    bounded: self.common.plan.bounds(),
                     threads: ready.threads,
                 };
                 let (proc_fd, pid) = (self.host.proc_fd.as_fd(), egress.process.child.pid);
@@ -271,20 +291,6 @@ impl Monitor {
             end(run);
         }
     }
-}
-
-/// What must be so of the command's process before its gate.
-fn posture(run: &Run) -> Result<Posture<'_>, Fault> {
-    let set = run.set.as_ref().ok_or_else(|| Fault::new("attest", "the set is gone"))?;
-    Ok(Posture {
-        uid: set.uid,
-        namespaces: &set.identities,
-        apart: &["mnt", "pid", "ipc", "uts", "cgroup"],
-        descriptors: 4,
-        filters: 1,
-        mounts: &MOUNTS,
-        threads: 1,
-    })
 }
 
 /// The gate stays shut.

@@ -5,18 +5,23 @@ mod begin;
 mod end;
 mod hear;
 mod peer;
+mod watchdog;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use gaoler_protocol::{LEASE_DONE, LEASE_IDLE, LEASE_OUTPUT, Layers, Limits, Message, Reason, RunId};
 use gaoler_sys::channel;
+use gaoler_sys::clone::Ended;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{Signal, kill};
 use nix::sys::signalfd::SignalFd;
+use nix::unistd::Pid;
 
 use crate::boot::{Host, Mode};
 use crate::cage::Common;
 use crate::cgroup::Cgroups;
+use crate::family;
 use crate::log::event;
 use crate::pool::{Pool, Source};
 use crate::run::{Phase, Run};
@@ -25,6 +30,7 @@ use crate::tenants::Tenants;
 use crate::uids::Uids;
 
 use end::{deadline, end};
+pub use watchdog::Disk;
 
 /// How long a teardown may take before the client is released and the uid quarantined.
 const TEARDOWN: Duration = Duration::from_secs(2);
@@ -64,8 +70,8 @@ pub struct Monitor {
     pub common: Common,
     /// The host, as tried.
     pub layers: Layers,
-    /// Groups.
-    pub cgroups: Cgroups,
+    /// Groups, where runs have them.
+    pub cgroups: Option<Cgroups>,
     /// Uids of runs.
     pub uids: Uids,
     /// Uids of egresses.
@@ -78,7 +84,7 @@ pub struct Monitor {
     pub frontend: Option<Attended>,
     /// The embedded upstream's process.
     pub upstream: Option<Attended>,
-    /// SIGTERM and SIGINT.
+    /// SIGTERM, SIGINT and SIGCHLD.
     pub signals: SignalFd,
     /// What the peer may do now.
     pub stage: Stage,
@@ -87,6 +93,8 @@ pub struct Monitor {
     pub said: u64,
     /// Sets ready for runs.
     pub pool: Pool,
+    /// When the watchdog looks again.
+    pub next_look: Instant,
     /// Every run that has not been forgotten.
     pub runs: Vec<Run>,
     /// The status to end with, once it is decided.
@@ -98,14 +106,10 @@ pub struct Monitor {
 enum Happening {
     Signals,
     Peer,
-    Frontend,
-    Upstream,
     Line(RunId),
     Gate(RunId),
     Lease(RunId),
-    Init(RunId),
     Egress(RunId),
-    EgressEnd(RunId),
 }
 
 impl Monitor {
@@ -118,17 +122,18 @@ impl Monitor {
             for happening in self.wait() {
                 self.handle(happening);
             }
+            self.look();
             self.deadlines();
             self.tear_down();
         }
-        for set in self.pool.drain() {
-            self.cgroups.remove(&set.leaf);
+        for leaf in self.pool.drain().into_iter().filter_map(|set| set.leaf) {
+            let _ = self.cgroups.as_ref().map(|cgroups| cgroups.remove(&leaf));
         }
         for attended in [self.frontend.take(), self.upstream.take()].into_iter().flatten() {
             attended.child.kill();
             let _ = attended.child.reap_blocking();
         }
-        self.cgroups.close();
+        self.cgroups.take().into_iter().for_each(Cgroups::close);
         self.status.unwrap_or(1)
     }
 
@@ -136,17 +141,13 @@ impl Monitor {
     fn watched(&self) -> Vec<(Happening, BorrowedFd<'_>)> {
         let mut all = vec![(Happening::Signals, self.signals.as_fd())];
         all.extend(self.peer.iter().map(|it| (Happening::Peer, it.as_fd())));
-        all.extend(self.frontend.iter().map(|it| (Happening::Frontend, it.child.pidfd.as_fd())));
-        all.extend(self.upstream.iter().map(|it| (Happening::Upstream, it.child.pidfd.as_fd())));
         for run in &self.runs {
             let id = run.id();
             let parts = [
                 (Happening::Line(id), run.line.as_ref()),
                 (Happening::Gate(id), run.gate.as_ref()),
                 (Happening::Lease(id), run.lease.as_ref()),
-                (Happening::Init(id), run.init.as_ref().map(|child| &child.pidfd)),
                 (Happening::Egress(id), run.egress.as_ref().map(|egress| &egress.process.control)),
-                (Happening::EgressEnd(id), run.egress.as_ref().map(|egress| &egress.process.child.pidfd)),
             ];
             all.extend(parts.into_iter().filter_map(|(happening, fd)| Some((happening, fd?.as_fd()))));
         }
@@ -180,7 +181,9 @@ impl Monitor {
         let source = Source {
             proc_fd: self.host.proc_fd.as_fd(),
             uids: &mut self.uids,
-            cgroups: &mut self.cgroups,
+            cgroups: self.cgroups.as_mut(),
+            ahead: self.common.plan.ahead,
+            inside: self.common.plan.inside,
             limits,
         };
         (&mut self.pool, source)
@@ -200,7 +203,8 @@ impl Monitor {
         };
         let late = self.runs.iter().any(|run| run.quarantined).then(|| now + LATE_TICK);
         let on_time = self.runs.iter().filter(|run| !run.quarantined);
-        let next = on_time.map(deadline).chain(draining).chain(late).min();
+        let look = self.watches().then_some(self.next_look);
+        let next = on_time.map(deadline).chain(draining).chain(late).chain(look).min();
         match next {
             None => PollTimeout::NONE,
             // Rounded up, so that it is past when we wake.
@@ -215,8 +219,6 @@ impl Monitor {
         match happening {
             Happening::Signals => self.on_signal(),
             Happening::Peer => self.on_peer(),
-            Happening::Frontend => self.stop(1, "frontend_ended"),
-            Happening::Upstream => self.stop(1, "upstream_ended"),
             Happening::Line(id) => self.with(id, Monitor::on_line),
             Happening::Gate(id) => self.with(id, Monitor::on_gate),
             Happening::Lease(id) => self.with(id, |_, run| {
@@ -232,15 +234,49 @@ impl Monitor {
                 run.ends(reason, 0, 0);
                 end(run);
             }),
-            Happening::Init(id) => self.with(id, Monitor::on_init),
             Happening::Egress(id) => self.with(id, Monitor::on_egress),
-            Happening::EgressEnd(id) => self.with(id, |monitor, run| {
-                let Some(egress) = &run.egress else { return };
-                if let Ok(Some(_)) = egress.process.child.reap() {
-                    monitor.without_egress(run);
-                }
-            }),
         }
+    }
+
+    /// Whose end it was: each child is reaped here and nowhere else while the loop runs.
+    fn on_ended(&mut self, pid: i32, ended: Ended) {
+        let is = |attended: &Option<Attended>| attended.as_ref().is_some_and(|it| it.child.pid == pid);
+        if is(&self.frontend) {
+            self.frontend = None;
+            return self.stop(1, "frontend_ended");
+        }
+        if is(&self.upstream) {
+            self.upstream = None;
+            return self.stop(1, "upstream_ended");
+        }
+        let Some(run) = self.runs.iter().find(|run| run.children().contains(&Some(pid))) else {
+            // Somebody whom the end of a cage has left to us.
+            return;
+        };
+        let (id, [init, egress, _]) = (run.id(), run.children());
+        if init == Some(pid) {
+            self.with(id, |monitor, run| monitor.on_init(run, ended));
+        } else if egress == Some(pid) {
+            self.with(id, |monitor, run| monitor.without_egress(run));
+        } else {
+            self.with(id, |monitor, run| monitor.on_errand(run, ended.code == Some(0)));
+        }
+    }
+
+    /// Ends whoever came to us without a parent and is none of ours; whether there was nobody.
+    pub(super) fn end_strays(&self) -> bool {
+        let own = std::process::id().cast_signed();
+        let attended = [&self.frontend, &self.upstream].map(|it| it.as_ref().map(|it| it.child.pid));
+        let known: Vec<i32> =
+            attended.into_iter().chain(self.runs.iter().flat_map(Run::children)).flatten().collect();
+        let mut nobody = true;
+        for member in family::everybody(self.host.proc_fd.as_fd()) {
+            if member.parent == own && !known.contains(&member.pid) {
+                let _ = kill(Pid::from_raw(member.pid), Signal::SIGKILL);
+                nobody = false;
+            }
+        }
+        nobody
     }
 
     /// Acts on one run while it is out of the table, so that the rest can be wiped in a fork.

@@ -4,8 +4,10 @@
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
-use gaoler_protocol::{Empty, FRAME_BYTES, Level, Listen, Message, Reason, Refusal};
+use gaoler_protocol::{Empty, FRAME_BYTES, Level, Listen, Message, Prove, Reason, Refusal, Rules};
 use gaoler_sys::channel;
+use gaoler_sys::clone::wait;
+use nix::sys::signal::Signal;
 
 use super::end::end;
 use super::{BURST, Monitor, Stage};
@@ -105,10 +107,15 @@ impl Monitor {
 
     pub(super) fn on_ready(&mut self, threads: u32) {
         let Some(frontend) = &self.frontend else { return self.hostile("Ready without a frontend") };
+        let plan = &self.common.plan;
+        let mut apart = plan.apart(false);
+        apart.extend(plan.network.then_some("net"));
         let posture = Posture {
-            uid: self.host.settings.uids.frontend,
+            uid: plan.own_uid(self.host.settings.uids.frontend),
             namespaces: &[],
-            apart: &["net", "mnt", "pid", "ipc", "uts"],
+            borrowed: false,
+            bounded: plan.bounds(),
+            apart,
             descriptors: 0,
             filters: 1,
             mounts: &[],
@@ -121,7 +128,7 @@ impl Monitor {
         }
         self.stage = Stage::Proving;
         self.say(&Message::Layers(self.layers), &[]);
-        self.say(&Message::Prove(Empty {}), &[]);
+        self.say(&Message::Prove(Prove { rules: Rules::Cage }), &[]);
     }
 
     pub(super) fn on_proven(&mut self, failed: u32, version: [u16; 3]) {
@@ -150,7 +157,14 @@ impl Monitor {
     }
 
     pub(super) fn on_signal(&mut self) {
-        while let Ok(Some(_)) = self.signals.read_signal() {
+        let mut wishes = 0;
+        while let Ok(Some(told)) = self.signals.read_signal() {
+            wishes += u32::from(told.ssi_signo != Signal::SIGCHLD as u32);
+        }
+        while let Ok(Some((pid, ended))) = wait(-1, libc::WNOHANG) {
+            self.on_ended(pid, ended);
+        }
+        for _ in 0..wishes {
             let grace = Duration::from_secs(self.host.settings.runs.drain_seconds.into());
             match self.stage {
                 Stage::Serving if self.host.mode == Mode::Serve => {

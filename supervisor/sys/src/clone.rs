@@ -1,18 +1,16 @@
-//! clone3(2) like fork, with a pidfd and where wanted into a cgroup.
+//! clone(2) like fork, and clone3(2) where a child is to be born in a control group; and the ends of children.
 //! It must never be called by a process that has threads: the child goes on with a copy of one thread.
 
 use std::io::Result;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd};
 
 use crate::check;
 
-/// A child, as its parent knows it. The pidfd can never name another process, as a pid can.
+/// A child, as its parent knows it. Its pid is its own until it is reaped, which only its parent can do.
 #[derive(Debug)]
 pub struct Child {
     /// Its pid in the parent's namespace.
     pub pid: i32,
-    /// Its pidfd, close-on-exec; readable once it has ended.
-    pub pidfd: OwnedFd,
 }
 
 /// The constant of linux/sched.h; the one in libc is too narrow.
@@ -31,27 +29,28 @@ pub enum Side {
 /// reported by SIGCHLD.
 ///
 /// # Errors
-/// Those of clone3(2).
-pub fn clone3(flags: i32, cgroup: Option<BorrowedFd<'_>>) -> Result<Side> {
-    let mut pidfd: RawFd = -1;
+/// Those of clone(2), or with a group of clone3(2), which some hosts do not have.
+pub fn fork(flags: i32, cgroup: Option<BorrowedFd<'_>>) -> Result<Side> {
+    let pid = match cgroup {
+        Some(cgroup) => into(flags, cgroup)?,
+        None => {
+            let flags = (flags | libc::SIGCHLD) as libc::c_long;
+            // SAFETY: without CLONE_VM and with stack 0 this is a fork: the child gets a copy of everything,
+            // and the caller has one thread, so no lock of the allocator is held by one that is not copied.
+            check(unsafe { libc::syscall(libc::SYS_clone, flags, 0usize, 0usize, 0usize, 0usize) })?
+        }
+    };
+    Ok(if pid == 0 { Side::Child } else { Side::Parent(Child { pid: pid as i32 }) })
+}
+
+fn into(flags: i32, cgroup: BorrowedFd<'_>) -> Result<libc::c_long> {
     // SAFETY: clone_args is plain integers; all zero is its documented default.
     let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
-    args.flags = (flags | libc::CLONE_PIDFD) as u32 as u64;
-    args.pidfd = &raw mut pidfd as u64;
+    args.flags = flags as u32 as u64 | CLONE_INTO_CGROUP;
     args.exit_signal = libc::SIGCHLD as u64;
-    if let Some(cgroup) = cgroup {
-        args.flags |= CLONE_INTO_CGROUP;
-        args.cgroup = cgroup.as_raw_fd() as u64;
-    }
-    // SAFETY: without CLONE_VM and with stack 0 this is a fork: the child gets a copy of everything, and
-    // the caller has one thread, so no lock of the allocator can be held by a thread that is not copied.
-    let pid =
-        check(unsafe { libc::syscall(libc::SYS_clone3, &raw mut args, size_of::<libc::clone_args>()) })?;
-    if pid == 0 {
-        return Ok(Side::Child);
-    }
-    // SAFETY: the kernel has stored a fresh descriptor there, owned by nobody else.
-    Ok(Side::Parent(Child { pid: pid as i32, pidfd: unsafe { OwnedFd::from_raw_fd(pidfd) } }))
+    args.cgroup = cgroup.as_raw_fd() as u64;
+    // SAFETY: as in `fork`.
+    check(unsafe { libc::syscall(libc::SYS_clone3, &raw mut args, size_of::<libc::clone_args>()) })
 }
 
 /// How a child ended, with what it and the descendants that it waited for used.
@@ -70,27 +69,18 @@ pub struct Ended {
 }
 
 impl Child {
-    /// Ends it now. An ended child is no error.
+    /// Ends it now. An ended child is no error; one that was reaped must not be asked, since its pid may be
+    /// somebody else's.
     pub fn kill(&self) {
-        // SAFETY: no memory is passed; a stale pidfd gives ESRCH, which is what we want.
-        unsafe {
-            libc::syscall(libc::SYS_pidfd_send_signal, self.pidfd.as_raw_fd(), libc::SIGKILL, 0, 0);
-        }
-    }
-
-    /// Reaps it, if it has ended.
-    ///
-    /// # Errors
-    /// Those of wait4(2).
-    pub fn reap(&self) -> Result<Option<Ended>> {
-        wait(self.pid, libc::WNOHANG).map(|found| found.map(|(_, ended)| ended))
+        // SAFETY: no memory is passed.
+        unsafe { libc::kill(self.pid, libc::SIGKILL) };
     }
 
     /// Reaps it, waiting for its end. Only for a child that has been killed or is about to end.
     ///
     /// # Errors
     /// Those of wait4(2).
-    pub fn reap_blocking(&self) -> Result<Option<Ended>> {
+    pub fn reap_blocking(self) -> Result<Option<Ended>> {
         wait(self.pid, 0).map(|found| found.map(|(_, ended)| ended))
     }
 }

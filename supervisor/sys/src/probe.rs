@@ -1,7 +1,8 @@
-//! What a kernel says of itself, and the plainest fork there is, for trying layers on old kernels.
+//! What a kernel says of itself, for trying layers.
 //! It must never change the process that asks.
 
 use std::io::{Error, Result};
+use std::os::fd::{FromRawFd, OwnedFd};
 
 /// The newest Landlock ABI of this kernel; the errno where there is none (ENOSYS not built, EOPNOTSUPP
 /// switched off at boot).
@@ -20,16 +21,62 @@ pub fn landlock_abi() -> Result<u8> {
     }
 }
 
-/// Forks with these CLONE_NEW flags by clone(2), which every kernel has: the pid, or `None` in the child.
+/// Whether clone3(2) is there: without arguments it refuses with EINVAL, and makes nothing.
 ///
 /// # Errors
-/// Those of clone(2).
-pub fn fork(flags: i32) -> Result<Option<i32>> {
-    let flags = (flags | libc::SIGCHLD) as libc::c_long;
-    // SAFETY: without CLONE_VM and with stack 0 this is a fork; callers have one thread, so no lock of the
-    // allocator is held by a thread that is not copied.
-    match crate::check(unsafe { libc::syscall(libc::SYS_clone, flags, 0usize, 0usize, 0usize, 0usize) })? {
-        0 => Ok(None),
-        pid => Ok(Some(pid as i32)),
+/// ENOSYS or EPERM where it is not.
+pub fn clone3() -> Result<()> {
+    // SAFETY: a null pointer and a size of zero are refused before anything is read.
+    unsafe { libc::syscall(libc::SYS_clone3, 0usize, 0usize) };
+    match Error::last_os_error() {
+        error if error.raw_os_error() == Some(libc::EINVAL) => Ok(()),
+        error => Err(error),
+    }
+}
+
+/// Whether a pidfd of this process can be had.
+///
+/// # Errors
+/// Those of pidfd_open(2).
+pub fn pidfd() -> Result<()> {
+    // SAFETY: two numbers; the result is a fresh descriptor, closed at once.
+    let fd = crate::check(unsafe { libc::syscall(libc::SYS_pidfd_open, libc::getpid(), 0) })?;
+    // SAFETY: as above.
+    drop(unsafe { OwnedFd::from_raw_fd(fd as i32) });
+    Ok(())
+}
+
+/// A piece of System V shared memory, which everybody in one ipc namespace sees. Gone when this is dropped.
+#[derive(Debug)]
+pub struct Segment {
+    key: i32,
+    id: i32,
+}
+
+impl Segment {
+    /// A fresh one.
+    ///
+    /// # Errors
+    /// Those of shmget(2).
+    pub fn make() -> Result<Segment> {
+        let key = std::process::id().cast_signed();
+        // SAFETY: three numbers; nothing is attached.
+        let id = crate::check(
+            unsafe { libc::shmget(key, 4096, libc::IPC_CREAT | libc::IPC_EXCL | 0o600) }.into(),
+        )?;
+        Ok(Segment { key, id: id as i32 })
+    }
+
+    /// Whether this process sees it.
+    pub fn is_seen(&self) -> bool {
+        // SAFETY: three numbers; nothing is attached.
+        unsafe { libc::shmget(self.key, 0, 0) >= 0 }
+    }
+}
+
+impl Drop for Segment {
+    fn drop(&mut self) {
+        // SAFETY: removing takes no buffer.
+        unsafe { libc::shmctl(self.id, libc::IPC_RMID, std::ptr::null_mut()) };
     }
 }

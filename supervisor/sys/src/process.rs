@@ -20,6 +20,14 @@ pub fn die_with_parent() -> Result<()> {
     prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL as u64).map(|_| ())
 }
 
+/// Descendants whose parent ends become this process's children.
+///
+/// # Errors
+/// Those of prctl(2).
+pub fn adopt_orphans() -> Result<()> {
+    prctl(libc::PR_SET_CHILD_SUBREAPER, 1).map(|_| ())
+}
+
 /// Makes this process untraceable by its own uid, and its /proc files root's.
 ///
 /// # Errors
@@ -50,15 +58,6 @@ pub fn empty_bounding_set() -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// Drops every capability from every set, the bounding set included.
-///
-/// # Errors
-/// Those of prctl(2) and capset(2).
-pub fn drop_capabilities() -> Result<()> {
-    empty_bounding_set()?;
-    drop_permitted()
 }
 
 /// Drops every capability from every set but the bounding set.
