@@ -108,7 +108,7 @@ struct Seen {
 fn prompts() -> [String; 4] {
     [
         format!("/cost @{CANARY_FILE} USERRAW?"),
-        "RUN: ls -A /workspace".to_string(),
+        "RUN: echo .[!.]* *".to_string(),
         "SYSTEM?".to_string(),
         "HISTORY?".to_string(),
     ]

@@ -223,6 +223,7 @@ impl Monitor {
             false => None,
         };
         run.token = token.is_some();
+        run.peer = if plan.root == Root::Host && plan.peers { run.uid } else { 0 };
         run.family = !plan.has_pids();
         let ahead = set
             .ahead

@@ -159,6 +159,7 @@ impl Monitor {
         event("serving", &[("tier", &self.layers.tier), ("cli", &format!("{major}.{minor}.{patch}"))]);
         let (tier, level) = (self.layers.tier, self.host.levels.default);
         println!("ready tier={tier} level={level} address={}", self.host.address);
+        self.host.notify.ready();
     }
 
     pub(super) fn on_signal(&mut self) {
@@ -175,6 +176,7 @@ impl Monitor {
                 Stage::Serving if self.host.mode == Mode::Serve => {
                     self.stage = Stage::Draining(Instant::now() + grace);
                     event("draining", &[("runs", &self.runs.len())]);
+                    self.host.notify.stopping();
                     self.say(&Message::Drain(Empty {}), &[]);
                 }
                 // Some senders signal a process and then its group: that is one wish, told twice.
