@@ -53,7 +53,10 @@ Unknown keys end the command. A key such as isolation.minimum is written
   level.file                              a file of yours that changes one level's limits, hosts, env, visible
   level.hosts           []                more destinations of the levels' proxies, [\"HOST:PORT\", ...]
   credentials.mode      broker            the token never enters a cage
-  server.listen         127.0.0.1:8080    loopback only in this release
+  server.listen         127.0.0.1:8080    another address than loopback needs one of the next
+  server.tls_certificate                  a PEM file: the certificate, then who signed it
+  server.tls_key                          a PEM file: its private key
+  server.trusted_proxy  false             true where nobody but a proxy that ends TLS can reach it
   state.dir             /var/lib/gaoler   tenants' folders; made 0700
   uids.tenant           [2000000, 65536]  [first, count], one for each tenant, kept for ever
   uids.run              [2100000, 1024]   one for each running cage
@@ -140,6 +143,12 @@ struct Serve {
     /// Where to listen, HOST:PORT [default: 127.0.0.1:8080]
     #[arg(long, value_name = "ADDR")]
     listen: Option<String>,
+    /// A PEM file with the listener's certificate; with --tls-key
+    #[arg(long, value_name = "FILE")]
+    tls_certificate: Option<String>,
+    /// A PEM file with its private key
+    #[arg(long, value_name = "FILE")]
+    tls_key: Option<String>,
     /// The folder of durable state [default: /var/lib/gaoler]
     #[arg(long, value_name = "DIR")]
     state: Option<String>,
@@ -238,6 +247,8 @@ fn failed(status: u8, why: &str) -> u8 {
 fn serve_settings(asked: &Serve) -> Result<Settings, config::Wrong> {
     let flags = Flags::default()
         .with("--listen", "server.listen", asked.listen.clone())
+        .with("--tls-certificate", "server.tls_certificate", asked.tls_certificate.clone())
+        .with("--tls-key", "server.tls_key", asked.tls_key.clone())
         .with("--state", "state.dir", asked.state.clone())
         .with("--cli", "cli.path", asked.cli.clone())
         .with("--upstream", "upstream.url", asked.upstream.clone())

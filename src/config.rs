@@ -260,11 +260,24 @@ fn check(mut settings: Settings, place: &dyn Fn(&str) -> String) -> Result<Setti
         "file" => return wrong("credentials.mode", "`file` comes with a later release; use `broker`".into()),
         other => return wrong("credentials.mode", format!("`{other}` is not a mode; use `broker`")),
     }
-    match listen(&s.server.listen) {
+    let has_tls = match (s.server.tls_certificate.as_os_str(), s.server.tls_key.as_os_str()) {
+        (certificate, key) if certificate.is_empty() == key.is_empty() => !key.is_empty(),
+        (certificate, _) if certificate.is_empty() => {
+            return wrong("server.tls_key", "TLS needs server.tls_certificate beside it".into());
+        }
+        _ => return wrong("server.tls_certificate", "TLS needs server.tls_key beside it".into()),
+    };
+    match listen(&s.server.listen, has_tls || s.server.trusted_proxy) {
         Ok(address) => s.server.listen = address.to_string(),
         Err(what) => return wrong("server.listen", what),
     }
-    for (key, path) in [("state.dir", &mut s.state.dir), ("cli.path", &mut s.cli.path)] {
+    let tls = [
+        ("server.tls_certificate", &mut s.server.tls_certificate),
+        ("server.tls_key", &mut s.server.tls_key),
+    ];
+    let tls = tls.into_iter().filter(|_| has_tls);
+    for (key, path) in [("state.dir", &mut s.state.dir), ("cli.path", &mut s.cli.path)].into_iter().chain(tls)
+    {
         match absolute(path) {
             Ok(full) => *path = full,
             Err(what) => return wrong(key, what),
@@ -319,7 +332,8 @@ fn hosts(list: &[String]) -> Result<(), (usize, String)> {
     list.iter().enumerate().try_for_each(|(at, host)| operator::destination(host).map_err(|what| (at, what)))
 }
 
-fn listen(text: &str) -> Result<SocketAddr, String> {
+/// `covered`: what travels to this address is under TLS, ours or that of a proxy before us.
+fn listen(text: &str, covered: bool) -> Result<SocketAddr, String> {
     if text.starts_with("unix:") {
         return Err("unix sockets come with a later release; use HOST:PORT such as 127.0.0.1:8080".into());
     }
@@ -328,11 +342,12 @@ fn listen(text: &str) -> Result<SocketAddr, String> {
     let address: SocketAddr = numeric.as_deref().unwrap_or(text).parse().map_err(|_| {
         format!("`{text}` is not HOST:PORT; use an IP address and a port, such as 127.0.0.1:8080")
     })?;
-    match address.ip().is_loopback() {
+    match address.ip().is_loopback() || covered {
         true => Ok(address),
         false => Err(format!(
-            "`{text}` is not loopback, and gaoler speaks no TLS yet: tenants' tokens would cross the network in \
-             the clear; listen on 127.0.0.1 and put a TLS proxy in front"
+            "`{text}` is not loopback, so tenants' tokens would cross a network in the clear; set \
+             server.tls_certificate and server.tls_key, or server.trusted_proxy = true where nobody but a proxy that \
+             ends TLS can reach it, or listen on 127.0.0.1"
         )),
     }
 }
@@ -494,6 +509,21 @@ mod tests {
     }
 
     #[test]
+    fn only_what_tls_covers_may_leave_the_machine() {
+        let pair = [("GAOLER_SERVER__TLS_CERTIFICATE", "/c"), ("GAOLER_SERVER__TLS_KEY", "k")];
+        let settings = resolved(Some("0.0.0.0:443"), &pair, None).expect("with TLS");
+        assert_eq!(settings.server.listen, "0.0.0.0:443");
+        assert_eq!(settings.server.tls_key, std::env::current_dir().expect("a folder").join("k"));
+        let proxy = [("GAOLER_SERVER__TRUSTED_PROXY", "true")];
+        let settings = resolved(Some("[::]:80"), &proxy, None).expect("behind a proxy");
+        assert_eq!((settings.server.listen.as_str(), settings.server.trusted_proxy), ("[::]:80", true));
+        let file = "[server]\nlisten = '10.0.0.1:80'\ntrusted_proxy = false";
+        assert!(resolved(None, &[], Some(file)).is_err());
+        let settings = resolved(None, &pair, None).expect("TLS on loopback is nobody's harm");
+        assert_eq!(settings.server.tls_certificate, Path::new("/c"));
+    }
+
+    #[test]
     fn relative_paths_become_absolute() {
         let settings = resolved(None, &[("GAOLER_CLI__PATH", "bin/claude")], None).expect("good values");
         assert_eq!(settings.cli.path, std::env::current_dir().expect("a folder").join("bin/claude"));
@@ -519,7 +549,7 @@ mod tests {
                 None,
                 &[],
                 Some("[server]\nlissten = 'x'"),
-                "FILE: unknown key `server.lissten`; [server] knows listen",
+                "FILE: unknown key `server.lissten`; [server] knows listen, tls_certificate, tls_key, trusted_proxy",
             ),
             (None, &[], Some("server = 1"), "FILE: `server` is a section: write [server]"),
             (
@@ -580,8 +610,27 @@ mod tests {
                 Some("0.0.0.0:80"),
                 &[],
                 None,
-                "--listen: `0.0.0.0:80` is not loopback, and gaoler speaks no TLS yet: \
-              tenants' tokens would cross the network in the clear; listen on 127.0.0.1 and put a TLS proxy in front",
+                "--listen: `0.0.0.0:80` is not loopback, so tenants' tokens would cross a network in the clear; set \
+              server.tls_certificate and server.tls_key, or server.trusted_proxy = true where nobody but a proxy \
+              that ends TLS can reach it, or listen on 127.0.0.1",
+            ),
+            (
+                Some("0.0.0.0:80"),
+                &[("GAOLER_SERVER__TLS_KEY", "/k")],
+                None,
+                "GAOLER_SERVER__TLS_KEY: TLS needs server.tls_certificate beside it",
+            ),
+            (
+                None,
+                &[("GAOLER_SERVER__TLS_CERTIFICATE", "/c")],
+                None,
+                "GAOLER_SERVER__TLS_CERTIFICATE: TLS needs server.tls_key beside it",
+            ),
+            (
+                None,
+                &[("GAOLER_SERVER__TRUSTED_PROXY", "yes")],
+                None,
+                "GAOLER_SERVER__TRUSTED_PROXY: must be a boolean, not a string",
             ),
             (
                 None,

@@ -2,12 +2,17 @@
 //! It must never start a server that a later step would refuse for a reason that is already visible.
 
 use std::convert::Infallible;
+use std::io::Read;
 use std::net::{SocketAddr, TcpListener};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use gaoler_policy::settings::Settings;
+use gaoler_sys::memfd;
+use zeroize::Zeroize;
 
+use crate::frontend::tls::{self, Wrong};
 use crate::supervisor;
 
 /// Becomes the server.
@@ -16,8 +21,46 @@ use crate::supervisor;
 /// What stands in the way, as a sentence that says what to do.
 pub fn serve(settings: &Settings) -> Result<Infallible, String> {
     cli(&settings.cli.path)?;
+    let tls = tls(settings)?;
     port(&settings.server.listen)?;
-    supervisor::become_server(settings)
+    supervisor::become_server(settings, tls)
+}
+
+/// The listener's certificate and key in one sealed memory file, empty without TLS: whoever serves has the
+/// key's bytes and no way to its file.
+fn tls(settings: &Settings) -> Result<OwnedFd, String> {
+    let server = &settings.server;
+    let mut both = Vec::new();
+    if !server.tls_certificate.as_os_str().is_empty() {
+        let (certificate, key) = (&server.tls_certificate, &server.tls_key);
+        both = pem("server.tls_certificate", certificate)?;
+        let mut text = pem("server.tls_key", key)?;
+        tls::acceptor(&both, &text).map_err(|wrong| match wrong {
+            Wrong::Certificate(what) => format!("server.tls_certificate {}: {what}", certificate.display()),
+            Wrong::Key(what) => format!("server.tls_key {}: {what}", key.display()),
+        })?;
+        // A file need not end with the line's end that the next text needs before it.
+        both.push(b'\n');
+        both.extend_from_slice(&text);
+        text.zeroize();
+    }
+    let sealed = memfd::sealed("tls", &both).map_err(|error| format!("memfd_create: {error}"));
+    both.zeroize();
+    sealed
+}
+
+fn pem(key: &str, path: &Path) -> Result<Vec<u8>, String> {
+    let place = path.display();
+    let wrong =
+        |error: std::io::Error| format!("{key} {place}: {error}; name a PEM file that gaoler may read");
+    let file = std::fs::File::open(path).map_err(wrong)?;
+    let meta = file.metadata().map_err(wrong)?;
+    if !meta.is_file() || meta.len() > tls::PEM_BYTES_MAX as u64 / 2 {
+        return Err(format!("{key} {place}: not a regular file of at most {} bytes", tls::PEM_BYTES_MAX / 2));
+    }
+    let mut text = Vec::new();
+    file.take(meta.len()).read_to_end(&mut text).map_err(wrong)?;
+    Ok(text)
 }
 
 fn cli(path: &Path) -> Result<(), String> {

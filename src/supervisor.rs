@@ -11,13 +11,15 @@ use std::time::{Duration, Instant};
 
 use command_fds::{CommandFdExt, FdMapping};
 use gaoler_policy::settings::Settings;
-use gaoler_protocol::{FRAME_BYTES, Message};
+use gaoler_protocol::{Empty, FRAME_BYTES, Message};
 use gaoler_sys::{channel, memfd};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{Shutdown, shutdown};
 
 /// The descriptor on which a supervisor finds its settings.
 const SETTINGS_FD: i32 = 4;
+/// The one on which a server finds the listener's certificate and key, which it hands on unread.
+const TLS_FD: i32 = 5;
 /// A supervisor that was told to end has this long: its own teardown deadline is 2 s.
 const END_WAIT: Duration = Duration::from_secs(5);
 
@@ -25,12 +27,12 @@ const END_WAIT: Duration = Duration::from_secs(5);
 ///
 /// # Errors
 /// Always an error: on success this process is another program.
-pub fn become_server(settings: &Settings) -> Result<Infallible, String> {
+pub fn become_server(settings: &Settings, tls: OwnedFd) -> Result<Infallible, String> {
     let path = binary()?;
     let mut command = Command::new(&path);
     command
         .arg("serve")
-        .fd_mappings(vec![mapped(settings_file(settings)?, SETTINGS_FD)])
+        .fd_mappings(vec![mapped(settings_file(settings)?, SETTINGS_FD), mapped(tls, TLS_FD)])
         .map_err(collision)?;
     let error = command.exec();
     Err(format!("{}: {error}; build or install it again", path.display()))
@@ -87,6 +89,7 @@ impl Supervisor {
     /// Says that nothing more will be asked, and waits until it is gone, so that nothing of ours is left.
     /// Returns its exit status, or `None` where it is late and still cleaning up.
     pub fn end(mut self) -> Option<std::process::ExitStatus> {
+        let _ = self.tell(&Message::Drained(Empty {}), &[]);
         let _ = shutdown(std::os::fd::AsRawFd::as_raw_fd(&self.control), Shutdown::Write);
         let deadline = Instant::now() + END_WAIT;
         // Whatever it still says is of no use any more; its closed end is what we wait for.

@@ -22,6 +22,7 @@ use hyper_util::service::TowerToHyperService;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use serde_json::Value;
 use time::OffsetDateTime;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit, mpsc};
 use tokio::time::{Instant, timeout, timeout_at};
@@ -39,6 +40,7 @@ use super::error::ApiError;
 use super::job::{self, Job, Shape};
 use super::run::{self, Bounds, Piece};
 use super::tenant::{self, Credential};
+use super::tls::HANDSHAKE_WAIT;
 use super::{Frontend, id, posture, sse};
 use crate::limits;
 
@@ -101,7 +103,7 @@ pub async fn serve(listener: TcpListener, frontend: App) {
         };
         match accepted {
             Ok((stream, permit)) => {
-                tokio::spawn(connection(stream, permit, router.clone(), Arc::clone(&frontend)));
+                tokio::spawn(arrival(stream, permit, router.clone(), Arc::clone(&frontend)));
             }
             Err(_) => tokio::time::sleep(ACCEPT_PAUSE).await,
         }
@@ -117,11 +119,29 @@ async fn accept(
     Ok((stream, permit))
 }
 
-async fn connection(stream: TcpStream, permit: OwnedSemaphorePermit, router: Router, frontend: App) {
-    let busy = frontend.busy.subscribe();
-    let mut draining = frontend.draining.subscribe();
+/// A connection from its first byte: under TLS where the listener has it, and never without it there.
+async fn arrival(stream: TcpStream, permit: OwnedSemaphorePermit, router: Router, frontend: App) {
     // Small events must not wait for large segments; where this fails they only come later.
     let _ = stream.set_nodelay(true);
+    let Some(tls) = frontend.tls.clone() else { return connection(stream, permit, router, frontend).await };
+    let mut draining = frontend.draining.subscribe();
+    // A client that fails here has been told why by its own library; a line a failure would be anybody's to write.
+    let stream = tokio::select! {
+        shaken = timeout(HANDSHAKE_WAIT, tls.accept(stream)) => match shaken {
+            Ok(Ok(stream)) => stream,
+            _ => return,
+        },
+        _ = draining.wait_for(|&draining| draining) => return,
+    };
+    connection(stream, permit, router, frontend).await;
+}
+
+async fn connection<S>(stream: S, permit: OwnedSemaphorePermit, router: Router, frontend: App)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let busy = frontend.busy.subscribe();
+    let mut draining = frontend.draining.subscribe();
     let service = tower::util::MapRequest::new(router, without_prefix);
     let serving = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())

@@ -13,6 +13,7 @@ mod prove;
 mod run;
 mod sse;
 mod tenant;
+pub mod tls;
 
 use std::collections::HashMap;
 use std::convert::Infallible;
@@ -24,6 +25,7 @@ use std::sync::{Arc, OnceLock};
 
 use nix::sys::signal::{SigSet, Signal};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use tokio_rustls::TlsAcceptor;
 
 use gaoler_confine::{self as confine, Files, Process};
 use gaoler_policy::settings::Settings;
@@ -55,25 +57,44 @@ pub struct Frontend {
     draining: watch::Sender<bool>,
     /// One receiver a run that is alive: the frontend is drained when none is left.
     busy: watch::Sender<()>,
+    /// What the listener's connections begin with.
+    tls: Option<TlsAcceptor>,
     /// KiB that bodies may take together.
     bodies: Semaphore,
 }
 
-/// The hidden subcommand: takes descriptors 3 (control), 4 (settings) and 5 (the server's secret), and serves.
+/// What the frontend must keep to itself.
+pub struct Secrets {
+    /// The server's secret.
+    pub server: [u8; 32],
+    /// TLS of the listener, with its private key.
+    pub tls: Option<TlsAcceptor>,
+}
+
+/// The hidden subcommand: takes descriptors 3 (control), 4 (settings), 5 (the server's secret) and 6 (the
+/// listener's certificate and key, empty without TLS), and serves.
 ///
 /// Returns only where it could not start, with the status to exit with.
 pub fn from_descriptors() -> u8 {
     static SETTINGS: AtomicBool = AtomicBool::new(false);
     static SECRET: AtomicBool = AtomicBool::new(false);
-    let inherited = || -> Option<(OwnedFd, Settings, [u8; 32])> {
+    static TLS: AtomicBool = AtomicBool::new(false);
+    let inherited = || -> Option<(OwnedFd, Settings, [u8; 32], Vec<u8>)> {
         let control = channel::inherited_control()?;
         let settings = memfd::read(channel::take_inherited(4, &SETTINGS)?, SETTINGS_BYTES_MAX).ok()?;
         let settings = toml::from_str(std::str::from_utf8(&settings).ok()?).ok()?;
         let secret = memfd::read(channel::take_inherited(5, &SECRET)?, 32).ok()?;
-        Some((control, settings, secret.try_into().ok()?))
+        let pair = memfd::read(channel::take_inherited(6, &TLS)?, tls::PEM_BYTES_MAX).ok()?;
+        Some((control, settings, secret.try_into().ok()?, pair))
     };
     match inherited() {
-        Some((control, settings, secret)) => serve(control, settings, secret),
+        Some((control, settings, secret, pair)) => match with_tls(&settings, pair) {
+            Ok(tls) => serve(control, settings, Secrets { server: secret, tls }),
+            Err(why) => {
+                log::line("refused", &[("step", "TLS".into()), ("error", why.into())]);
+                GONE
+            }
+        },
         None => {
             log::line("refused", &[("why", "gaoler frontend is started by gaoler-supervisor alone".into())]);
             GONE
@@ -81,13 +102,24 @@ pub fn from_descriptors() -> u8 {
     }
 }
 
-/// Confines this process and serves until the supervisor goes away.
-pub fn main(control: OwnedFd, settings: Settings, secret: [u8; 32]) -> ExitCode {
-    serve(control, settings, secret).into()
+/// TLS exactly where the settings ask for it: a key that was lost on the way must not become a plain listener.
+fn with_tls(settings: &Settings, pair: Vec<u8>) -> Result<Option<TlsAcceptor>, String> {
+    match (settings.server.tls_certificate.as_os_str().is_empty(), pair.is_empty()) {
+        (true, true) => Ok(None),
+        (false, false) => {
+            tls::from_both(pair).map(Some).map_err(|_| "the certificate and key are none".into())
+        }
+        _ => Err("the settings and what was handed over do not say the same".into()),
+    }
 }
 
-fn serve(control: OwnedFd, settings: Settings, secret: [u8; 32]) -> u8 {
-    match confined(control, settings, secret) {
+/// Confines this process and serves until the supervisor goes away.
+pub fn main(control: OwnedFd, settings: Settings, secrets: Secrets) -> ExitCode {
+    serve(control, settings, secrets).into()
+}
+
+fn serve(control: OwnedFd, settings: Settings, secrets: Secrets) -> u8 {
+    match confined(control, settings, secrets) {
         Ok(never) => match never {},
         Err((step, error)) => {
             log::line("refused", &[("step", step.into()), ("error", error.to_string().into())]);
@@ -98,7 +130,7 @@ fn serve(control: OwnedFd, settings: Settings, secret: [u8; 32]) -> u8 {
 
 type Step = (&'static str, io::Error);
 
-fn confined(control: OwnedFd, settings: Settings, secret: [u8; 32]) -> Result<Infallible, Step> {
+fn confined(control: OwnedFd, settings: Settings, secrets: Secrets) -> Result<Infallible, Step> {
     // The supervisor alone decides when to stop: it sends Drain, and a signal to the group means it, not us.
     let signals: SigSet = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP].into_iter().collect();
     signals.thread_block().map_err(|e| ("block signals", e.into()))?;
@@ -115,7 +147,7 @@ fn confined(control: OwnedFd, settings: Settings, secret: [u8; 32]) -> Result<In
     if !confine::failed_open() {
         return Err(("a file could be opened after the confinement", io::ErrorKind::Other.into()));
     }
-    runtime.block_on(converse(control, settings, secret));
+    runtime.block_on(converse(control, settings, secrets));
     // Exit takes every lease with it, so that no cage outlives this process. Nothing else is to be saved, and
     // a runtime that waits for its tasks would only keep clients in the dark.
     std::process::exit(i32::from(GONE))
@@ -129,12 +161,13 @@ enum Notice {
 
 /// Speaks with the supervisor until it goes away. This is the frontend without its confinement, which tests
 /// can run inside their own process.
-pub async fn converse(control: OwnedFd, settings: Settings, secret: [u8; 32]) {
+pub async fn converse(control: OwnedFd, settings: Settings, secrets: Secrets) {
     let pending_max = settings.runs.max as usize + PENDING_EXTRA;
     let (supervisor, asks) = Supervisor::new(pending_max);
     let frontend = Arc::new(Frontend {
         settings,
-        secret: Secret::new(secret),
+        secret: Secret::new(secrets.server),
+        tls: secrets.tls,
         supervisor,
         layers: OnceLock::new(),
         listen: OnceLock::new(),

@@ -125,7 +125,7 @@ fn prompts(rules: Rules) -> Vec<String> {
     match rules {
         Rules::Cage => {
             let raw = format!("/cost @{CANARY_FILE} USERRAW?");
-            vec![raw, "RUN: ls -A /workspace".into(), "SYSTEM?".into(), "HISTORY?".into()]
+            vec![raw, "RUN: echo .[!.]* *".into(), "SYSTEM?".into(), "HISTORY?".into()]
         }
         Rules::Directory | Rules::DirectorySandboxed => {
             folder::trials(rules).into_iter().map(|trial| trial.prompt).collect()

@@ -24,6 +24,7 @@ use crate::errand::{Deed, Errand};
 use crate::fault::{Doing, Fault};
 use crate::level::Levels;
 use crate::monitor::{Monitor, Stage};
+use crate::notify::Notify;
 use crate::plan::{Ids, Plan, Root};
 use crate::pool::Pool;
 use crate::spawn::{self, Attended, Network};
@@ -34,6 +35,8 @@ use crate::{inside, layers, template, tiers};
 
 /// Bytes of settings, at most: a table of a few dozen short keys.
 const SETTINGS_BYTES_MAX: usize = 64 * 1024;
+/// Bytes of a certificate chain and its key, at most.
+const TLS_BYTES_MAX: usize = 256 * 1024;
 
 /// What this supervisor is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -78,6 +81,8 @@ pub struct Host {
     pub proving_url: String,
     /// The tenants' upstream is the embedded one.
     pub embedded: bool,
+    /// The service manager.
+    pub notify: Notify,
 }
 
 impl Host {
@@ -104,6 +109,7 @@ pub fn run(mode: Mode, inside: bool) -> Result<u8, Fault> {
     } else if !nix::unistd::geteuid().is_root() {
         inside::enter()?;
     }
+    let tls = handed_on(mode);
     let signals = signals()?;
     nix::sys::stat::umask(FileMode::from_bits_truncate(0o022));
     process::not_dumpable().doing("become untraceable")?;
@@ -148,7 +154,8 @@ pub fn run(mode: Mode, inside: bool) -> Result<u8, Fault> {
     let cgroups = if plan.cgroup { Some(Cgroups::open(proc_fd.as_fd())?) } else { None };
     let egress_uids = Uids::open(&uids_file, settings.uids.egress).doing("open the state's uids")?;
     let cli = cli(&settings, mode)?;
-    let service = if mode == Mode::Serve { Some(Service::open(&settings)?) } else { None };
+    let service = if mode == Mode::Serve { Some(Service::open(&settings, tls)?) } else { None };
+    let notify = Notify::open();
     if !plan.has_pids() {
         // Whoever a cage's end leaves without a parent comes to us, and is ended.
         process::adopt_orphans().doing("adopt orphans")?;
@@ -185,6 +192,7 @@ pub fn run(mode: Mode, inside: bool) -> Result<u8, Fault> {
         upstream_url: settings.upstream.url.clone(),
         proving_url: String::new(),
         embedded: settings.upstream.url == "embedded",
+        notify,
         settings,
     };
     let (mut frontend, mut upstream) = (None, None);
@@ -307,13 +315,14 @@ fn report(peer: &OwnedFd, layers: Layers) -> Result<u8, Fault> {
 struct Service {
     listener: TcpListener,
     secret: OwnedFd,
+    tls: OwnedFd,
     gaoler: OwnedFd,
     egress: OwnedFd,
     upstream: OwnedFd,
 }
 
 impl Service {
-    fn open(settings: &Settings) -> Result<Service, Fault> {
+    fn open(settings: &Settings, tls: Option<OwnedFd>) -> Result<Service, Fault> {
         let listen = &settings.server.listen;
         let own = std::env::current_exe().doing("find the own program")?;
         let beside = |name: &str| -> Result<OwnedFd, Fault> {
@@ -324,6 +333,8 @@ impl Service {
             listener: TcpListener::bind(listen)
                 .doing(format!("listen on {listen} (another program may hold it)"))?,
             secret: secret(&settings.state.dir)?,
+            // Without it the frontend is given nothing, and refuses where the settings speak of TLS.
+            tls: tls.map_or_else(|| memfd::sealed("tls", b"").doing("seal nothing"), Ok)?,
             gaoler: beside("gaoler")?,
             egress: beside("gaoler-egress")?,
             upstream: beside("gaoler-upstream")?,
@@ -351,13 +362,22 @@ impl Service {
         let text = toml::to_string(&host.settings)
             .map_err(|why| Fault::new("write the settings", why.to_string()))?;
         let text = memfd::sealed("settings", text.as_bytes()).doing("seal the settings")?;
-        let (uid, more) = (host.settings.uids.frontend, [text.as_fd(), self.secret.as_fd()]);
+        let (uid, more) =
+            (host.settings.uids.frontend, [text.as_fd(), self.secret.as_fd(), self.tls.as_fd()]);
         let argv = ["gaoler", "frontend"];
         let mut attended = spawn::start(plan, self.gaoler.as_fd(), &argv, uid, Network::Empty, &more, || {})?;
         (host.listener, host.egress) = (Some(self.listener), Some(self.egress));
         let control = std::mem::replace(&mut attended.control, text);
         Ok((attended, control))
     }
+}
+
+/// The listener's certificate and key, which the command line has sealed as descriptor 5, for the frontend. Taken
+/// before anything is opened: later that number could be anybody's.
+fn handed_on(mode: Mode) -> Option<OwnedFd> {
+    static TAKEN: AtomicBool = AtomicBool::new(false);
+    let fd = if mode == Mode::Serve { channel::take_inherited(5, &TAKEN) } else { None };
+    fd.filter(|fd| memfd::is_sealed(fd, TLS_BYTES_MAX))
 }
 
 /// The settings that the command line has resolved and sealed, as descriptor 4.

@@ -299,29 +299,29 @@ fn path_of<'a>(controller: &str, proc_cgroup: &'a str) -> Option<&'a str> {
 
 /// The folders of this process's own groups: version 2's if it has the controllers, else version 1's.
 fn hierarchies(mounts: &str, own: &str) -> Option<(Version, Vec<String>)> {
-    let join =
-        |mount: &str, path: &str| format!("{}/{}", mount.trim_end_matches('/'), path.trim_start_matches('/'));
-    let mounted = |kind: &str, option: &str| -> Option<String> {
+    let group = |kind: &str, controller: &str| {
+        let path = path_of(controller, own)?;
         mounts.lines().find_map(|line| {
             let (left, right) = line.split_once(" - ")?;
             let mut right = right.split(' ');
             let (found, options) = (right.next()?, right.nth(1)?);
-            let fits = found == kind && (option.is_empty() || options.split(',').any(|o| o == option));
-            // Field 4 is the root of the mount inside its file system: only a whole hierarchy will do.
+            let fits =
+                found == kind && (controller.is_empty() || options.split(',').any(|o| o == controller));
+            // Field 4 is the root of the mount inside its file system. A container often sees no more of a
+            // hierarchy than its own group, under the path that the group has outside.
             let mut left = left.split(' ');
             let (root, point) = (left.nth(3)?, left.next()?);
-            (fits && root == "/").then(|| point.to_owned())
+            let below = path.strip_prefix(root.trim_end_matches('/'))?;
+            (fits && (below.is_empty() || below.starts_with('/'))).then(|| format!("{point}{below}"))
         })
     };
-    if let (Some(mount), Some(path)) = (mounted("cgroup2", ""), path_of("", own)) {
-        let folder = join(&mount, path);
+    if let Some(folder) = group("cgroup2", "") {
         let controllers = std::fs::read_to_string(format!("{folder}/cgroup.controllers")).unwrap_or_default();
         if V1.iter().all(|name| controllers.split_whitespace().any(|found| found == *name)) {
             return Some((Version::Two, vec![folder]));
         }
     }
-    let one = |controller: &&str| Some(join(&mounted("cgroup", controller)?, path_of(controller, own)?));
-    Some((Version::One, V1.iter().map(one).collect::<Option<_>>()?))
+    Some((Version::One, V1.iter().map(|name| group("cgroup", name)).collect::<Option<_>>()?))
 }
 
 /// Version 2: no group with processes may have children with limits, so the supervisor moves into a leaf of
@@ -420,4 +420,27 @@ pub fn read_at(folder: BorrowedFd<'_>, name: &str) -> std::io::Result<String> {
 fn write_at(folder: BorrowedFd<'_>, name: &str, value: &str) -> std::io::Result<()> {
     let file = openat(folder, name, OFlag::O_WRONLY | OFlag::O_CLOEXEC, Mode::empty())?;
     File::from(file).write_all(value.as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn t01_a_group_is_found_through_whatever_part_of_its_hierarchy_is_mounted() {
+        let mounts = |root: &str| -> String {
+            V1.iter().map(|name| format!("9 8 0:1 {root} /g/{name} ro - cgroup cgroup rw,{name}\n")).collect()
+        };
+        let own = |path: &str| -> String { V1.iter().map(|name| format!("3:{name}:{path}\n")).collect() };
+        let found = |root: &str, path: &str| hierarchies(&mounts(root), &own(path)).map(|(_, paths)| paths);
+        let at = |path: &str| Some(V1.map(|name| format!("/g/{name}{path}")).to_vec());
+        assert_eq!(found("/", "/"), at("/"));
+        assert_eq!(found("/", "/a/b"), at("/a/b"));
+        assert_eq!(found("/a/b", "/a/b"), at(""));
+        assert_eq!(found("/a", "/a/b"), at("/b"));
+        // Another group's part is no way to ours, whatever its name begins with.
+        assert_eq!(found("/a", "/ab"), None);
+        assert_eq!(found("/a/b", "/a"), None);
+        assert_eq!(hierarchies("", &own("/")), None);
+    }
 }

@@ -12,6 +12,7 @@ use nix::sched::{CloneFlags, unshare};
 use nix::unistd::{getegid, geteuid, getgroups};
 
 use crate::fault::{Doing, Fault};
+use crate::notify;
 
 /// The argument that says that it is done.
 pub const WORD: &str = "inside";
@@ -40,7 +41,11 @@ pub fn enter() -> Result<(), Fault> {
     let program = File::open("/proc/self/exe").doing("open the own program")?;
     let words = std::env::args_os().take(2).chain([WORD.into()]);
     let argv = Strings::new(words.filter_map(|word| CString::new(word.as_bytes()).ok()).collect());
-    Err(process::execute_file(program.as_fd(), &argv, &Strings::new(Vec::new()))).doing("start anew inside")
+    // Of the environment only the service manager's ear.
+    let ear = std::env::var_os(notify::VARIABLE)
+        .map(|name| [notify::VARIABLE.as_bytes(), b"=", name.as_bytes()].concat());
+    let environment = Strings::new(ear.and_then(|ear| CString::new(ear).ok()).into_iter().collect());
+    Err(process::execute_file(program.as_fd(), &argv, &environment)).doing("start anew inside")
 }
 
 /// Whether this really is one: root of it is one user of the host, and that user is not the host's root.

@@ -25,7 +25,7 @@ pub fn of(spawn: &Spawn, placeholder: &Placeholder, readable: bool, level: &Leve
     let placeholder = placeholder.token();
     let token = match readable {
         false => format!("CLAUDE_CODE_OAUTH_TOKEN={placeholder}"),
-        true => "CLAUDE_CODE_OAUTH_TOKEN_FILE_DESCRIPTOR=3".to_owned(),
+        true => "CLAUDE_CODE_API_KEY_FILE_DESCRIPTOR=3".to_owned(),
     };
     Invocation {
         session: uuid(&spawn.session),

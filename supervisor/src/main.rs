@@ -15,6 +15,7 @@ mod level;
 mod log;
 mod monitor;
 mod namespaces;
+mod notify;
 mod plan;
 mod pool;
 mod run;

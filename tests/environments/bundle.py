@@ -1,7 +1,7 @@
 """Writes the OCI bundle of one environment: config.json, for crun and for runsc.
 
 usage: bundle.py ENVIRONMENT FOLDER [--kit DIR] [--rootfs DIR] [--profile FILE] [--add-cap CAP]...
-       [--cgroup ro|rw] [--unmask] [--read-only] [--env NAME=VALUE]... -- COMMAND...
+       [--cgroup ro|rw|host] [--unmask] [--read-only] [--env NAME=VALUE]... -- COMMAND...
 FOLDER holds what may be written: tmp, state and home. The kit is seen inside as /opt/gaoler, read-only.
 It must never grant more than the environment's table here says: what a container lacks is what is tested.
 """
@@ -107,8 +107,11 @@ def main():
         pts = ("nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5")
         mounts.insert(2, mount("devpts", "/dev/pts", "devpts", *pts))
         mounts.append(mount("mqueue", "/dev/mqueue", "mqueue", "nosuid", "noexec", "nodev"))
-        cgroup = ("nosuid", "noexec", "nodev", "relatime", given.cgroup)
-        mounts.append(mount("cgroup", "/sys/fs/cgroup", "cgroup", *cgroup))
+        if given.cgroup == "host":
+            mounts.append(bind("/sys/fs/cgroup", "/sys/fs/cgroup", "rw"))
+        else:
+            options = ("nosuid", "noexec", "nodev", "relatime", given.cgroup)
+            mounts.append(mount("cgroup", "/sys/fs/cgroup", "cgroup", *options))
     mounts += host
     if given.kit:
         mounts.append(bind(given.kit, "/opt/gaoler", "ro"))

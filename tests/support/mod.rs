@@ -94,6 +94,8 @@ pub struct Options {
     pub cli: PathBuf,
     /// `--upstream`
     pub upstream: String,
+    /// `--listen`
+    pub listen: &'static str,
     /// An existing state folder; `None` = a fresh one.
     pub state: Option<PathBuf>,
     /// More settings, as environment variables.
@@ -157,6 +159,7 @@ impl Default for Options {
         Options {
             cli: real_cli(),
             upstream: "embedded".into(),
+            listen: "127.0.0.1:0",
             state: None,
             settings: Vec::new(),
             uids: Uids::fresh(),
@@ -178,6 +181,7 @@ impl Options {
         Options {
             cli: double(),
             upstream: "embedded".into(),
+            listen: "127.0.0.1:0",
             state: None,
             settings: Vec::new(),
             uids: Uids::fresh(),
@@ -187,7 +191,7 @@ impl Options {
     /// The command that starts it.
     pub fn command(&self, state: &Path) -> Command {
         let mut command = gaoler();
-        command.args(["serve", "--listen", "127.0.0.1:0", "--upstream", &self.upstream]);
+        command.args(["serve", "--listen", self.listen, "--upstream", &self.upstream]);
         command.arg("--cli").arg(&self.cli).arg("--state").arg(state);
         // The tier that this environment must reach is asked for: with less, the server must not start.
         command.args(["--minimum", environment().tier]);

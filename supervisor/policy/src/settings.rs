@@ -105,6 +105,12 @@ sections! {
     Server {
         /// `HOST:PORT`.
         listen: String = "127.0.0.1:8080".into(),
+        /// PEM file of the certificate and those that signed it, in this order; empty = no TLS.
+        tls_certificate: PathBuf = PathBuf::new(),
+        /// PEM file of its private key.
+        tls_key: PathBuf = PathBuf::new(),
+        /// Whether only a proxy that ends TLS can reach an address that is not loopback.
+        trusted_proxy: bool = false,
     }
 
     /// Durable state.

@@ -216,10 +216,14 @@ impl Monitor {
         };
         // Where a cage sees other processes' entries, no secret is in an environment.
         let token = match run.spawn.kind == Kind::Cli && !plan.has_own_proc() {
-            true => Some(self.token(run)?),
+            true => {
+                let text = run.placeholder.token();
+                Some(memfd::sealed("token", text.as_bytes()).doing("seal a placeholder")?)
+            }
             false => None,
         };
         run.token = token.is_some();
+        run.peer = if plan.root == Root::Host && plan.peers { run.uid } else { 0 };
         run.family = !plan.has_pids();
         let ahead = set
             .ahead
@@ -272,15 +276,5 @@ impl Monitor {
         let attributes = mount::Attributes { nosuid: true, nodev: true, idmap, read_only: false };
         mount::restrict(tree.as_fd(), attributes, false).doing("map the ids of a tenant's mount")?;
         Ok(tree)
-    }
-
-    /// What stands for the credential, in a pipe that can be read once.
-    fn token(&self, run: &Run) -> Result<OwnedFd, Fault> {
-        let (token, write) = pipe2(OFlag::O_CLOEXEC).doing("make a pipe")?;
-        let text = run.placeholder.token();
-        match nix::unistd::write(&write, text.as_bytes()).doing("write a placeholder")? == text.len() {
-            true => Ok(token),
-            false => Err(Fault::new("write a placeholder", "the pipe took a part of it")),
-        }
     }
 }

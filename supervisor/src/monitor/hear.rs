@@ -14,6 +14,7 @@ use super::end::{end, fail};
 use super::{BURST, Monitor};
 use crate::cage::attest::{Posture, place, rights};
 use crate::cage::word::{Heard, Step, Word, hear};
+use crate::family;
 use crate::fault::{Doing, Fault};
 use crate::log::event;
 use crate::plan::Root;
@@ -43,10 +44,8 @@ impl Monitor {
                 }
             }
             Heard::Word(Word::Failed(step, errno), ..) => {
-                event("cage_failed", &[("run", &run.id()), ("step", &step), ("errno", &errno)]);
-                run.refuse(Refusal::CageFailed, step, errno);
                 run.ends(Reason::InitDied, 0, 0);
-                end(run);
+                cage_failed(run, step, errno);
             }
             Heard::Word(Word::Exited(code), ..) => {
                 run.ends(Reason::Exited, code, 0);
@@ -71,13 +70,21 @@ impl Monitor {
         let Some(gate) = &run.gate else { return };
         match (hear(gate), run.opened) {
             (Heard::Nothing, _) => {}
-            (Heard::Word(Word::Born, _, Some(pid)), None) if run.placed.is_none() => {
-                match self.placed(run, pid) {
-                    Ok(()) => run.placed = Some(pid),
-                    Err(fault) => not_attested(run, &fault),
+            (Heard::Word(Word::Born, _, told), None) if run.placed.is_none() => {
+                let placed = self.speaker(run, told).and_then(|pid| self.placed(run, pid).map(|()| pid));
+                match placed {
+                    Ok(pid) => run.placed = Some(pid),
+                    // It may have failed since, and then has said why.
+                    Err(fault) => match hear(gate) {
+                        Heard::Word(Word::Failed(step, errno), ..) => cage_failed(run, step, errno),
+                        _ => not_attested(run, &fault),
+                    },
                 }
             }
-            (Heard::Word(Word::Ready, _, Some(pid)), None) if run.placed == Some(pid) => {
+            (Heard::Word(Word::Ready, _, told), None)
+                if run.placed.is_some() && run.placed == self.speaker(run, told).ok() =>
+            {
+                let pid = run.placed.unwrap_or_default();
                 let visible = self.host.levels.visible();
                 let looked =
                     self.posture(run, &visible).and_then(|it| rights(self.host.proc_fd.as_fd(), pid, &it));
@@ -87,11 +94,7 @@ impl Monitor {
                     Err(fault) => not_attested(run, &fault),
                 }
             }
-            (Heard::Word(Word::Failed(step, errno), ..), None) => {
-                event("cage_failed", &[("run", &run.id()), ("step", &step), ("errno", &errno)]);
-                run.refuse(Refusal::CageFailed, step, errno);
-                end(run);
-            }
+            (Heard::Word(Word::Failed(step, errno), ..), None) => cage_failed(run, step, errno),
             (Heard::Word(Word::ExecFailed(errno), ..), _) => {
                 run.refuse(Refusal::ExecFailed, 0, errno);
                 end(run);
@@ -102,6 +105,26 @@ impl Monitor {
                 run.refuse(Refusal::CageFailed, Step::Attest as u8, 0);
                 end(run);
             }
+        }
+    }
+
+    /// Who speaks at a gate: as the kernel names them, or where it names them as they see themselves (gVisor), the
+    /// one child that pid 1 has before the gate is passed.
+    fn speaker(&self, run: &Run, told: Option<i32>) -> Result<i32, Fault> {
+        if self.plan.ahead
+            && let Some(pid) = told
+        {
+            return Ok(pid);
+        }
+        let init = run.init.as_ref().map(|init| init.pid);
+        let all = family::everybody(self.host.proc_fd.as_fd());
+        let children: Vec<i32> = all.iter().filter(|it| Some(it.parent) == init).map(|it| it.pid).collect();
+        match children[..] {
+            [only] => Ok(only),
+            _ => Err(Fault::new(
+                "find the command's process",
+                format!("pid 1 has {} children", children.len()),
+            )),
         }
     }
 
@@ -291,6 +314,13 @@ impl Monitor {
             end(run);
         }
     }
+}
+
+/// A step of the ritual failed.
+fn cage_failed(run: &mut Run, step: u8, errno: u16) {
+    event("cage_failed", &[("run", &run.id()), ("step", &step), ("errno", &errno)]);
+    run.refuse(Refusal::CageFailed, step, errno);
+    end(run);
 }
 
 /// The gate stays shut.

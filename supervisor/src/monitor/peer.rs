@@ -54,6 +54,10 @@ impl Monitor {
                 (Stage::Draining(_), Message::Drained(Empty {})) => {
                     self.stage = Stage::Draining(Instant::now())
                 }
+                // Not every host tells us that the command line has closed its half.
+                (Stage::Serving, Message::Drained(Empty {})) if self.host.mode == Mode::Exec => {
+                    return self.lose_peer("the command line is done");
+                }
                 (_, other) => return self.hostile(&format!("{} out of turn", other.name())),
             }
             if self.status.is_some() {
@@ -155,6 +159,7 @@ impl Monitor {
         event("serving", &[("tier", &self.layers.tier), ("cli", &format!("{major}.{minor}.{patch}"))]);
         let (tier, level) = (self.layers.tier, self.host.levels.default);
         println!("ready tier={tier} level={level} address={}", self.host.address);
+        self.host.notify.ready();
     }
 
     pub(super) fn on_signal(&mut self) {
@@ -171,6 +176,7 @@ impl Monitor {
                 Stage::Serving if self.host.mode == Mode::Serve => {
                     self.stage = Stage::Draining(Instant::now() + grace);
                     event("draining", &[("runs", &self.runs.len())]);
+                    self.host.notify.stopping();
                     self.say(&Message::Drain(Empty {}), &[]);
                 }
                 // Some senders signal a process and then its group: that is one wish, told twice.
