@@ -12,7 +12,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt, symlink};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 
-use gaoler_protocol::{OPTIONS_BYTES_MAX, Section, sections};
+use gaoler_protocol::{OPTIONS_BYTES_MAX, Rules, Section, sections};
 use gaoler_sys::{memfd, mount as mounts, process};
 use nix::fcntl::{OFlag, openat};
 use nix::mount::{MsFlags, mount};
@@ -268,6 +268,9 @@ fn unpack(blueprint: &Blueprint, bytes: &[u8]) -> std::io::Result<Wishes> {
         && invocation.proof
     {
         plant(&places.workspace)?;
+        if let (Some(beside), true) = (places.workspace.parent(), invocation.rules != Rules::Cage) {
+            write(&beside.join("outside-canary.txt"), 0o600, b"CANARY-OUTSIDE\n")?;
+        }
     }
     Ok(wishes)
 }
