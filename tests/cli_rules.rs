@@ -548,8 +548,11 @@ impl Prover<'_> {
         let frontend = std::thread::spawn(|| {
             let runtime =
                 tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-            let secrets = gaoler::frontend::Secrets { server: [7; 32], tls: None };
-            runtime.block_on(gaoler::frontend::converse(theirs, Settings::default(), secrets));
+            runtime.block_on(gaoler::frontend::converse(
+                theirs,
+                Settings::default(),
+                gaoler::frontend::Secrets { server: [7; 32], tls: None },
+            ));
         });
         assert!(matches!(hear(&control), (Message::Ready(_), _)));
         let prove = Message::Prove(Prove { rules: self.rules });

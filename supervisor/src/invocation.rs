@@ -13,11 +13,11 @@ pub fn of(
     spawn: &Spawn,
     placeholder: &Placeholder,
     readable: bool,
-    rules: Rules,
     level: &LevelPolicy,
+    rules: Rules,
 ) -> Invocation {
     let mut words: Vec<String> = level.argv(rules).iter().copied().map(String::from).collect();
-    // Settings without the paths that they need would be no settings; those of a folder need none.
+    // The CLI takes an empty text for no settings at all; those of a folder need no paths.
     let settings = level.managed_settings(rules, "", "");
     let settings = settings.unwrap_or_else(|| level.managed_settings_directory.into());
     words.extend(["--managed-settings".into(), settings]);
@@ -42,7 +42,6 @@ pub fn of(
         words: words.into_iter().flat_map(CString::new).collect(),
         environment: constants(level.cli_env.iter().copied()).chain(CString::new(token)).collect(),
         proof: spawn.proof,
-        rules,
     }
 }
 

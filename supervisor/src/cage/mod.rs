@@ -14,7 +14,7 @@ use std::path::PathBuf;
 use std::rc::Rc;
 
 use gaoler_policy::landlock::CageRules;
-use gaoler_protocol::{Limits, Rules};
+use gaoler_protocol::Limits;
 use gaoler_sys::channel;
 use gaoler_sys::clone::{Child, Side, fork};
 
@@ -88,8 +88,6 @@ pub struct Invocation {
     pub environment: Vec<CString>,
     /// A self-test run: a hostile workspace is planted first.
     pub proof: bool,
-    /// The CLI's own rules.
-    pub rules: Rules,
 }
 
 /// A cage that has been begun, as the supervisor holds it.
