@@ -13,11 +13,11 @@ pub fn of(
     spawn: &Spawn,
     placeholder: &Placeholder,
     readable: bool,
-    level: &LevelPolicy,
     rules: Rules,
+    level: &LevelPolicy,
 ) -> Invocation {
     let mut words: Vec<String> = level.argv(rules).iter().copied().map(String::from).collect();
-    // The CLI takes an empty text for no settings at all; those of a folder need no paths.
+    // Settings without the paths that they need would be no settings; those of a folder need none.
     let settings = level.managed_settings(rules, "", "");
     let settings = settings.unwrap_or_else(|| level.managed_settings_directory.into());
     words.extend(["--managed-settings".into(), settings]);
