@@ -13,11 +13,13 @@ pub fn of(
     spawn: &Spawn,
     placeholder: &Placeholder,
     readable: bool,
-    level: &LevelPolicy,
     rules: Rules,
+    level: &LevelPolicy,
 ) -> Invocation {
     let mut words: Vec<String> = level.argv(rules).iter().copied().map(String::from).collect();
-    let settings = level.managed_settings(rules, "", "").unwrap_or_default();
+    // Settings without the paths that they need would be no settings; those of a folder need none.
+    let settings = level.managed_settings(rules, "", "");
+    let settings = settings.unwrap_or_else(|| level.managed_settings_directory.into());
     words.extend(["--managed-settings".into(), settings]);
     let mut option = |name: &str, value: &str| words.extend([name.to_owned(), value.to_owned()]);
     if !spawn.model.as_str().is_empty() {

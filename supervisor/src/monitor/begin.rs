@@ -234,7 +234,7 @@ impl Monitor {
         let command = match run.spawn.kind {
             Kind::Cli => {
                 let policy = self.host.levels.get(run.spawn.level).policy;
-                Command::Cli(invocation::of(&run.spawn, &run.placeholder, run.token, policy, plan.rules))
+                Command::Cli(invocation::of(&run.spawn, &run.placeholder, run.token, plan.rules, policy))
             }
             Kind::Exec => Command::Exec,
         };
