@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex};
 use gaoler_protocol::{Level, Message, Scheme, Serve};
 use gaoler_sys::memfd;
 use nix::sched::{CloneFlags, unshare};
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, ServerConfig, ServerConnection, StreamOwned};
 
@@ -316,6 +316,8 @@ fn listener_v6(at: &str) -> TcpListener {
 fn tls(names: &[&str]) -> (String, Arc<ServerConfig>) {
     let mut params = CertificateParams::new(Vec::new()).expect("parameters");
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    // Of the same name as what it signs, it would seem to have signed itself.
+    params.distinguished_name.push(DnType::CommonName, "the authority of a test");
     let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate().expect("a key")).expect("a CA");
     let key = KeyPair::generate().expect("a key");
     let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
@@ -365,7 +367,7 @@ fn serve(mut stream: impl Read + Write, seen: &Mutex<Vec<String>>, files: &Path)
     }
     let whole = format!("{head}{}", String::from_utf8_lossy(&body));
     seen.lock().expect("no panic").push(whole.clone());
-    let path = head.split(' ').nth(1).unwrap_or("/");
+    let path = head.split(' ').nth(1).and_then(|path| path.split('?').next()).unwrap_or("/");
     let host = header("host:").unwrap_or_default();
     let mut answer = |status: &str, more: &str, body: &[u8]| {
         let length = body.len();
@@ -400,7 +402,7 @@ fn serve(mut stream: impl Read + Write, seen: &Mutex<Vec<String>>, files: &Path)
             );
         }
         _ => {
-            let path = path.split('?').next().unwrap_or_default().replace("%2f", "/").replace("%40", "@");
+            let path = path.replace("%2f", "/").replace("%40", "@");
             let path =
                 files.join(host.split(':').next().unwrap_or_default()).join(path.trim_start_matches('/'));
             let path = if path.is_dir() { path.join("index.html") } else { path };
