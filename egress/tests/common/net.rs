@@ -3,6 +3,7 @@
 //! all of it is gone with its threads.
 
 use std::collections::HashMap;
+use std::fs::File;
 use std::io::{BufRead, BufReader, PipeReader, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::{Path, PathBuf};
@@ -205,16 +206,18 @@ impl Net {
         };
         let (ledger, write) = std::io::pipe().expect("a pipe");
         let listener = self.cage.run(|| TcpListener::bind(PROXY).expect("the cage's port"));
+        let hosts = memfd::sealed("hosts", with.hosts.as_bytes()).expect("a memory file");
+        let hosts = File::from(hosts);
         let fds = [
             credential(Scheme::OAuth, CANARY),
             resolv_conf_of(WORLD),
-            memfd::sealed("hosts", with.hosts.as_bytes()).expect("a memory file"),
+            hosts.try_clone().expect("a copy").into(),
             write.into(),
             egress.listener(),
             listener.into(),
         ];
         egress.say(Message::Serve(serve), &fds);
-        Proxied { egress, ledger }
+        Proxied { egress, ledger, hosts }
     }
 
     /// Sends these bytes to the proxy from the cage, and reads to the end.
@@ -284,6 +287,8 @@ impl Default for With {
 pub struct Proxied {
     pub egress: Egress,
     pub ledger: PipeReader,
+    /// The operator's hosts, as other runs would hold them.
+    pub hosts: File,
 }
 
 impl Proxied {
