@@ -193,8 +193,8 @@ impl Net {
 
     /// An egress that serves the cage.
     pub fn egress(&self, with: With) -> Proxied {
-        let connect = with.connect;
-        let mut egress = self.host.run(move || Egress::start("http://127.0.0.1:1", &["--connect", connect]));
+        let (connect, upstream) = (with.connect, with.upstream);
+        let mut egress = self.host.run(move || Egress::start(&upstream, &["--connect", connect]));
         let serve = Serve {
             run: RUN,
             placeholder: PLACEHOLDER,
@@ -275,11 +275,19 @@ pub struct With {
     pub connect: &'static str,
     pub egress_mib: u32,
     pub peer_uid: u32,
+    /// As the host sees it.
+    pub upstream: String,
 }
 
 impl Default for With {
     fn default() -> With {
-        With { hosts: "", connect: "22,80,443", egress_mib: 0, peer_uid: 0 }
+        With {
+            hosts: "",
+            connect: "22,80,443",
+            egress_mib: 0,
+            peer_uid: 0,
+            upstream: "http://127.0.0.1:1".into(),
+        }
     }
 }
 
@@ -295,6 +303,11 @@ impl Proxied {
     /// Revokes it, and reads where the run went.
     pub fn ledger(mut self) -> Vec<serde_json::Value> {
         self.egress.revoke();
+        self.lines()
+    }
+
+    /// What is in it once its writer is gone.
+    pub fn lines(self) -> Vec<serde_json::Value> {
         let lines = BufReader::new(self.ledger).lines();
         lines.map(|line| serde_json::from_str(&line.expect("a line")).expect("JSON")).collect()
     }
