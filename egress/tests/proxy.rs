@@ -11,11 +11,11 @@ use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
 use common::net::{HOST, INNER, Net, PROXY, Proxied, WORLD, WORLD_V6, With};
-use common::{CANARY, PLACEHOLDER, Reply, finish};
+use common::{CANARY, PATIENCE, PLACEHOLDER, Reply, finish};
 use gaoler_protocol::Denial;
 
-/// A refusal is a decision: it waits for nobody.
-const QUICK: Duration = Duration::from_secs(2);
+/// A refusal is a decision: it waits for nobody, least of all for the ten seconds that a connection may take.
+const QUICK: Duration = Duration::from_secs(5);
 
 /// What a denial and its status are, each with its word in `Proxy-Status`.
 fn refused(proxied: &mut Proxied, reply: &Reply, status: u16, what: Denial, name: &str) {
@@ -85,7 +85,9 @@ fn t01_what_the_level_or_the_operator_names_is_reached_and_nothing_else() {
     for url in ["http://evil.example/echo", "http://github.com/echo", "http://11.0.0.2/"] {
         refused(&mut proxied, &net.get(url), 403, Denial::Host, url);
     }
-    assert_eq!(net.questions("evil.example"), 0, "a host that is not listed is not asked for");
+    let asked = net.asked();
+    assert!(asked.contains(&"github.com".into()), "{asked:?}");
+    assert!(!asked.contains(&"evil.example".into()), "a host that is not listed is not asked for");
 }
 
 #[test]
@@ -183,8 +185,6 @@ fn t03_a_host_that_is_spelt_oddly_is_refused_and_never_looked_up() {
     let net = Net::new(&["github.com", "deb.debian.org"]);
     let mut proxied = net.egress(With::default());
     assert_eq!(net.tunnel("github.com:443", "").0.status, 200);
-    let questions = || net.questions("github.com") + net.questions("localhost") + net.questions("127.1");
-    let before = questions();
     for host in [
         "localhost",
         "127.1",
@@ -218,28 +218,38 @@ fn t03_a_host_that_is_spelt_oddly_is_refused_and_never_looked_up() {
         assert!([400, 403].contains(&reply.status), "{to}: {reply:?}");
         proxied.egress.hear_denied();
     }
-    assert_eq!(questions(), before);
+    assert!(net.asked().iter().all(|name| name == "github.com"), "{:?}", net.asked());
 }
 
 #[test]
-fn t04_a_name_is_asked_for_once_and_the_address_that_was_judged_is_dialled() {
+fn t04_the_address_that_was_judged_is_the_one_that_is_dialled() {
     let net = Net::new(&["github.com"]);
-    let mut proxied = net.egress(With::default());
-    // Good while it is judged, and bad for whoever would ask again.
-    net.resolves("github.com", &[&[WORLD], &["10.0.0.5"]]);
-    let (reply, stream) = net.tunnel("github.com:443", "");
-    assert_eq!(reply.status, 200, "{reply:?}");
-    assert_eq!(net.questions("github.com"), 2, "one for each family");
     net.put("github.com", "hello", b"the judged one");
-    assert_eq!(net.over_tls(stream, "github.com", "/hello").expect("TLS").body, "the judged one");
-    assert_eq!(net.questions("github.com"), 2);
-    // The next connection asks anew, and judges anew.
-    refused(&mut proxied, &net.tunnel("github.com:443", "").0, 403, Denial::Address, "the second");
+    let proxied = net.egress(With::default());
+    // Every answer differs from the one before: whoever looked twice would judge one and dial the other. How often
+    // the resolver repeats a question that is answered late is its own business.
+    let answers: [&[&str]; 2] = [&[WORLD], &["10.0.0.5"]];
+    net.resolves("github.com", &answers.repeat(100));
+    let (mut reached, mut refused) = (0, 0);
+    for _ in 0..16 {
+        let (reply, stream) = net.tunnel("github.com:443", "");
+        match reply.status {
+            200 => {
+                let reply = net.over_tls(stream, "github.com", "/hello").expect("TLS");
+                assert_eq!(reply.body, "the judged one");
+                reached += 1;
+            }
+            status => {
+                assert_eq!(status, 403, "{reply:?}");
+                refused += 1;
+            }
+        }
+    }
+    assert!(reached > 0 && refused > 0, "{reached} and {refused}");
+    assert_eq!(net.called(), vec![WORLD.to_owned(); reached]);
     let line = &proxied.ledger()[0];
-    assert_eq!(
-        (&line["address"], &line["connections"], &line["refused"]),
-        (&WORLD.into(), &1.into(), &1.into())
-    );
+    assert_eq!((&line["address"], &line["connections"]), (&WORLD.into(), &reached.into()));
+    assert_eq!(line["refused"], refused);
 }
 
 /// A ClientHello for this name, as rustls writes it.
@@ -457,7 +467,11 @@ fn t08_the_connections_of_a_run_are_bounded() {
     assert!(open.iter().all(|(reply, _)| reply.status == 200));
     refused(&mut proxied, &net.tunnel("github.com:443", "").0, 429, Denial::Quota, "one too many");
     drop(open);
-    assert_eq!(net.tunnel("github.com:443", "").0.status, 200);
+    // They end one by one, and then there is room again.
+    let begin = Instant::now();
+    while net.tunnel("github.com:443", "").0.status != 200 {
+        assert!(begin.elapsed() < PATIENCE, "no place came free");
+    }
 }
 
 #[test]

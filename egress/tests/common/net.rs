@@ -85,6 +85,7 @@ pub struct Net {
     pub world: Place,
     zone: Arc<Mutex<Zone>>,
     asked: Arc<Mutex<Vec<String>>>,
+    called: Arc<Mutex<Vec<String>>>,
     /// Requests that the world's servers got, whole, and whatever else came to its ports.
     pub seen: Arc<Mutex<Vec<String>>>,
     /// Files that the world serves: a folder for each host.
@@ -122,6 +123,7 @@ impl Net {
             world,
             zone: Arc::new(Mutex::new(zone)),
             asked: Arc::default(),
+            called: Arc::default(),
             seen: Arc::default(),
             files,
             ca,
@@ -136,7 +138,7 @@ impl Net {
     }
 
     fn listen(&self, at: &'static str, tls: Option<Arc<ServerConfig>>) {
-        let (seen, files) = (self.seen.clone(), self.files.path().to_owned());
+        let (seen, called, files) = (self.seen.clone(), self.called.clone(), self.files.path().to_owned());
         self.world.run(move || {
             // The one for IPv6 must leave IPv4 to the other.
             let listener = match at.starts_with('[') {
@@ -145,6 +147,10 @@ impl Net {
             };
             std::thread::spawn(move || {
                 for stream in listener.incoming().flatten() {
+                    if tls.is_some() {
+                        let own = stream.local_addr().expect("an address").ip().to_string();
+                        called.lock().expect("no panic").push(own);
+                    }
                     let (seen, files, tls) = (seen.clone(), files.clone(), tls.clone());
                     std::thread::spawn(move || match tls {
                         None => serve(stream, &seen, &files),
@@ -167,10 +173,14 @@ impl Net {
         self.zone.lock().expect("no panic").insert(name.to_owned(), answers);
     }
 
-    /// How often a name was asked for, for either family.
-    pub fn questions(&self, name: &str) -> usize {
-        let asked = self.asked.lock().expect("no panic");
-        asked.iter().filter(|question| question.split_once(' ').is_some_and(|(_, own)| own == name)).count()
+    /// The names that were asked for.
+    pub fn asked(&self) -> Vec<String> {
+        self.asked.lock().expect("no panic").clone()
+    }
+
+    /// The world's addresses that somebody connected to over TLS.
+    pub fn called(&self) -> Vec<String> {
+        self.called.lock().expect("no panic").clone()
     }
 
     pub fn seen(&self) -> Vec<String> {
@@ -453,7 +463,7 @@ fn name_server(zone: &Arc<Mutex<Zone>>, asked: &Arc<Mutex<Vec<String>>>) {
             }
             let name = labels.join(".");
             let is_v6 = buffer[at + 1..at + 3] == [0, 28];
-            asked.lock().expect("no panic").push(format!("{} {name}", if is_v6 { "AAAA" } else { "A" }));
+            asked.lock().expect("no panic").push(name.clone());
             let answers = zone.lock().expect("no panic").get(&name).cloned();
             let turn = turns.entry((name, is_v6)).or_default();
             let list = answers.as_ref().and_then(|answers| answers.get(*turn).or(answers.last()));
