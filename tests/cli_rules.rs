@@ -548,11 +548,8 @@ impl Prover<'_> {
         let frontend = std::thread::spawn(|| {
             let runtime =
                 tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-            runtime.block_on(gaoler::frontend::converse(
-                theirs,
-                Settings::default(),
-                gaoler::frontend::Secrets { server: [7; 32], tls: None },
-            ));
+            let secrets = gaoler::frontend::Secrets { server: [7; 32], tls: None };
+            runtime.block_on(gaoler::frontend::converse(theirs, Settings::default(), secrets));
         });
         assert!(matches!(hear(&control), (Message::Ready(_), _)));
         let prove = Message::Prove(Prove { rules: self.rules });
