@@ -68,8 +68,9 @@ const KERNEL: Environment = Environment {
 };
 
 /// Every environment of tests/environments/run.
-pub const ALL: [Environment; 6] = [
+pub const ALL: [Environment; 7] = [
     KERNEL,
+    Environment { name: "docker-kernel", ..KERNEL },
     Environment {
         name: "user",
         tier: "namespaces",
