@@ -9,12 +9,12 @@ use std::time::{Duration, Instant};
 
 use clap::{Args, Parser, Subcommand};
 use gaoler_policy::settings::Settings;
-use gaoler_protocol::{Message, Tier};
+use gaoler_protocol::{Limits, Message, Tier};
 
 use crate::config::{self, Flags};
 use crate::exec::{self, Request, STATUS_FAILED};
 use crate::supervisor::{Heard, Supervisor, hear};
-use crate::{doctor, serve};
+use crate::{doctor, limits, serve};
 
 /// A failure while running.
 const FAILED: u8 = 1;
@@ -48,8 +48,10 @@ Unknown keys end the command. A key such as isolation.minimum is written
   GAOLER_ISOLATION__MINIMUM=kernel        in the environment
 
   isolation.minimum     kernel            the weakest tier to start with; only kernel in this release
-  level.default         balanced          only balanced in this release
-  level.maximum         balanced          only balanced in this release
+  level.default         balanced          how strict runs are: paranoid, balanced or developer
+  level.maximum         balanced          the loosest that a request may get
+  level.file                              a file of yours that changes one level's limits, hosts, env, visible
+  level.hosts           []                more destinations of the levels' proxies, [\"HOST:PORT\", ...]
   credentials.mode      broker            the token never enters a cage
   server.listen         127.0.0.1:8080    another address than loopback needs one of the next
   server.tls_certificate                  a PEM file: the certificate, then who signed it
@@ -81,6 +83,8 @@ Examples:
   sudo gaoler exec -- sh -c 'ls -la / ; ps ax'    the view from inside
   echo hello | sudo gaoler exec -- tr a-z A-Z     stdio is relayed through pipes
   sudo gaoler exec --timeout 5 -- sleep 60        exits with 124
+  sudo gaoler exec --limit memory_mib=256,tasks=32 -- make    never above the level's own limits
+  sudo gaoler exec --level paranoid -- ps         fails: see policies/paranoid.toml
   sudo gaoler exec --report run.json -- make      what kept it apart and what it took
   sudo gaoler exec --tenant build -- touch seen   a workspace that stays, under that name
 
@@ -179,6 +183,9 @@ struct Exec {
     /// End the run after this many seconds, at most a week [default: the level's limit]
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..=604_800))]
     timeout: Option<u32>,
+    /// Lower limits of the level, such as memory_mib=256,tasks=32
+    #[arg(long, value_name = "NAME=NUMBER,...", value_parser = limits::wish)]
+    limit: Option<Limits>,
     /// Write a JSON report of the run
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
@@ -254,6 +261,8 @@ fn exec_settings(asked: &Exec) -> Result<Settings, config::Wrong> {
     let flags = Flags::default()
         .with("--state", "state.dir", asked.state.clone())
         .with("--level", "level.default", asked.level.clone())
+        // Whoever may run this is root, and bound by no maximum but a wish of their own.
+        .with("--level", "level.maximum", asked.level.clone())
         .with("--minimum", "isolation.minimum", asked.minimum.clone());
     config::resolve(&flags, environment(), None)
 }
@@ -265,8 +274,12 @@ fn environment() -> impl Iterator<Item = (String, String)> {
 }
 
 fn execute(settings: &Settings, asked: Exec) -> u8 {
-    let Exec { tenant, timeout, report, argv, .. } = asked;
-    let request = Request { tenant, timeout_seconds: timeout, report, argv };
+    let Exec { tenant, timeout, limit, report, argv, .. } = asked;
+    let mut limits = limit.unwrap_or(Limits::NONE);
+    if let Some(seconds) = timeout {
+        limits.wall_ms = seconds.saturating_mul(1000);
+    }
+    let request = Request { tenant, limits, report, argv };
     let status = config::level(&settings.level.default)
         .and_then(|level| exec::exec(settings, level, &request))
         .unwrap_or_else(|why| failed(STATUS_FAILED, &why));
@@ -320,7 +333,8 @@ mod tests {
             (&["gaoler", "--version"], 0),
             (&["gaoler", "frontend", "x"], 2),
             (&["gaoler", "serve", "--no-such-flag"], 2),
-            (&["gaoler", "serve", "--level", "paranoid"], 2),
+            (&["gaoler", "serve", "--level", "lax"], 2),
+            (&["gaoler", "serve", "--level", "developer"], 2),
             (&["gaoler", "serve", "--minimum", "uid"], 2),
             (&["gaoler", "serve", "--listen", "0.0.0.0:1"], 2),
             (&["gaoler", "doctor", "--nope"], 2),
@@ -329,7 +343,9 @@ mod tests {
             (&["gaoler", "exec", "--help"], 0),
             (&["gaoler", "exec", "--timeout", "0", "--", "id"], 125),
             (&["gaoler", "exec", "--tenant", "../x", "--", "id"], 125),
-            (&["gaoler", "exec", "--level", "developer", "--", "id"], 125),
+            (&["gaoler", "exec", "--level", "lax", "--", "id"], 125),
+            (&["gaoler", "exec", "--limit", "nice=1", "--", "id"], 125),
+            (&["gaoler", "exec", "--limit", "tasks=0", "--", "id"], 125),
         ];
         for (words, expected) in rows {
             assert_eq!(status(words), code(*expected), "{words:?}");

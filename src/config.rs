@@ -9,6 +9,8 @@ use gaoler_policy::settings::Settings;
 use gaoler_protocol::{Level, Tier};
 use toml::{Table, Value};
 
+use crate::operator;
+
 /// The prefix of every environment variable that gaoler reads.
 const PREFIX: &str = "GAOLER_";
 /// Names with this prefix belong to the test suites and are passed over.
@@ -54,7 +56,7 @@ pub fn resolve(
 ) -> Result<Settings, Wrong> {
     let mut layers = Layers::of_defaults();
     if let Some(path) = file {
-        layers.add_file(path, &read_file(path)?)?;
+        layers.add_file(path, &read_file("--config", path)?)?;
     }
     // The order of an environment is nobody's promise; sorted, the first error is always the same one.
     for (name, value) in environment.into_iter().collect::<BTreeMap<_, _>>() {
@@ -162,7 +164,11 @@ impl Layers {
     fn out_of_range(&self, error: &str) -> Wrong {
         let numbers = |value: &Value| match value {
             Value::Integer(n) => u32::try_from(*n).is_err(),
-            Value::Array(list) => list.len() != 2 || list.iter().any(|n| !fits(n)),
+            // A list of numbers or of texts; one of anything else is neither.
+            Value::Array(list) => {
+                let texts = list.iter().all(Value::is_str);
+                !texts && (list.len() != 2 || list.iter().any(|n| !fits(n)))
+            }
             _ => false,
         };
         let place = self.places.iter().find(|(key, _)| self.value_of(key).is_some_and(numbers));
@@ -200,7 +206,7 @@ fn fits(value: &Value) -> bool {
 fn article(kind: &str) -> String {
     match kind {
         "string" | "float" | "boolean" | "datetime" | "table" => format!("a {kind}"),
-        "array" => "a list of two numbers".to_owned(),
+        "array" => "a list".to_owned(),
         other => format!("an {other}"),
     }
 }
@@ -209,21 +215,22 @@ fn listed<'a>(names: impl Iterator<Item = &'a String>) -> String {
     names.map(String::as_str).collect::<Vec<_>>().join(", ")
 }
 
-fn read_file(path: &Path) -> Result<String, Wrong> {
+/// The text of a file that decides what root starts; `name` is what named it.
+fn read_file(name: &str, path: &Path) -> Result<String, Wrong> {
     use std::os::unix::fs::MetadataExt;
     let place = path.display();
     let wrong =
-        |error: std::io::Error| Wrong(format!("--config {place}: {error}; give the path of a TOML file"));
+        |error: std::io::Error| Wrong(format!("{name} {place}: {error}; give the path of a TOML file"));
     let file = std::fs::File::open(path).map_err(wrong)?;
     let meta = file.metadata().map_err(wrong)?;
     if !meta.is_file() || meta.len() > FILE_BYTES_MAX {
-        return Err(Wrong(format!("--config {place}: not a regular file of at most {FILE_BYTES_MAX} bytes")));
+        return Err(Wrong(format!("{name} {place}: not a regular file of at most {FILE_BYTES_MAX} bytes")));
     }
     // Whoever can write this file decides what root starts.
     let ours = [0, nix::unistd::geteuid().as_raw()].contains(&meta.uid());
     if !ours || meta.mode() & 0o022 != 0 {
         return Err(Wrong(format!(
-            "--config {place}: others than root can write it; run: chown root {place} && chmod go-w {place}"
+            "{name} {place}: others than root can write it; run: chown root {place} && chmod go-w {place}"
         )));
     }
     let mut text = String::new();
@@ -239,10 +246,14 @@ fn check(mut settings: Settings, place: &dyn Fn(&str) -> String) -> Result<Setti
     if let Err(what) = tier(&s.isolation.minimum) {
         return wrong("isolation.minimum", what);
     }
-    for (key, name) in [("level.default", &s.level.default), ("level.maximum", &s.level.maximum)] {
-        if let Err(what) = level(name) {
-            return wrong(key, what);
-        }
+    let (default, maximum) = match (level(&s.level.default), level(&s.level.maximum)) {
+        (Ok(default), Ok(maximum)) => (default, maximum),
+        (Err(what), _) => return wrong("level.default", what),
+        (_, Err(what)) => return wrong("level.maximum", what),
+    };
+    if default > maximum {
+        let what = format!("{default} is looser than level.maximum, which is {maximum}; raise that too");
+        return wrong("level.default", what);
     }
     match s.credentials.mode.as_str() {
         "broker" => {}
@@ -271,6 +282,15 @@ fn check(mut settings: Settings, place: &dyn Fn(&str) -> String) -> Result<Setti
             Ok(full) => *path = full,
             Err(what) => return wrong(key, what),
         }
+    }
+    if let Err((at, what)) = hosts(&s.level.hosts) {
+        return wrong("level.hosts", format!("entry {at}: {what}"));
+    }
+    if s.level.file != Path::new("") {
+        let path = std::mem::take(&mut s.level.file);
+        let text = read_file(&place("level.file"), &path)?;
+        let own = operator::level(&text, &s.state.dir);
+        s.level.own = Some(own.map_err(|what| Wrong(format!("{}: {what}", path.display())))?);
     }
     if let Err(what) = upstream(&s.upstream.url) {
         return wrong("upstream.url", what);
@@ -302,14 +322,14 @@ fn tier(name: &str) -> Result<Tier, String> {
     }
 }
 
-/// A level that this release can run at.
+/// A level by its name.
 pub fn level(name: &str) -> Result<Level, String> {
     let known = || Level::ALL.iter().map(|level| level.name()).collect::<Vec<_>>().join(", ");
-    match Level::from_name(name) {
-        Some(Level::Balanced) => Ok(Level::Balanced),
-        Some(other) => Err(format!("level `{other}` comes with a later release; use `balanced`")),
-        None => Err(format!("`{name}` is not a level; the levels are {}", known())),
-    }
+    Level::from_name(name).ok_or_else(|| format!("`{name}` is not a level; the levels are {}", known()))
+}
+
+fn hosts(list: &[String]) -> Result<(), (usize, String)> {
+    list.iter().enumerate().try_for_each(|(at, host)| operator::destination(host).map_err(|what| (at, what)))
 }
 
 /// `covered`: what travels to this address is under TLS, ours or that of a proxy before us.
@@ -477,6 +497,33 @@ mod tests {
     }
 
     #[test]
+    fn every_level_can_be_chosen() {
+        for name in ["paranoid", "balanced", "developer"] {
+            let env = [("GAOLER_LEVEL__DEFAULT", name), ("GAOLER_LEVEL__MAXIMUM", "developer")];
+            assert_eq!(resolved(None, &env, None).expect("good values").level.default, name);
+        }
+    }
+
+    #[test]
+    fn a_level_of_the_operators_own_travels_in_the_settings() {
+        use std::os::unix::fs::PermissionsExt;
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        let text = "extends = 'balanced'\nhosts = ['git.example.com:443']\n[limits]\ntasks = 99";
+        std::fs::write(file.path(), text).expect("written");
+        let path = file.path().to_str().expect("text");
+        let env = [("GAOLER_LEVEL__FILE", path)];
+        let settings = resolved(None, &env, None).expect("good values");
+        let own = settings.level.own.clone().expect("a level");
+        assert_eq!((own.extends.as_str(), own.limits["tasks"]), ("balanced", 99));
+        assert_eq!(own.hosts, ["git.example.com:443"]);
+        let sealed = toml::to_string(&settings).expect("TOML");
+        assert_eq!(toml::from_str::<Settings>(&sealed).expect("settings"), settings);
+        file.as_file().set_permissions(std::fs::Permissions::from_mode(0o666)).expect("chmod");
+        let wrong = resolved(None, &env, None).expect_err("writable").to_string();
+        assert!(wrong.contains("others than root can write it"), "{wrong}");
+    }
+
+    #[test]
     fn relative_paths_become_absolute() {
         let settings = resolved(None, &[("GAOLER_CLI__PATH", "bin/claude")], None).expect("good values");
         assert_eq!(settings.cli.path, std::env::current_dir().expect("a folder").join("bin/claude"));
@@ -587,9 +634,33 @@ mod tests {
             ),
             (
                 None,
-                &[("GAOLER_LEVEL__DEFAULT", "paranoid")],
+                &[("GAOLER_LEVEL__MAXIMUM", "paranoid")],
                 None,
-                "GAOLER_LEVEL__DEFAULT: level `paranoid` comes with a later release; use `balanced`",
+                "level.default (default): balanced is looser than level.maximum, which is paranoid; raise that too",
+            ),
+            (
+                None,
+                &[("GAOLER_LEVEL__DEFAULT", "developer")],
+                None,
+                "GAOLER_LEVEL__DEFAULT: developer is looser than level.maximum, which is balanced; raise that too",
+            ),
+            (
+                None,
+                &[("GAOLER_LEVEL__HOSTS", "['a.example:443', 'b']")],
+                None,
+                "GAOLER_LEVEL__HOSTS: entry 1: `b` is not HOST:PORT or *.DOMAIN:PORT, such as example.com:443",
+            ),
+            (
+                None,
+                &[("GAOLER_LEVEL__FILE", "/nowhere.toml")],
+                None,
+                "GAOLER_LEVEL__FILE /nowhere.toml: No such file or directory (os error 2); give the path of a TOML file",
+            ),
+            (
+                None,
+                &[],
+                Some("[level]\nown = {}"),
+                "FILE: unknown key `level.own`; [level] knows default, file, hosts, maximum",
             ),
             (
                 None,

@@ -5,18 +5,21 @@ use std::ffi::OsString;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use gaoler_policy::settings::Settings;
 use gaoler_protocol::{
-    Conversation, Effort, Exit, Kind, Layers, Level, Limits, Message, Model, Reason, Refusal, Refused, RunId,
-    Section, Spawn, Spawned, TenantKey, Violation, section,
+    Conversation, Effort, Exit, Kind, LEASE_IDLE, LEASE_OUTPUT, Layers, Level, Limits, Message, Model,
+    Reason, Refusal, Refused, RunId, Section, Spawn, Spawned, TenantKey, Violation, section,
 };
-use gaoler_sys::memfd;
+use gaoler_sys::{channel, memfd};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use sha2::{Digest, Sha256};
 
+use crate::ledger;
+use crate::meter::{Meter, Past};
 use crate::relay::{Pipes, relay};
 use crate::report::{Report, ReportFile};
 use crate::supervisor::{Heard, Supervisor, hear, readable};
@@ -43,8 +46,8 @@ pub const STATUS_SIGNAL: u8 = 128;
 pub struct Request {
     /// Whose workspace; none = one that dies with the run.
     pub tenant: Option<String>,
-    /// Seconds; none = the level's.
-    pub timeout_seconds: Option<u32>,
+    /// The limits wished for; a zero is the level's own.
+    pub limits: Limits,
     /// Where the report goes.
     pub report: Option<PathBuf>,
     /// The command and its arguments.
@@ -61,7 +64,7 @@ pub fn exec(settings: &Settings, level: Level, request: &Request) -> Result<u8, 
     // Blocked before any thread or child is there, so that a signal is only ever seen by our own poll.
     let signals = caught()?;
     let mut supervisor = Supervisor::start("exec", settings)?;
-    let mut report = Report::default();
+    let mut report = Report { level: Some(level), ..Report::default() };
     let outcome = run(&mut supervisor, &signals, &mut report, spawn(level, request), &argv);
     if supervisor.end().is_none() {
         eprintln!("gaoler: the supervisor is still cleaning up; what it leaves is swept by the next start");
@@ -92,7 +95,7 @@ fn run(
     match next(supervisor, signals)? {
         Said::Spawned(spawned, fds) => {
             report.spawned = Some(spawned);
-            accompany(fds, signals, report)
+            accompany(fds, signals, report, &spawned.limits)
         }
         Said::Refused(refused) => refusal(report, refused),
         Said::Layers(_) => Err("the supervisor said its layers twice".into()),
@@ -101,13 +104,39 @@ fn run(
 }
 
 /// Relays and listens until the run's last word.
-fn accompany(fds: [OwnedFd; 6], signals: &SignalFd, report: &mut Report) -> Result<u8, String> {
-    let [stdin, stdout, stderr, lease, words, _ledger] = fds;
-    let drained = relay(Pipes { stdin, stdout, stderr }).map_err(|error| format!("relay: {error}"))?;
+fn accompany(
+    fds: [OwnedFd; 6],
+    signals: &SignalFd,
+    report: &mut Report,
+    limits: &Limits,
+) -> Result<u8, String> {
+    let [stdin, stdout, stderr, lease, words, ledger] = fds;
+    let meter = Arc::new(Meter::new(limits));
+    let relay = relay(Pipes { stdin, stdout, stderr }, &meter).map_err(|error| format!("relay: {error}"))?;
+    let poll = |error| format!("poll: {error}");
     let mut lease = Some(lease);
     let mut signal = None;
     let mut deadline = None;
     let exit = loop {
+        // Until it is told to end, a run is watched for what it writes.
+        let next = if lease.is_some() { meter.look(Instant::now()) } else { Ok(Instant::now()) };
+        let past = match next {
+            Err(past) => Some(past),
+            Ok(_) if lease.is_none() => None,
+            Ok(next) => {
+                let all = [words.as_fd(), signals.as_fd(), relay.over.as_fd()].map(Some);
+                match readable(&all, Some(next)).map_err(poll)? {
+                    Some(2) => Some(Past::Output),
+                    Some(_) => None,
+                    None => continue,
+                }
+            }
+        };
+        if let (Some(past), Some(held)) = (past, lease.take_if(|_| past.is_some())) {
+            let word = if past == Past::Output { LEASE_OUTPUT } else { LEASE_IDLE };
+            let _ = channel::send(held.as_fd(), word, &[]);
+            deadline = Some(Instant::now() + CANCEL_WAIT);
+        }
         // A second signal does not wait for the teardown: the closed lease has already ended the run.
         match hear(words.as_fd(), Some(signals.as_fd()), deadline) {
             Heard::Message(Message::Violation(violation), _) => report.note(violation),
@@ -125,18 +154,21 @@ fn accompany(fds: [OwnedFd; 6], signals: &SignalFd, report: &mut Report) -> Resu
                 (Some(number), None) => return Ok(STATUS_SIGNAL + number),
                 (None, held) => lease = held,
             },
-            Heard::Late => return Ok(STATUS_SIGNAL + signal.unwrap_or_default()),
+            Heard::Late => match signal {
+                Some(number) => return Ok(STATUS_SIGNAL + number),
+                None => return Err("the supervisor has not ended the run in time".into()),
+            },
         }
     };
     report.exit = Some(exit);
+    report.egress = ledger::read(&ledger);
     if let Some(number) = signal {
         return Ok(STATUS_SIGNAL + number);
     }
     // Every writer is gone, so the relay ends as soon as our reader has taken the rest.
-    match readable(&[Some(drained.as_fd()), Some(signals.as_fd())], None) {
-        Ok(Some(1)) => Ok(STATUS_SIGNAL + number(signals).unwrap_or_default()),
-        Ok(_) => status(&exit),
-        Err(error) => Err(format!("poll: {error}")),
+    match readable(&[Some(relay.drained.as_fd()), Some(signals.as_fd())], None).map_err(poll)? {
+        Some(1) => Ok(STATUS_SIGNAL + number(signals).unwrap_or_default()),
+        _ => status(&exit),
     }
 }
 
@@ -256,10 +288,7 @@ fn spawn(level: Level, request: &Request) -> Spawn {
         model: Model::DEFAULT,
         effort: Effort::Unset,
         turns_max: 0,
-        limits: Limits {
-            wall_ms: request.timeout_seconds.map_or(0, |seconds| seconds.saturating_mul(1000)),
-            ..Limits::NONE
-        },
+        limits: request.limits,
     }
 }
 
@@ -342,6 +371,11 @@ mod tests {
             (ended(Reason::Signaled, 0, 13), Some(141)),
             (ended(Reason::Wall, 0, 9), Some(124)),
             (ended(Reason::Oom, 0, 9), Some(137)),
+            (ended(Reason::Idle, 0, 9), Some(124)),
+            (ended(Reason::Tasks, 3, 0), Some(3)),
+            (ended(Reason::Tasks, 0, 9), Some(137)),
+            (ended(Reason::Output, 0, 9), Some(137)),
+            (ended(Reason::Disk, 0, 9), Some(137)),
             (ended(Reason::Cancelled, 0, 9), None),
             (ended(Reason::Finished, 0, 9), None),
             (ended(Reason::EgressDied, 0, 9), None),
@@ -351,7 +385,7 @@ mod tests {
         for (exit, expected) in rows {
             assert_eq!(status(&exit).ok(), expected, "{:?}", exit.reason);
         }
-        assert_eq!(rows.map(|(exit, _)| exit.reason).len(), Reason::ALL.len() + 3);
+        assert_eq!(rows.map(|(exit, _)| exit.reason).len(), Reason::ALL.len() + 4);
     }
 
     #[test]

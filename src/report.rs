@@ -5,12 +5,16 @@ use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use gaoler_protocol::{Exit, Layers, Limits, Refused, Spawned, Violation};
-use serde_json::{Value, json};
+use gaoler_protocol::{Exit, Layers, Level, Refused, Spawned, Violation};
+use serde_json::{Map, Value, json};
+
+use crate::{ledger, limits};
 
 /// What was learnt of one run; each part is there as soon as the supervisor has said it.
 #[derive(Debug, Default)]
 pub struct Report {
+    /// The level that was asked for.
+    pub level: Option<Level>,
     /// The host, as tried.
     pub layers: Option<Layers>,
     /// The run's start.
@@ -21,6 +25,8 @@ pub struct Report {
     pub violations: Vec<Violation>,
     /// The run's end.
     pub exit: Option<Exit>,
+    /// Where its egress went, a line for each destination.
+    pub egress: Vec<Map<String, Value>>,
 }
 
 impl Report {
@@ -29,12 +35,15 @@ impl Report {
         let mut report = self.layers.as_ref().map_or_else(|| json!({}), crate::doctor::json);
         let parts = [
             ("status", json!(status)),
+            ("level", json!(self.level.map(Level::name))),
             ("run", json!(self.spawned.map(|spawned| spawned.run.to_string()))),
             ("launch_us", json!(self.spawned.map(|spawned| spawned.launch_us))),
-            ("limits", json!(self.spawned.map(|spawned| limits(&spawned.limits)))),
+            ("limits", json!(self.spawned.map(|spawned| limits::json(&spawned.limits)))),
             ("refused", json!(self.refused.map(refused))),
             ("violations", self.violations.iter().map(violation).collect()),
             ("exit", json!(self.exit.map(exit))),
+            ("hit", json!(self.exit.as_ref().map(ledger::hit).unwrap_or_default())),
+            ("egress", json!(self.egress)),
             ("rusage", json!(self.exit.map(rusage))),
             ("peaks", json!(self.exit.map(peaks))),
         ];
@@ -43,28 +52,6 @@ impl Report {
         }
         report
     }
-}
-
-fn limits(limits: &Limits) -> Value {
-    let Limits {
-        memory_mib,
-        tasks,
-        cpu_percent,
-        wall_ms,
-        tmp_mib,
-        file_mib,
-        open_files,
-        idle_ms,
-        output_mib,
-        disk_mib,
-        disk_kfiles,
-        egress_mib,
-    } = limits;
-    json!({
-        "memory_mib": memory_mib, "tasks": tasks, "cpu_percent": cpu_percent, "wall_ms": wall_ms,
-        "tmp_mib": tmp_mib, "file_mib": file_mib, "open_files": open_files, "idle_ms": idle_ms,
-        "output_mib": output_mib, "disk_mib": disk_mib, "disk_kfiles": disk_kfiles, "egress_mib": egress_mib,
-    })
 }
 
 fn refused(refused: Refused) -> Value {

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use command_fds::{CommandFdExt, FdMapping};
 use gaoler_policy::settings::Settings;
-use gaoler_protocol::{FRAME_BYTES, Message};
+use gaoler_protocol::{Empty, FRAME_BYTES, Message};
 use gaoler_sys::{channel, memfd};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{Shutdown, shutdown};
@@ -89,6 +89,7 @@ impl Supervisor {
     /// Says that nothing more will be asked, and waits until it is gone, so that nothing of ours is left.
     /// Returns its exit status, or `None` where it is late and still cleaning up.
     pub fn end(mut self) -> Option<std::process::ExitStatus> {
+        let _ = self.tell(&Message::Drained(Empty {}), &[]);
         let _ = shutdown(std::os::fd::AsRawFd::as_raw_fd(&self.control), Shutdown::Write);
         let deadline = Instant::now() + END_WAIT;
         // Whatever it still says is of no use any more; its closed end is what we wait for.

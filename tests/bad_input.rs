@@ -326,6 +326,7 @@ fn t05_a_cli_that_misbehaves_ends_its_own_run_and_nothing_else() {
         ("BYTES", 500, "cli_garbage"),
         ("FLOOD", 500, "output_limit"),
         ("NOISE", 500, "output_limit"),
+        ("STDERR FLOOD", 500, "output_limit"),
         ("LONG: 100", 500, "cli_garbage"),
     ];
     let all: Vec<_> = rows.iter().flat_map(|row| [(row, false), (row, true)]).collect();

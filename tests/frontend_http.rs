@@ -6,7 +6,7 @@ mod fake;
 use std::sync::Arc;
 
 use fake::{BEARER, House, LONG, Play, Script, Until, drain, recorded, send, settings};
-use gaoler_protocol::{Conversation, Effort, Kind, Level, Message, Reason, Refusal, Section};
+use gaoler_protocol::{Conversation, Effort, Kind, Level, Limits, Message, Reason, Refusal, Section};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::Notify;
 
@@ -143,7 +143,9 @@ async fn w04_the_end_of_an_answer_follows_exit() {
     let play = Play::of(format!("{STREAM}{STREAM_END}")).until(Until::Told(Arc::clone(&told)));
     let mut house = house(vec![Script::Play(play)]).await;
     let head = format!("POST /v1/messages HTTP/1.1\r\n{BEARER}");
-    let mut stream = house.connect(&head, HELLO_STREAMED.as_bytes()).await;
+    // With a session, whose run is let end by itself.
+    let body = HELLO_STREAMED.replacen('{', r#"{"session_id":"6f1c0f0e-8d2b-4c7e-9a51-0c2d3e4f5a6b","#, 1);
+    let mut stream = house.connect(&head, body.as_bytes()).await;
     let mut bytes = Vec::new();
     while !String::from_utf8_lossy(&bytes).contains("two") {
         assert!(stream.read_buf(&mut bytes).await.expect("read") > 0);
@@ -249,10 +251,63 @@ async fn w07_paths_methods_and_encodings() {
     assert_eq!((&health["tier"], &health["level"]), (&"kernel".into(), &"balanced".into()));
     let security = check("GET /v1/security", 200).await.json();
     assert_eq!((&security["tier"], &security["layers"][0]["name"]), (&"kernel".into(), &"uid".into()));
+    assert_eq!((&security["level"], &security["operator_file"]), (&"balanced".into(), &false.into()));
     assert_eq!(security["guarantees"].as_array().map(Vec::len), Some(7));
     let gzip = format!("POST /v1/messages HTTP/1.1\r\n{BEARER}content-encoding: gzip\r\n");
     let reply = house.request(&gzip, b"\x1f\x8b").await;
     assert_eq!((reply.status, reply.code().as_str()), (415, "request_body_encoding_unsupported"));
+}
+
+#[tokio::test]
+async fn w17_a_request_may_tighten_its_level_and_its_limits_and_never_loosen_them() {
+    let mut settings = settings(120);
+    settings.level.maximum = "developer".into();
+    // Headers, fields of the body, and the level and limits that the supervisor is asked for.
+    let none = Limits::NONE;
+    let rows = [
+        ("", "", Level::Balanced, none),
+        ("x-gaoler-level: paranoid\r\n", "", Level::Paranoid, none),
+        ("X-Gaoler-Level: DEVELOPER\r\n", "", Level::Developer, none),
+        ("x-gaoler-level: developer\r\n", r#""security_level":"PARANOID","#, Level::Paranoid, none),
+        ("x-gaoler-limits: tasks=9\r\n", "", Level::Balanced, Limits { tasks: 9, ..none }),
+        (
+            "x-gaoler-limits: tasks=9, wall_ms=5\r\n",
+            r#""limits":{"tasks":7},"#,
+            Level::Balanced,
+            Limits { tasks: 7, wall_ms: 5, ..none },
+        ),
+    ];
+    let mut house = House::new(settings, rows.iter().map(|_| plays("plain")).collect()).await;
+    let ask = async |house: &House, headers: &str, fields: &str| {
+        let body = format!(r#"{{{fields}"messages":[{{"role":"user","content":"Hello"}}]}}"#);
+        house.request(&format!("POST /v1/messages HTTP/1.1\r\n{BEARER}{headers}"), body.as_bytes()).await
+    };
+    for (headers, fields, level, limits) in rows {
+        let reply = ask(&house, headers, fields).await;
+        assert_eq!(
+            (reply.status, reply.header("x-gaoler-level")),
+            (200, Some(level.name())),
+            "{headers}{fields}"
+        );
+        let said = reply.header("x-gaoler-limits").expect("the limits in force").to_owned();
+        let spawn = house.seen().await.spawn;
+        assert_eq!((spawn.level, spawn.limits), (level, limits), "{headers}{fields}");
+        assert!(said.starts_with("memory_mib=") && said.split(',').count() == Limits::NAMES.len(), "{said}");
+    }
+    for (headers, fields, place) in [
+        ("x-gaoler-level: lax\r\n", "", "x-gaoler-level: must be"),
+        ("x-gaoler-level: \r\n", "", "x-gaoler-level: must be"),
+        ("", r#""security_level":"LAX","#, "security_level: must be"),
+        ("x-gaoler-limits: nice=1\r\n", "", "x-gaoler-limits: the limits are"),
+        ("x-gaoler-limits: tasks=0\r\n", "", "x-gaoler-limits: a limit is"),
+        ("", r#""limits":{"tasks":-1},"#, "limits: a limit is"),
+        ("", r#""limits":7,"#, "limits: must be an object"),
+    ] {
+        let reply = ask(&house, headers, fields).await;
+        let message = reply.json()["error"]["message"].as_str().unwrap_or_default().to_owned();
+        assert_eq!(reply.status, 400, "{headers}{fields}: {message}");
+        assert!(message.starts_with(place), "{message}");
+    }
 }
 
 #[tokio::test]
@@ -303,7 +358,21 @@ async fn w11_a_cli_that_prints_garbage_floods_crashes_or_complains_is_an_error()
     let play = |bytes: &[u8]| Script::Play(Play::of(bytes).until(Until::LeaseDrops));
     let noisy = Play { stderr: vec![b'e'; 300 * 1024], ..Play::of(recorded("plain")) };
     let reason = |reason| Script::Play(Play { reason, ..Play::of("").until(Until::Now) });
+    let past = |limits, stdout: &[u8], stderr: &[u8]| {
+        let play = Play::of(stdout).until(Until::LeaseDrops);
+        Script::Play(Play { limits, stderr: stderr.into(), ..play })
+    };
+    let (idle, output) = (Limits { idle_ms: 50, ..Limits::NONE }, Limits { output_mib: 1, ..Limits::NONE });
+    let lines = b"{\"type\":\"novel\"}\n".repeat(100_000);
+    let ledger =
+        "{\"host\":\"a.example\",\"port\":443,\"connections\":1,\"bytes_up\":2,\"bytes_down\":3}\nodd\n";
+    let traded = Play { ledger, ..Play::of(recorded("plain")) };
     let rows = vec![
+        (past(idle, b"", b""), 504, "idle_limit"),
+        (past(idle, &lines, b""), 504, "idle_limit"),
+        (past(output, &lines, b""), 500, "output_limit"),
+        (past(output, b"", &[b'e'; 1_100_000]), 500, "output_limit"),
+        (Script::Play(traded), 200, ""),
         (play(b"hello world\n"), 500, "cli_garbage"),
         (play(b"{\"type\":7}\n"), 500, "cli_garbage"),
         (play(b"{\"type\":\"\xff\"}\n"), 500, "cli_garbage"),

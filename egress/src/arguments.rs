@@ -2,6 +2,7 @@
 //! It must never accept an upstream to which a credential would travel in the clear.
 
 use std::net::IpAddr;
+use std::num::NonZeroU16;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -18,6 +19,8 @@ pub struct Arguments {
     pub requests_max: u32,
     /// Certificates in PEM form that take the place of the built-in roots.
     pub ca_file: Option<PathBuf>,
+    /// Ports that the proxy may connect to; the level of a run is known only later, and may name fewer.
+    pub connect: Vec<u16>,
 }
 
 /// The upstream's address: a scheme, a host and perhaps a port.
@@ -34,10 +37,13 @@ pub struct Upstream {
 /// Shown for a command line that cannot be read.
 pub const USAGE: &str =
     "usage: gaoler-egress --upstream URL [--silence-seconds N] [--requests-max N] [--ca-file FILE]
+                     [--connect PORT,PORT...]
 Started by the supervisor, with a control socket at descriptor 3.";
 
 /// The longest silence that the operator may allow; the CLI itself gives up before.
 const SILENCE_SECONDS_MAX: u64 = 3600;
+/// Ports of a proxy at most: each is a rule of Landlock.
+const CONNECT_MAX: usize = 256;
 
 impl Arguments {
     /// Reads the words after the program's name.
@@ -46,7 +52,7 @@ impl Arguments {
     /// What is wrong, in words for the operator.
     pub fn parse(words: impl Iterator<Item = String>) -> Result<Arguments, String> {
         let mut words = words;
-        let (mut upstream, mut ca_file) = (None, None);
+        let (mut upstream, mut ca_file, mut connect) = (None, None, Vec::new());
         let (mut silence, mut requests_max) = (Duration::from_secs(120), u32::MAX);
         while let Some(flag) = words.next() {
             let value = words.next().ok_or_else(|| format!("{flag} needs a value"))?;
@@ -54,6 +60,7 @@ impl Arguments {
             match flag.as_str() {
                 "--upstream" => upstream = Some(Upstream::parse(&value)?),
                 "--ca-file" => ca_file = Some(PathBuf::from(value)),
+                "--connect" => connect = ports(&value).ok_or_else(bad)?,
                 "--requests-max" => {
                     requests_max = value.parse().ok().filter(|&n| n > 0).ok_or_else(bad)?;
                 }
@@ -65,7 +72,7 @@ impl Arguments {
             }
         }
         let upstream = upstream.ok_or("--upstream is missing")?;
-        Ok(Arguments { upstream, silence, requests_max, ca_file })
+        Ok(Arguments { upstream, silence, requests_max, ca_file, connect })
     }
 }
 
@@ -95,6 +102,12 @@ impl Upstream {
         let scheme = if self.secure { "https" } else { "http" };
         format!("{scheme}://{}{path_and_query}", self.authority)
     }
+}
+
+/// A list of ports, each a plain number above zero.
+fn ports(text: &str) -> Option<Vec<u16>> {
+    let port = |text: &str| text.parse::<NonZeroU16>().ok().map(NonZeroU16::get);
+    text.split(',').map(port).collect::<Option<Vec<u16>>>().filter(|ports| ports.len() <= CONNECT_MAX)
 }
 
 fn is_loopback(host: &str) -> bool {
@@ -132,12 +145,16 @@ mod tests {
         let parse = |line: &str| Arguments::parse(line.split(' ').map(str::to_owned));
         assert!(parse("--upstream https://a").is_ok());
         assert!(parse("--upstream https://a --silence-seconds 5 --requests-max 2").is_ok());
+        assert_eq!(parse("--upstream https://a --connect 80,443").unwrap().connect, [80, 443]);
         for bad in [
             "--upstream",
             "--silence-seconds 5",
             "--upstream https://a --silence-seconds 0",
             "--upstream https://a --requests-max x",
             "--upstream https://a --other 1",
+            "--upstream https://a --connect 0",
+            "--upstream https://a --connect 80,",
+            "--upstream https://a --connect 65536",
         ] {
             assert!(parse(bad).is_err(), "{bad}");
         }

@@ -1,17 +1,16 @@
-//! The tenant's credential and the placeholder that stands for it in the cage.
-//! Neither may ever be printed, logged or put into an error; both are zeroed when they are dropped.
+//! The tenant's credential.
+//! It must never be printed, logged or put into an error, nor be given to the proxy; it is zeroed when it is dropped.
 
 use std::os::fd::OwnedFd;
 
-use gaoler_protocol::{CREDENTIAL_BYTES_MAX, Placeholder, Scheme};
+use gaoler_protocol::{CREDENTIAL_BYTES_MAX, Scheme};
 use gaoler_sys::memfd;
 use hyper::HeaderMap;
-use hyper::header::{AUTHORIZATION, HeaderName, HeaderValue};
-use subtle::ConstantTimeEq;
+use hyper::header::{AUTHORIZATION, HeaderValue};
 use zeroize::Zeroizing;
 
-/// `x-api-key`.
-pub const X_API_KEY: HeaderName = HeaderName::from_static("x-api-key");
+use crate::placeholder::X_API_KEY;
+
 /// A token shorter than this cannot be told from ordinary text, and is no secret: answers are not searched
 /// for it.
 const SECRET_BYTES_MIN: usize = 16;
@@ -54,23 +53,5 @@ impl Credential {
     /// The bytes that no answer may contain; `None` for a token that is no secret.
     pub fn needle(&self) -> Option<Zeroizing<Vec<u8>>> {
         (self.token.len() >= SECRET_BYTES_MIN).then(|| self.token.clone())
-    }
-}
-
-/// The placeholder, as the CLI sends it.
-pub struct Expected(Zeroizing<Vec<u8>>);
-
-impl Expected {
-    /// The token text of a placeholder.
-    pub fn new(placeholder: &Placeholder) -> Expected {
-        Expected(Zeroizing::new(placeholder.token().into_bytes()))
-    }
-
-    /// Whether a request carries it, as a bearer token or as a key. The time taken tells nothing about where
-    /// a wrong one differs.
-    pub fn is_in(&self, headers: &HeaderMap) -> bool {
-        let bearer = headers.get(AUTHORIZATION).and_then(|value| value.as_bytes().strip_prefix(b"Bearer "));
-        let key = headers.get(X_API_KEY).map(HeaderValue::as_bytes);
-        [bearer, key].into_iter().flatten().any(|shown| bool::from(shown.ct_eq(&self.0)))
     }
 }

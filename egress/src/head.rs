@@ -10,7 +10,7 @@ use hyper::header::{
 use hyper::http::request::Parts;
 use hyper::{Method, Version};
 
-use crate::credential::{Expected, X_API_KEY};
+use crate::placeholder::{Expected, X_API_KEY};
 use crate::refusal::Refusal;
 
 /// The beta that goes with an OAuth credential, and only with one. It is ours to set.

@@ -1,19 +1,23 @@
 //! `gaoler-egress`: the credential broker of one run, the only door out of its cage. It holds exactly one
-//! credential, speaks to exactly one upstream, and must never outlive its run or show what it holds.
+//! credential, gives it to exactly one upstream, and must never outlive its run or show what it holds.
 //!
 //! The way of a request: [`head`] judges where it goes, [`body`] what it asks for, [`relay`] takes it to the
 //! [`upstream`] and the answer back past [`meter`] and [`scan`]; [`tally`] keeps the counts, which [`control`]
-//! tells the supervisor.
+//! tells the supervisor. Beside that stands the [`proxy`], for what is not the upstream; it has no credential.
 
 #![forbid(unsafe_code)]
 
+mod answer;
 mod arguments;
 mod body;
 mod control;
 mod credential;
+mod door;
 mod head;
 mod meter;
+mod placeholder;
 mod policy;
+mod proxy;
 mod refusal;
 mod relay;
 mod resolve;
@@ -25,7 +29,6 @@ use std::cell::Cell;
 use std::convert::Infallible;
 use std::io::{Error, ErrorKind, Result};
 use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixListener as StdUnixListener;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -36,14 +39,16 @@ use gaoler_protocol::{Denial, Message, Ready, Role, RunId, Serve, Totals, Vouche
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::net::{UnixListener, UnixStream};
+use tokio::net::UnixStream;
 use tokio::task::JoinSet;
 
 use crate::arguments::{Arguments, USAGE};
 use crate::control::Control;
 use crate::credential::Credential;
+use crate::door::Door;
 use crate::policy::EgressPolicy;
 use crate::relay::Job;
+use crate::resolve::NameServers;
 use crate::tally::Tally;
 
 /// How long the cage may take for a request's head.
@@ -78,7 +83,8 @@ fn main() -> ExitCode {
 /// Makes ready, confines itself, serves.
 fn run(arguments: Arguments, log: &Log) -> Result<()> {
     let tls = upstream::tls(arguments.ca_file.as_deref())?;
-    let ports = [arguments.upstream.port, DNS_PORT];
+    let mut ports = arguments.connect.clone();
+    ports.extend([arguments.upstream.port, DNS_PORT]);
     confine::before_threads(Files::ButConnect(&ports)).map_err(Error::other)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
@@ -117,18 +123,18 @@ impl Broker<'_> {
             Told::End => return Ok(()),
         };
         self.log.run.set(Some(serve.run));
-        let (job, listener) = self.job(serve, fds)?;
+        let (job, door) = self.job(serve, fds)?;
         if serve.vouch {
             let status = tokio::select! {
                 status = job.vouch() => status,
-                told = self.told() => return self.end(told?, &job.tally).await,
+                told = self.told() => return self.end(told?, &job.tally, door).await,
             };
             let accepted = upstream::is_accepted(status);
             self.log.event("vouched", &[("status", &status.to_string())]);
             self.control.send(Message::Vouched(Vouched { run: serve.run, accepted, status })).await?;
         }
-        if let Some(listener) = listener {
-            return self.serve(job, listener).await;
+        if let Some(door) = door {
+            return self.serve(job, door).await;
         }
         if !serve.vouch {
             return Err(hostile("neither a listener nor something to vouch for"));
@@ -136,16 +142,16 @@ impl Broker<'_> {
         let (again, fds) = match self.told().await? {
             Told::Serve(again, fds) if again.run == serve.run && !again.vouch => (again, fds),
             Told::Serve(..) => return Err(hostile("a second run, or a second vouching")),
-            told => return self.end(told, &job.tally).await,
+            told => return self.end(told, &job.tally, None).await,
         };
         match self.job(again, fds)? {
-            (job, Some(listener)) => self.serve(job, listener).await,
+            (job, Some(door)) => self.serve(job, door).await,
             (_, None) => Err(hostile("nothing to serve")),
         }
     }
 
-    /// Reads what came beside a Serve.
-    fn job(&self, serve: Serve, fds: Vec<OwnedFd>) -> Result<(Job, Option<UnixListener>)> {
+    /// Reads what came beside a Serve: what the upstream's side needs, and the door, if the run is there already.
+    fn job(&self, serve: Serve, fds: Vec<OwnedFd>) -> Result<(Job, Option<Door>)> {
         let mut fds = fds.into_iter();
         let (Some(credential), Some(resolv_conf)) = (fds.next(), fds.next()) else {
             return Err(hostile("descriptors are missing"));
@@ -154,28 +160,42 @@ impl Broker<'_> {
         let policy =
             EgressPolicy::of(serve.level).ok_or_else(|| Error::other("a level that is not there"))?;
         let Arguments { upstream, silence, requests_max, .. } = &self.arguments;
-        let client = upstream::client(self.tls.clone(), upstream, resolv_conf)?;
-        // The operator's hosts and the ledger are the proxy's, which comes next.
-        let listener = fds.nth(2).map(listener).transpose()?;
+        let servers = NameServers::new(resolv_conf)?;
+        let client = upstream::client(self.tls.clone(), upstream, servers.clone());
         let job = Job::new(serve, policy, credential, client, upstream.clone(), *silence, *requests_max);
-        Ok((job, listener))
+        let door = match fds.next() {
+            None => None,
+            Some(hosts) => Some(Door::new(&serve, &policy, servers, job.tally.clone(), hosts, fds)?),
+        };
+        Ok((job, door))
     }
 
     /// Serves the cage until it is told to stop.
-    async fn serve(&self, job: Job, listener: UnixListener) -> Result<()> {
+    async fn serve(&self, job: Job, door: Door) -> Result<()> {
         let job = Arc::new(job);
         let connections_max = usize::try_from(job.policy.connections_max).unwrap_or(1);
         let requests = Arc::new(AtomicU64::new(0));
         let mut connections = JoinSet::new();
+        let mut proxying = Box::pin(async {
+            match &door.proxy_listener {
+                Some(listener) => door.proxy.serve(listener).await,
+                None => std::future::pending().await,
+            }
+        });
         let told = loop {
             let open = connections.len() < connections_max && job.tally.is_open();
             tokio::select! {
                 told = self.told() => break told?,
+                never = &mut proxying => match never {},
                 () = job.tally.changed() => self.tell(&job.tally).await?,
                 Some(_) = connections.join_next(), if !connections.is_empty() => {}
-                accepted = listener.accept(), if open => {
+                accepted = door.listener.accept(), if open => {
                     if let Ok((stream, _)) = accepted {
-                        connections.spawn(connection(job.clone(), stream, requests.clone()));
+                        if door.admits(&stream) {
+                            connections.spawn(connection(job.clone(), stream, requests.clone()));
+                        } else {
+                            job.tally.refuse(Denial::Placeholder);
+                        }
                     }
                 }
             }
@@ -183,13 +203,13 @@ impl Broker<'_> {
         if matches!(told, Told::Serve(..)) {
             return Err(hostile("a second listener"));
         }
-        // The door first, then who stands in it: what they had counted is in the totals after that.
-        drop(listener);
+        // Who stands in the doors first; what they had counted is in the totals after that.
+        drop(proxying);
         connections.shutdown().await;
         let tally = job.tally.clone();
         // The last owner: this zeroes the credential.
         drop(job);
-        self.end(told, &tally).await
+        self.end(told, &tally, Some(door)).await
     }
 
     /// Waits for the supervisor's next word.
@@ -202,7 +222,11 @@ impl Broker<'_> {
         }
     }
 
-    async fn end(&self, told: Told, tally: &Tally) -> Result<()> {
+    /// Closes the door, tells where the run went, and then how much went.
+    async fn end(&self, told: Told, tally: &Tally, door: Option<Door>) -> Result<()> {
+        if let Some(Door { proxy, ledger, .. }) = door {
+            proxy.write_ledger(ledger);
+        }
         match told {
             Told::End => Ok(()),
             Told::Serve(..) => Err(hostile("Serve out of turn")),
@@ -259,15 +283,6 @@ async fn connection(job: Arc<Job>, stream: UnixStream, requests: Arc<AtomicU64>)
     {
         tally.deny(Denial::Path);
     }
-}
-
-/// The cage's listener, if that is what it is: a listening unix socket.
-fn listener(fd: OwnedFd) -> Result<UnixListener> {
-    let listener = StdUnixListener::from(fd);
-    // Fails for a socket of another family, and for what is no socket.
-    listener.local_addr().map_err(|_| hostile("the listener is no unix socket"))?;
-    listener.set_nonblocking(true)?;
-    UnixListener::from_std(listener)
 }
 
 fn nothing(run: RunId) -> Totals {

@@ -3,6 +3,10 @@
 
 use gaoler_protocol::Level;
 
+/// The level paranoid: policies/paranoid.toml, on top of balanced.
+pub const PARANOID: EgressPolicy = include!(concat!(env!("OUT_DIR"), "/paranoid.rs"));
+/// The level developer: policies/developer.toml, on top of balanced.
+pub const DEVELOPER: EgressPolicy = include!(concat!(env!("OUT_DIR"), "/developer.rs"));
 /// The level balanced: policies/balanced.toml, where each entry has its reason.
 pub const BALANCED: EgressPolicy = include!(concat!(env!("OUT_DIR"), "/balanced.rs"));
 
@@ -31,14 +35,49 @@ pub struct EgressPolicy {
     pub denied_fields: &'static [&'static str],
     /// Types of a block's source that end a request.
     pub denied_sources: &'static [&'static str],
+    /// Where the proxy goes.
+    pub proxy: ProxyPolicy,
+}
+
+/// What the proxy lets through.
+#[derive(Debug, Clone, Copy)]
+pub struct ProxyPolicy {
+    /// How it judges a destination.
+    pub mode: ProxyMode,
+    /// Hosts, or `*.` and a domain, with their ports.
+    pub hosts: &'static [(&'static str, &'static [u16])],
+    /// Ports of any public address, in [`ProxyMode::Public`] only.
+    pub ports: &'static [u16],
+    /// Connections out of the cage at a time, at most.
+    pub connections_max: u32,
+    /// Milliseconds for a name and a connection together.
+    pub dial_ms: u32,
+    /// Milliseconds after which a connection on which nothing moves ends.
+    pub idle_ms: u32,
+    /// MiB through the proxy at most, both ways.
+    pub egress_mib: u32,
+}
+
+/// How the proxy of a level judges where a cage wants to go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ProxyMode {
+    /// There is no proxy.
+    #[allow(dead_code, reason = "named by levels without one")]
+    None,
+    /// The listed hosts only.
+    List,
+    /// Any public address at the listed ports, and the listed hosts.
+    #[allow(dead_code, reason = "named by levels that trust their agents with the network")]
+    Public,
 }
 
 impl EgressPolicy {
     /// The policy of a level; `None` for one that has no file yet.
     pub fn of(level: Level) -> Option<EgressPolicy> {
         match level {
+            Level::Paranoid => Some(PARANOID),
             Level::Balanced => Some(BALANCED),
-            Level::Paranoid | Level::Developer => None,
+            Level::Developer => Some(DEVELOPER),
         }
     }
 
@@ -109,6 +148,6 @@ mod tests {
         assert!(!BALANCED.denies_field("messages"));
         assert!(BALANCED.denies_source("url") && !BALANCED.denies_source("base64"));
         assert!(BALANCED.allows_model("claude-sonnet-5") && !BALANCED.allows_model("gpt"));
-        assert!(Level::ALL.iter().filter(|level| EgressPolicy::of(**level).is_some()).count() == 1);
+        assert!(Level::ALL.iter().filter(|level| EgressPolicy::of(**level).is_some()).count() == 3);
     }
 }

@@ -9,7 +9,6 @@ use std::time::Duration;
 use crate::policy::EgressPolicy;
 use bytes::{Bytes, BytesMut};
 use gaoler_protocol::{Denial, Serve};
-use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Body, Frame, Incoming};
 use hyper::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderValue};
@@ -19,11 +18,13 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::{Instant, Sleep, timeout};
 use zeroize::Zeroizing;
 
+use crate::answer::{Answer, Broken, whole};
 use crate::arguments::Upstream;
 use crate::body::{self, Fault};
-use crate::credential::{Credential, Expected};
+use crate::credential::Credential;
 use crate::head::{self, Route};
 use crate::meter::{Meter, Usage};
+use crate::placeholder::Expected;
 use crate::refusal::Refusal;
 use crate::scan::{self, Scan};
 use crate::tally::Tally;
@@ -37,21 +38,6 @@ const BODIES: usize = 2;
 const PERMIT_BYTES: usize = 1024;
 /// An answer that is no stream is held whole, up to this.
 const WHOLE_BYTES_MAX: usize = 32 * 1024 * 1024;
-
-/// An answer's body. An error in it breaks the connection to the cage.
-pub type Answer = UnsyncBoxBody<Bytes, Broken>;
-
-/// The answer ends here, unfinished.
-#[derive(Debug)]
-pub struct Broken;
-
-impl std::fmt::Display for Broken {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("the answer broke off")
-    }
-}
-
-impl std::error::Error for Broken {}
 
 /// All that serving one run needs.
 pub struct Job {
@@ -224,10 +210,6 @@ impl Job {
 
 fn is_event_stream(kind: &HeaderValue) -> bool {
     kind.as_bytes().starts_with(b"text/event-stream")
-}
-
-fn whole(bytes: Bytes) -> Answer {
-    Full::new(bytes).map_err(|never| match never {}).boxed_unsync()
 }
 
 /// Says at its end that there is something to tell the supervisor.

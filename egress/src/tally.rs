@@ -10,6 +10,9 @@ use crate::meter::Usage;
 
 /// Denials after which nothing more of this run is served: an honest CLI has none.
 pub const DENIALS_MAX: u32 = 256;
+/// Denials of the proxy, and of strangers at the door, that are counted and told. They close nothing: a stranger
+/// must not be able to end a run, and an honest tool may ask for a host that is not listed again and again.
+const REFUSALS_MAX: u32 = 256;
 
 /// The counts of one run.
 pub struct Tally {
@@ -21,13 +24,22 @@ struct Inner {
     totals: Totals,
     untold: Vec<Denial>,
     counted: bool,
+    denials: u32,
+    refusals: u32,
+}
+
+impl Inner {
+    fn tell(&mut self, what: Denial) {
+        self.totals.denials += 1;
+        self.untold.push(what);
+    }
 }
 
 impl Tally {
     /// Nothing yet.
     pub fn new(run: RunId) -> Tally {
         let totals = Totals::none(run);
-        let inner = Inner { totals, untold: Vec::new(), counted: false };
+        let inner = Inner { totals, untold: Vec::new(), counted: false, denials: 0, refusals: 0 };
         Tally { inner: Mutex::new(inner), changed: Notify::new() }
     }
 
@@ -70,12 +82,23 @@ impl Tally {
         self.changed.notify_one();
     }
 
-    /// Something was denied.
+    /// Something was denied to the cage's CLI.
     pub fn deny(&self, what: Denial) {
         let mut inner = self.lock();
-        if inner.totals.denials < DENIALS_MAX {
-            inner.totals.denials += 1;
-            inner.untold.push(what);
+        if inner.denials < DENIALS_MAX {
+            inner.denials += 1;
+            inner.tell(what);
+        }
+        drop(inner);
+        self.changed.notify_one();
+    }
+
+    /// Something was denied that must close nothing: at the proxy, or to somebody who is not of this cage.
+    pub fn refuse(&self, what: Denial) {
+        let mut inner = self.lock();
+        if inner.refusals < REFUSALS_MAX {
+            inner.refusals += 1;
+            inner.tell(what);
         }
         drop(inner);
         self.changed.notify_one();
@@ -83,7 +106,7 @@ impl Tally {
 
     /// Whether anything more is served.
     pub fn is_open(&self) -> bool {
-        self.lock().totals.denials < DENIALS_MAX
+        self.lock().denials < DENIALS_MAX
     }
 
     /// Waits for something to tell.
@@ -116,6 +139,16 @@ mod tests {
         assert!(!tally.is_open());
         assert_eq!(tally.take_untold().len(), DENIALS_MAX as usize);
         assert_eq!(tally.take_untold(), []);
+    }
+
+    #[test]
+    fn refusals_are_bounded_too_and_close_nothing() {
+        let tally = Tally::new(RunId([1; 16]));
+        (0..REFUSALS_MAX + 10).for_each(|_| tally.refuse(Denial::Host));
+        assert!(tally.is_open());
+        assert_eq!(tally.take_untold().len(), REFUSALS_MAX as usize);
+        tally.deny(Denial::Path);
+        assert_eq!((tally.take_untold().len(), tally.totals().denials), (1, REFUSALS_MAX + 1));
     }
 
     #[test]

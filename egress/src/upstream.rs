@@ -2,7 +2,6 @@
 //! It must never follow a redirect, nor speak to anybody but the upstream that the operator named.
 
 use std::io::{Error, ErrorKind, Result};
-use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -25,7 +24,7 @@ use tower_service::Service;
 use crate::arguments::Upstream;
 use crate::credential::Credential;
 use crate::head;
-use crate::resolve::Resolve;
+use crate::resolve::{NameServers, Resolve};
 
 /// Name, TCP and TLS together.
 const CONNECT_TIME: Duration = Duration::from_secs(10);
@@ -88,28 +87,25 @@ pub fn tls(ca_file: Option<&Path>) -> Result<ClientConfig> {
 }
 
 /// A client for this upstream.
-///
-/// # Errors
-/// Where the resolv.conf cannot be read.
-pub fn client(tls: ClientConfig, upstream: &Upstream, resolv_conf: OwnedFd) -> Result<HttpClient> {
+pub fn client(tls: ClientConfig, upstream: &Upstream, servers: NameServers) -> HttpClient {
     let host = upstream.authority.rsplit_once(':').map_or(upstream.authority.as_str(), |(host, port)| {
         match port.bytes().all(|byte| byte.is_ascii_digit()) {
             true => host,
             false => &upstream.authority,
         }
     });
-    let mut http = HttpConnector::new_with_resolver(Resolve::new(host, resolv_conf)?);
+    let mut http = HttpConnector::new_with_resolver(Resolve::new(host, servers));
     http.enforce_http(false);
     http.set_nodelay(true);
     http.set_keepalive(Some(IDLE_TIME));
     let builder = HttpsConnectorBuilder::new().with_tls_config(tls);
     let builder = if upstream.secure { builder.https_only() } else { builder.https_or_http() };
     let connector = Bounded(builder.enable_http1().wrap_connector(http));
-    Ok(Client::builder(TokioExecutor::new())
+    Client::builder(TokioExecutor::new())
         .pool_timer(TokioTimer::new())
         .pool_idle_timeout(IDLE_TIME)
         .pool_max_idle_per_host(IDLE_MAX)
-        .build(connector))
+        .build(connector)
 }
 
 /// What the upstream says of a credential: the status that it answers with, 0 where it does not answer.

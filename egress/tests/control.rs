@@ -4,13 +4,17 @@
 mod common;
 
 use std::io::{Read, Write};
+use std::net::TcpListener;
 use std::os::fd::OwnedFd;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixListener};
 
 use common::{
     Act, CANARY, Egress, PLACEHOLDER, RUN, Raw, chunk, credential, embedded, finish, request, resolv_conf,
     stream_head, streamed,
 };
 use gaoler_protocol::{Empty, Level, Message, RunId, Scheme, Serve};
+use gaoler_sys::memfd;
 
 const HOSTILE: i32 = 2;
 
@@ -149,9 +153,31 @@ fn a_supervisor_that_is_none_ends_it() {
         vec![credential(Scheme::OAuth, "a\r\nb: c"), resolv_conf()],
     );
     check("nothing to do", &Message::Serve(serve(false)).encode(1), fds());
-    let mut three = fds();
-    three.push(resolv_conf());
-    check("a listener that is none", &Message::Serve(serve(false)).encode(1), three);
+    let door = || {
+        let hosts = memfd::sealed("hosts", b"mirror.example:443\n").expect("a memory file");
+        let listener =
+            UnixListener::bind_addr(&SocketAddr::from_abstract_name(format!("{:?}", hosts)).expect("a name"));
+        let (_, ledger) = std::io::pipe().expect("a pipe");
+        [hosts, ledger.into(), listener.expect("a socket").into()]
+    };
+    let serving = Message::Serve(serve(false)).encode(1);
+    let check_door = |name: &str, change: &dyn Fn(&mut Vec<OwnedFd>)| {
+        let mut all: Vec<OwnedFd> = fds().into_iter().chain(door()).collect();
+        change(&mut all);
+        check(name, &serving, all);
+    };
+    let tcp = |at: &str| -> OwnedFd { TcpListener::bind(at).expect("a port").into() };
+    let text = |text: &str| memfd::sealed("hosts", text.as_bytes()).expect("a memory file");
+    check_door("no ledger and no listener", &|all| all.truncate(3));
+    check_door("no listener", &|all| all.truncate(4));
+    check_door("a listener that is none", &|all| all[4] = resolv_conf());
+    check_door("a listener of another family", &|all| all[4] = tcp("127.0.0.1:0"));
+    check_door("a ledger that is none", &|all| all[3] = resolv_conf());
+    check_door("hosts that are not sealed", &|all| all[2] = resolv_conf());
+    check_door("hosts that are none", &|all| all[2] = text("localhost:443"));
+    check_door("hosts that are too long", &|all| all[2] = text(&"\n".repeat(64 * 1024 + 1)));
+    check_door("a proxy's listener that is none", &|all| all.push(resolv_conf()));
+    check_door("a proxy's listener that all the world can reach", &|all| all.push(tcp("0.0.0.0:0")));
 }
 
 #[test]
@@ -160,7 +186,9 @@ fn a_second_run_ends_it() {
     egress.serve(true, Scheme::OAuth, CANARY, None);
     assert!(egress.hear_vouched().accepted);
     let other = Serve { run: RunId([8; 16]), ..serve(false) };
-    let fds = [credential(Scheme::OAuth, CANARY), resolv_conf(), egress.listener()];
+    let (_, ledger) = std::io::pipe().expect("a pipe");
+    let hosts = memfd::sealed("hosts", b"").expect("a memory file");
+    let fds = [credential(Scheme::OAuth, CANARY), resolv_conf(), hosts, ledger.into(), egress.listener()];
     egress.say(Message::Serve(other), &fds);
     assert_eq!(egress.exit(), HOSTILE);
 }

@@ -130,8 +130,15 @@ fn a_name_is_asked_of_the_hosts_server_and_nothing_else_is() {
     let path = server.ca_file.path().to_str().expect("a path");
     let mut egress =
         Egress::start(&format!("https://upstream.example:{}", server.port), &["--ca-file", path]);
-    let serve =
-        Serve { run: RUN, placeholder: PLACEHOLDER, level: Level::Balanced, vouch: true, requests_max: 0 };
+    let serve = Serve {
+        run: RUN,
+        placeholder: PLACEHOLDER,
+        level: Level::Balanced,
+        vouch: true,
+        requests_max: 0,
+        egress_mib: 0,
+        peer_uid: 0,
+    };
     let fds = [credential(Scheme::OAuth, CANARY), resolv_conf_of("127.0.0.77")];
     egress.say(Message::Serve(serve), &fds);
     assert!(egress.hear_vouched().accepted);

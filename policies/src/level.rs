@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use serde::Deserialize;
 
+use crate::egress::EgressPolicy;
+use crate::rules::{Cli, Place};
 use crate::{Result, Why};
 
 /// What a level decides.
@@ -14,6 +16,7 @@ pub struct LevelPolicy {
     /// Its name.
     pub level: String,
     limits: RawLimits,
+    proc: Proc,
     /// What of the host a cage sees, read-only. Places that a host does not have are left out.
     pub visible: Vec<Visible>,
     /// Device nodes of the cage's own /dev.
@@ -23,9 +26,41 @@ pub struct LevelPolicy {
     /// Environment of CLI runs, beside `env`.
     pub cli_env: Vec<Constant>,
     /// How the CLI is called.
-    pub cli: Cli,
+    pub(crate) cli: Cli,
     /// What egress lets through.
     pub egress: EgressPolicy,
+}
+
+/// What of /proc a run sees.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Proc {
+    view: ProcView,
+    #[serde(rename = "why")]
+    _why: Why,
+}
+
+/// How much of its own cage's /proc a run sees. Another cage's is never there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum ProcView {
+    /// The folders of its own processes and nothing else: no statistics of the host, so that `ps` fails.
+    Pids,
+    /// That, and the files beside them; pid 1, which is ours, is not there.
+    Own,
+    /// All of its cage, pid 1 too.
+    Full,
+}
+
+impl ProcView {
+    /// The options of the mount.
+    fn options(self) -> &'static str {
+        match self {
+            ProcView::Pids => "hidepid=invisible,subset=pid",
+            ProcView::Own => "hidepid=invisible",
+            ProcView::Full => "",
+        }
+    }
 }
 
 /// A place of the host.
@@ -74,90 +109,15 @@ pub struct Constant {
     _why: Why,
 }
 
-/// How the CLI is called.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Cli {
-    /// Arguments of every run, before those of the request's enums and ids.
-    pub argv: Vec<String>,
-    /// The policy tier's settings: one line of JSON, for `--managed-settings` and the cage's /etc.
-    pub managed_settings: String,
-    #[serde(rename = "why")]
-    _why: Why,
-}
-
-/// What egress lets through. Lists name what is allowed, but for those called denied.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct EgressPolicy {
-    /// Requests of one run, at most.
-    pub requests_max: u64,
-    /// Bytes of one request's body, at most.
-    pub request_bytes_max: u64,
-    /// Bytes of all answers of a run together, at most.
-    pub response_bytes_max: u64,
-    /// Bytes of one request's head, at most.
-    pub header_bytes_max: u64,
-    /// Connections out of the cage at a time, at most.
-    pub connections_max: u64,
-    path: Vec<RawPath>,
-    model: Vec<RawName>,
-    beta: Vec<RawName>,
-    tool: Vec<RawName>,
-    denied_field: Vec<RawName>,
-    denied_source: Vec<RawName>,
-    #[serde(rename = "why")]
-    _why: Why,
-}
-
-impl EgressPolicy {
-    /// This policy as an expression of type `EgressPolicy`.
-    pub(crate) fn rust(&self) -> String {
-        let names = |rules: &[RawName]| list(rules, |rule| format!("{:?}", rule.name));
-        let rows = [
-            ("requests_max", self.requests_max.to_string()),
-            ("request_bytes_max", self.request_bytes_max.to_string()),
-            ("response_bytes_max", self.response_bytes_max.to_string()),
-            ("header_bytes_max", self.header_bytes_max.to_string()),
-            ("connections_max", self.connections_max.to_string()),
-            ("paths", list(&self.path, |rule| format!("({:?}, {:?})", rule.method, rule.path))),
-            ("models", names(&self.model)),
-            ("betas", names(&self.beta)),
-            ("tools", names(&self.tool)),
-            ("denied_fields", names(&self.denied_field)),
-            ("denied_sources", names(&self.denied_source)),
-        ];
-        literal("EgressPolicy", &rows)
-    }
-}
-
 /// A list as a slice's expression.
-fn list<T>(items: &[T], item: impl Fn(&T) -> String) -> String {
+pub(crate) fn list<T>(items: &[T], item: impl Fn(&T) -> String) -> String {
     format!("&[{}]", items.iter().map(item).collect::<Vec<_>>().join(", "))
 }
 
 /// A structure's expression.
-fn literal(name: &str, rows: &[(&str, String)]) -> String {
+pub(crate) fn literal(name: &str, rows: &[(&str, String)]) -> String {
     let rows: String = rows.iter().map(|(field, value)| format!("    {field}: {value},\n")).collect();
     format!("{name} {{\n{rows}}}\n")
-}
-
-#[derive(Debug, Clone, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawPath {
-    method: String,
-    path: String,
-    #[serde(rename = "why")]
-    _why: Why,
-}
-
-#[derive(Debug, Clone, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawName {
-    #[serde(alias = "prefix", alias = "field", alias = "kind")]
-    name: String,
-    #[serde(rename = "why")]
-    _why: Why,
 }
 
 #[derive(Debug, Clone, PartialEq, Deserialize)]
@@ -180,29 +140,42 @@ struct RawLimits {
 }
 
 impl LevelPolicy {
-    /// The policy of a file's text.
+    /// The policy of a table: a file's, and of what that extends.
     ///
     /// # Errors
     /// What is wrong with it, as a sentence: unknown key, missing reason, relative path, a limit of zero.
-    pub fn parse(text: &str) -> Result<LevelPolicy> {
-        let policy: LevelPolicy = toml::from_str(text).map_err(|error| error.to_string())?;
+    pub fn of(table: toml::Table) -> Result<LevelPolicy> {
+        let policy: LevelPolicy = table.try_into().map_err(|error: toml::de::Error| error.to_string())?;
         let paths = policy.visible.iter().map(|v| &v.path).chain(policy.device.iter().map(|d| &d.path));
         if let Some(path) = paths.into_iter().find(|path| !path.is_absolute()) {
             return Err(format!("level {}: {} is not absolute", policy.level, path.display()));
         }
-        if policy.limits.rows().iter().any(|(_, limit)| *limit == 0) {
+        // A level without a proxy has nothing to count there.
+        if policy.limits.rows().iter().any(|(name, limit)| *limit == 0 && *name != "egress_mib") {
             return Err(format!("level {}: a limit is zero", policy.level));
         }
+        policy.cli.check().map_err(|error| format!("level {}: {error}", policy.level))?;
         Ok(policy)
     }
 
+    /// The limit of what goes through the proxy, which egress itself keeps.
+    pub(crate) fn egress_mib(&self) -> u32 {
+        self.limits.egress_mib
+    }
+
     /// What the supervisor needs of this policy, as an expression of type `LevelPolicy`.
-    pub(crate) fn rust(&self) -> String {
+    ///
+    /// # Errors
+    /// Settings that cannot be written.
+    pub(crate) fn rust(&self) -> Result<String> {
         let limits = self.limits.rows().map(|(name, limit)| (name, limit.to_string()));
         let constants =
             |of: &[Constant]| list(of, |constant| format!("({:?}, {:?})", constant.name, constant.value));
         let rows = [
+            ("name", format!("{:?}", self.level)),
             ("limits", literal("Limits", &limits)),
+            ("proc_options", format!("{:?}", self.proc.view.options())),
+            ("proxy_ports", list(&self.egress.proxy_ports(), ToString::to_string)),
             (
                 "visible",
                 list(&self.visible, |rule| {
@@ -216,10 +189,21 @@ impl LevelPolicy {
             ("devices", list(&self.device, |rule| format!("({:?}, {})", rule.path, rule.minor))),
             ("env", constants(&self.env)),
             ("cli_env", constants(&self.cli_env)),
-            ("argv", list(&self.cli.argv, |word| format!("{word:?}"))),
-            ("managed_settings", format!("{:?}", self.cli.managed_settings)),
         ];
-        literal("LevelPolicy", &rows)
+        let mut rows = Vec::from(rows);
+        for (place, argv, settings) in [
+            (Place::Cage, "argv", "managed_settings"),
+            (Place::Directory, "argv_directory", "managed_settings_directory"),
+            (
+                Place::DirectorySandboxed,
+                "argv_directory_sandboxed",
+                "managed_settings_directory_sandboxed",
+            ),
+        ] {
+            rows.push((argv, list(&self.cli.argv(place), |word| format!("{word:?}"))));
+            rows.push((settings, format!("{:?}", self.cli.managed(place)?)));
+        }
+        Ok(literal("LevelPolicy", &rows))
     }
 }
 
@@ -248,18 +232,32 @@ mod tests {
 
     const BALANCED: &str = include_str!("../balanced.toml");
 
+    fn level(name: &str) -> LevelPolicy {
+        crate::parsed(name).unwrap()
+    }
+
+    fn all() -> [LevelPolicy; 3] {
+        ["paranoid", "balanced", "developer"].map(level)
+    }
+
+    fn parse(text: &str) -> Result<LevelPolicy> {
+        LevelPolicy::of(crate::extend::extended(text, crate::read)?)
+    }
+
     #[test]
     fn t01_every_level_is_a_policy_with_reasons() {
-        let policy = LevelPolicy::parse(BALANCED).unwrap();
-        assert_eq!(policy.level, "balanced");
-        assert!(policy.rust().contains("(\"/usr\", AccessClass::ReadExecute)"), "{}", policy.rust());
-        assert!(policy.egress.rust().contains("(\"POST\", \"/v1/messages\")"), "{}", policy.egress.rust());
+        for (policy, name) in all().iter().zip(["paranoid", "balanced", "developer"]) {
+            assert_eq!(policy.level, name);
+            assert!(policy.rust().unwrap().contains("(\"/usr\", AccessClass::ReadExecute)"));
+            let egress = policy.egress.rust(policy.egress_mib());
+            assert!(egress.contains("(\"POST\", \"/v1/messages\")"), "{egress}");
+        }
     }
 
     #[test]
     fn t04_a_level_without_a_reason_or_with_an_unknown_key_is_refused() {
         let check = |from: &str, to: &str, part: &str| {
-            let error = LevelPolicy::parse(&BALANCED.replacen(from, to, 1)).unwrap_err();
+            let error = parse(&BALANCED.replacen(from, to, 1)).unwrap_err();
             assert!(error.contains(part), "{error}");
         };
         check("why = \"bash, and every tool\"", "why = \" \"", "without a reason");
@@ -267,18 +265,39 @@ mod tests {
         check("[limits]", "[limits]\nnice = 1", "unknown field");
         check("path = \"/usr\"", "path = \"usr\"", "usr is not absolute");
         check("access = \"read\"", "access = \"write\"", "unknown variant");
+        check("view = \"own\"", "view = \"host\"", "unknown variant");
     }
 
     #[test]
     fn t05_no_constant_of_the_environment_holds_a_secret_or_comes_twice() {
-        let policy = LevelPolicy::parse(BALANCED).unwrap();
-        let mut names: Vec<&str> =
-            policy.env.iter().chain(&policy.cli_env).map(|v| v.name.as_str()).collect();
-        assert!(!names.iter().any(|name| name.contains("TOKEN") || name.contains("KEY")));
-        assert!(!names.contains(&"IS_SANDBOX"));
-        let all = names.len();
-        names.sort_unstable();
-        names.dedup();
-        assert_eq!(names.len(), all);
+        for policy in all() {
+            let mut names: Vec<&str> =
+                policy.env.iter().chain(&policy.cli_env).map(|v| v.name.as_str()).collect();
+            assert!(!names.iter().any(|name| name.contains("TOKEN") || name.contains("KEY")));
+            assert!(!names.contains(&"IS_SANDBOX"));
+            let all = names.len();
+            names.sort_unstable();
+            names.dedup();
+            assert_eq!(names.len(), all);
+        }
+    }
+
+    #[test]
+    fn t07_a_stricter_level_is_in_nothing_looser() {
+        for [strict, loose] in
+            [[level("paranoid"), level("balanced")], [level("balanced"), level("developer")]]
+        {
+            for ((name, less), (_, more)) in strict.limits.rows().iter().zip(loose.limits.rows()) {
+                assert!(*less <= more, "{}: {name} is {less}, {} has {more}", strict.level, loose.level);
+            }
+            let seen = |of: &LevelPolicy| of.visible.iter().map(|v| v.path.clone()).collect::<Vec<_>>();
+            assert!(seen(&strict).iter().all(|path| seen(&loose).contains(path)), "{}", strict.level);
+            assert!(strict.proc.view as u8 <= loose.proc.view as u8, "{}", strict.level);
+            let (less, more) = (strict.egress.proxy_ports(), loose.egress.proxy_ports());
+            assert!(less.iter().all(|port| more.contains(port)), "{}", strict.level);
+            // The cages of all levels share one root, and with it one managed-settings.json and one /dev.
+            assert_eq!(strict.cli.managed(Place::Cage), loose.cli.managed(Place::Cage));
+            assert_eq!(strict.device, loose.device);
+        }
     }
 }

@@ -4,15 +4,19 @@
 
 #![forbid(unsafe_code)]
 
+mod egress;
+mod extend;
 mod level;
 mod process;
+mod rules;
 mod seccomp;
 mod syscalls;
 
 use std::path::{Path, PathBuf};
 use std::{env, fs};
 
-pub use level::{EgressPolicy, LevelPolicy};
+pub use egress::EgressPolicy;
+pub use level::LevelPolicy;
 pub use process::{PolicyError, ProcessPolicy};
 
 /// What a build script answers with: nothing, or a sentence that ends the build.
@@ -64,7 +68,7 @@ pub fn filters(names: &[&str]) -> Result<()> {
 /// # Errors
 /// What is wrong with it, with its file's name.
 pub fn level(name: &str) -> Result<()> {
-    write(name, &parsed(name)?.rust())
+    write(name, &parsed(name)?.rust()?)
 }
 
 /// For a build script: writes what egress must know of a level as `NAME.rs`, an expression of type
@@ -73,11 +77,13 @@ pub fn level(name: &str) -> Result<()> {
 /// # Errors
 /// What is wrong with it, with its file's name.
 pub fn egress(name: &str) -> Result<()> {
-    write(name, &parsed(name)?.egress.rust())
+    let policy = parsed(name)?;
+    write(name, &policy.egress.rust(policy.egress_mib()))
 }
 
 fn parsed(name: &str) -> Result<LevelPolicy> {
-    LevelPolicy::parse(&read(name)?).map_err(|error| format!("{name}: {error}"))
+    let table = extend::extended(&read(name)?, read).map_err(|error| format!("{name}: {error}"))?;
+    LevelPolicy::of(table).map_err(|error| format!("{name}: {error}"))
 }
 
 /// The text of a policy; cargo runs the build script again when it changes.

@@ -42,6 +42,7 @@ use super::run::{self, Bounds, Piece};
 use super::tenant::{self, Credential};
 use super::tls::HANDSHAKE_WAIT;
 use super::{Frontend, id, posture, sse};
+use crate::limits;
 
 /// Connections at the same time, at most. Each costs a descriptor and a few KiB; more wait in the backlog.
 const CONNECTIONS_MAX: usize = 512;
@@ -60,8 +61,6 @@ const BODY_PIECE_WAIT: Duration = Duration::from_secs(15);
 const BODY_WAIT: Duration = Duration::from_secs(120);
 /// KiB of bodies that are held at the same time, at most.
 pub const BODIES_KIB_MAX: usize = 512 * 1024;
-/// Bytes of stdout of one run, at most.
-const OUTPUT_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// How often a stream says something: proxies cut at 16 s of silence and more.
 const PING_EVERY: Duration = Duration::from_secs(8);
 /// How long a JSON answer waits for a real status before it begins with 200 and blanks.
@@ -74,6 +73,9 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 const REQUEST_ID: HeaderName = HeaderName::from_static("request-id");
 const IGNORED: HeaderName = HeaderName::from_static("x-gaoler-ignored");
 const RUN_ID: HeaderName = HeaderName::from_static("x-gaoler-run");
+/// Of a request: the level and the limits that it wishes for. Of an answer: those that its run had.
+const LEVEL: HeaderName = HeaderName::from_static("x-gaoler-level");
+const LIMITS: HeaderName = HeaderName::from_static("x-gaoler-limits");
 const BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
 
 type App = Arc<Frontend>;
@@ -209,7 +211,10 @@ async fn health(State(frontend): State<App>) -> Response {
 }
 
 async fn security(State(frontend): State<App>) -> Response {
-    json(StatusCode::OK, &posture::security(frontend.listen.get(), frontend.layers.get()))
+    json(
+        StatusCode::OK,
+        &posture::security(frontend.listen.get(), frontend.layers.get(), &frontend.settings.level),
+    )
 }
 
 async fn messages(
@@ -252,9 +257,10 @@ async fn answer(
         Some(credential) => credential,
         None => tenant::credential(headers, job.credential.as_ref(), now_ms())?,
     };
-    let level = level(frontend, job.level)?;
+    let level = level(frontend, headers, job.level)?;
+    let limits = limits(headers, &job.limits)?;
 
-    let order = Order::new(&job, credential.tenant(&frontend.secret), level);
+    let order = Order::new(&job, credential.tenant(&frontend.secret), level, limits);
     let fds = order.fds(&job, &credential, &frontend.settings.cli.version)?;
     drop(credential);
     let heading = Heading {
@@ -272,12 +278,14 @@ async fn answer(
     let run =
         frontend.supervisor.spawn(order.spawn, fds).await.map_err(|refused| ApiError::refused(&refused))?;
     let run_id = heading.run;
+    let in_force = run.spawned.limits.rows().map(|(name, limit)| format!("{name}={limit}"));
+    let in_force = in_force.collect::<Vec<_>>().join(",");
     let merged = Answer::new(heading, shape, thinking);
     let render: run::Render = match shape {
         Shape::Events => sse::events,
         Shape::Json => |_, _| Bytes::new(),
     };
-    let pieces = run::converse(run, prompt, merged, render, bounds(frontend, disposable), busy);
+    let pieces = run::converse(run, prompt, merged, render, bounds(frontend, level, disposable), busy);
     let mut response = match shape {
         Shape::Events => stream(pieces, id).await?,
         Shape::Json => whole(pieces, id).await?,
@@ -286,31 +294,47 @@ async fn answer(
     if let Some(value) = HeaderValue::from_str(&ignored).ok().filter(|_| !ignored.is_empty()) {
         headers.insert(IGNORED, value);
     }
-    if let Ok(value) = HeaderValue::from_str(&run_id.to_string()) {
-        headers.insert(RUN_ID, value);
+    headers.insert(LEVEL, HeaderValue::from_static(level.name()));
+    for (name, value) in [(RUN_ID, run_id.to_string()), (LIMITS, in_force)] {
+        if let Ok(value) = HeaderValue::from_str(&value) {
+            headers.insert(name, value);
+        }
     }
     Ok(response)
 }
 
 /// Bounds that the operator's settings give to every run.
-pub fn bounds(frontend: &Frontend, disposable: bool) -> Bounds {
+pub fn bounds(frontend: &Frontend, level: Level, disposable: bool) -> Bounds {
     let silence = Duration::from_secs(u64::from(frontend.settings.runs.silence_seconds.max(1)));
-    Bounds { silence, output_bytes_max: OUTPUT_BYTES_MAX, disposable }
+    Bounds { silence, level, disposable }
 }
 
 /// The level of a run: the operator's default, or what the request asks for where that is not looser than
-/// the operator's maximum.
-fn level(frontend: &Frontend, asked: Option<Level>) -> Result<Level, ApiError> {
-    let named = |name: &str| Level::from_name(name).unwrap_or(Level::Balanced);
+/// the operator's maximum. Asked for twice, the stricter one holds.
+fn level(frontend: &Frontend, headers: &HeaderMap, in_body: Option<Level>) -> Result<Level, ApiError> {
+    let named = |name: &str| Level::from_name(name).unwrap_or(Level::Paranoid);
     let maximum = named(&frontend.settings.level.maximum);
-    match asked {
+    let in_header = headers.get(LEVEL).map(|value| {
+        let name = value.to_str().unwrap_or_default().to_ascii_lowercase();
+        let wrong = || ApiError::invalid("x-gaoler-level: must be paranoid, balanced or developer.");
+        Level::from_name(&name).ok_or_else(wrong)
+    });
+    match in_header.transpose()?.into_iter().chain(in_body).min() {
         None => Ok(named(&frontend.settings.level.default).min(maximum)),
         Some(level) if level <= maximum => Ok(level),
         Some(_) => {
-            let message = "security_level: looser than this server allows.";
+            let message = "security_level, x-gaoler-level: looser than this server allows.";
             Err(ApiError::new(403, "level_not_allowed", message))
         }
     }
+}
+
+/// The limits that a request wishes for. Asked for twice, the lower one holds.
+fn limits(headers: &HeaderMap, in_body: &Limits) -> Result<Limits, ApiError> {
+    let Some(value) = headers.get(LIMITS) else { return Ok(*in_body) };
+    let wish = limits::wish(value.to_str().unwrap_or_default());
+    let wish = wish.map_err(|what| ApiError::invalid(format!("x-gaoler-limits: {what}.")))?;
+    Ok(limits::both(wish, in_body))
 }
 
 /// A run as it is asked of the supervisor.
@@ -323,14 +347,13 @@ pub struct Order {
 
 impl Order {
     /// The order that a job makes.
-    pub fn new(job: &Job, tenant: TenantKey, level: Level) -> Order {
+    pub fn new(job: &Job, tenant: TenantKey, level: Level, limits: Limits) -> Order {
         let session =
             job.session.unwrap_or_else(|| uuid::Builder::from_random_bytes(rand::random()).into_uuid());
         let conversation = match job.session {
             Some(_) => Conversation::Session,
             None => Conversation::Stateless,
         };
-        let limits = Limits::NONE;
         let run: RunId = id::run();
         let spawn = Spawn {
             run,

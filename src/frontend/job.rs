@@ -5,9 +5,10 @@ use serde_json::{Map, Value};
 use uuid::Uuid;
 use zeroize::Zeroizing;
 
-use gaoler_protocol::{Effort, Level, Model};
+use gaoler_protocol::{Effort, Level, Limits, Model};
 
 use super::error::ApiError;
+use crate::limits;
 
 /// Messages of one request, at most (the API's own bound).
 const MESSAGES_MAX: usize = 100_000;
@@ -45,6 +46,8 @@ pub struct Job {
     pub turns_max: u32,
     /// The level asked for; `None` = the operator's default.
     pub level: Option<Level>,
+    /// The limits wished for; a zero is the level's own.
+    pub limits: Limits,
     /// The credential in the body, where there is one.
     pub credential: Option<BodyCredential>,
     /// Fields of the request that have no effect, to be named in the answer.
@@ -208,6 +211,12 @@ pub fn parse(body: &[u8]) -> Result<Job, ApiError> {
         n => n.unwrap_or(0) as u32,
     };
     let level = parse_level(take(&mut fields, "security_level"))?;
+    let limits = match object(take(&mut fields, "limits"), "limits")? {
+        Some(fields) => {
+            limits::of_object(&fields).map_err(|what| ApiError::invalid(format!("limits: {what}.")))?
+        }
+        None => Limits::NONE,
+    };
     let credential = parse_credential(take(&mut fields, "oauth_credentials"))?;
     match unsigned(take(&mut fields, "max_tokens"), "max_tokens")? {
         Some(0) => return Err(ApiError::invalid("max_tokens: must be at least 1.")),
@@ -238,6 +247,7 @@ pub fn parse(body: &[u8]) -> Result<Job, ApiError> {
         effort,
         turns_max,
         level,
+        limits,
         credential,
         ignored: ignored.names,
     })

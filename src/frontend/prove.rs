@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::time::timeout;
 
-use gaoler_protocol::{Proven, Refused, Spawn};
+use gaoler_protocol::{Limits, Proven, Refused, Spawn};
 
 use super::answer::{Answer, Ending, Heading};
 use super::cli::decode::{self, Event, Init};
@@ -120,11 +120,11 @@ async fn look(frontend: &Frontend, seen: &mut Seen) -> Result<(), Check> {
     let level = gaoler_protocol::Level::from_name(&frontend.settings.level.default)
         .unwrap_or(gaoler_protocol::Level::Balanced);
     let version = &frontend.settings.cli.version;
-    let order = http::Order::new(&job, credential.tenant(&frontend.secret), level);
+    let order = http::Order::new(&job, credential.tenant(&frontend.secret), level, Limits::NONE);
     let spawn = Spawn { ephemeral: true, proof: true, ..order.spawn };
     let fds = order.fds(&job, &credential, version).map_err(|_| Check::Starts)?;
     let run = frontend.supervisor.spawn(spawn, fds).await.map_err(not_started)?;
-    let mut talk = Talk::new(run, http::bounds(frontend, false));
+    let mut talk = Talk::new(run, http::bounds(frontend, level, false));
     let result = turns(&mut talk, seen).await;
     let (_, stderr) = talk.end_with_stderr().await;
     if result.is_err() {

@@ -3,17 +3,25 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::BytesMut;
+use serde_json::{Map, Value};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::UnixStream;
 use tokio::net::unix::pipe;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::{Instant, timeout_at};
 
-use gaoler_protocol::{Exit, FRAME_BYTES, LEASE_DONE, Message, Refusal, Refused, RunId, Spawn, Spawned};
+use gaoler_protocol::{
+    Exit, FRAME_BYTES, LEASE_DONE, LEASE_IDLE, LEASE_OUTPUT, Level, Message, Refusal, Refused, RunId, Spawn,
+    Spawned,
+};
 use gaoler_sys::channel;
+
+use crate::ledger;
+use crate::meter::{Meter, Past};
 
 use super::answer::{Answer, Ending};
 use super::cli::{decode, input};
@@ -36,6 +44,10 @@ const EXIT_WAIT: Duration = Duration::from_secs(5);
 const PIECES_MAX: usize = 64;
 /// How long a client may take nothing before it counts as gone.
 const CLIENT_WAIT: Duration = Duration::from_secs(120);
+/// Output of one CLI run, MiB, whatever its level allows: no answer of a model comes near it.
+const OUTPUT_MIB_MAX: u32 = 64;
+/// Destinations in a log line, at most.
+const DESTINATIONS_MAX: usize = 32;
 
 /// A question to the supervisor, on its way to the control task.
 pub struct Ask {
@@ -81,15 +93,18 @@ pub struct Run {
     stderr: pipe::Receiver,
     lease: OwnedFd,
     report: Report,
+    ledger: OwnedFd,
 }
 
 impl Run {
-    /// A run out of the five descriptors of Spawned.
+    /// A run out of the six descriptors of Spawned.
     ///
     /// # Errors
     /// A descriptor that is not what it must be; then the supervisor is not what it must be either.
-    pub fn new(spawned: Spawned, fds: Vec<OwnedFd>) -> io::Result<Run> {
-        let [stdin, stdout, stderr, lease, report, _ledger]: [OwnedFd; 6] =
+    pub fn new(mut spawned: Spawned, fds: Vec<OwnedFd>) -> io::Result<Run> {
+        let output_mib = &mut spawned.limits.output_mib;
+        *output_mib = if *output_mib == 0 { OUTPUT_MIB_MAX } else { OUTPUT_MIB_MAX.min(*output_mib) };
+        let [stdin, stdout, stderr, lease, report, ledger]: [OwnedFd; 6] =
             fds.try_into().map_err(|_| io::Error::from(io::ErrorKind::InvalidData))?;
         Ok(Run {
             spawned,
@@ -98,6 +113,7 @@ impl Run {
             stderr: pipe::Receiver::from_owned_fd(stderr)?,
             lease,
             report: Report { socket: Socket::new(report)? },
+            ledger,
         })
     }
 }
@@ -175,8 +191,8 @@ impl Socket {
 pub struct Bounds {
     /// How long the upstream may be silent.
     pub silence: Duration,
-    /// Bytes of stdout, at most. No answer of a model comes near it; a flood ends here.
-    pub output_bytes_max: usize,
+    /// How strict the run is.
+    pub level: Level,
     /// Nothing of the run is needed after its answer: no session to be saved.
     pub disposable: bool,
 }
@@ -203,36 +219,60 @@ pub fn converse(
 ) -> mpsc::Receiver<Piece> {
     let (pieces, out) = mpsc::channel(PIECES_MAX);
     tokio::spawn(async move {
-        let id = run.spawned.run;
+        let (spawned, level) = (run.spawned, bounds.level);
         let mut talk = Talk::new(run, bounds);
         talk.say(prompt);
         let mut answer = answer;
         talk.turn(&mut answer, render, &pieces).await;
-        let exit = talk.end().await;
+        let (exit, ledger) = talk.end().await;
         answer.exited(exit.as_ref());
         let (rest, ending) = answer.finish();
         if answer.begun() {
             let bytes = render(&answer, &rest);
             let _ = pieces.send_timeout(Piece::Begun(bytes), CLIENT_WAIT).await;
         }
-        ended(id, &ending, exit.as_ref());
+        ended(&spawned, level, &ending, exit.as_ref(), &ledger);
         let _ = pieces.send_timeout(Piece::End(Box::new(answer), ending), CLIENT_WAIT).await;
         drop(guard);
     });
     out
 }
 
-fn ended(run: RunId, ending: &Ending, exit: Option<&Exit>) {
+/// The log's word on a run.
+fn ended(
+    spawned: &Spawned,
+    level: Level,
+    ending: &Ending,
+    exit: Option<&Exit>,
+    ledger: &[Map<String, Value>],
+) {
     let (status, code) = match ending {
         Ending::Done(done) => (200, done.stop_reason),
         Ending::Failed(error) => (error.status, error.code),
     };
-    let mut fields = vec![("run", run.to_string().into()), ("status", status.into()), ("code", code.into())];
+    let mut fields = vec![
+        ("run", spawned.run.to_string().into()),
+        ("level", level.name().into()),
+        ("tier", spawned.tier.name().into()),
+        ("status", status.into()),
+        ("code", code.into()),
+    ];
     match exit {
         Some(exit) => {
             fields.push(("reason", exit.reason.name().into()));
             fields.push(("wall_us", exit.wall_us.into()));
             fields.push(("quarantined", exit.quarantined.into()));
+            fields.push(("hit", ledger::hit(exit).into()));
+            fields.push(("memory_peak", exit.memory_peak.into()));
+            fields.push(("tasks_peak", exit.tasks_peak.into()));
+            // A destination that was refused is a tenant's text; one that was reached is on a list or public.
+            let reached = |line: &&Map<String, Value>| line.get("connections").is_some_and(|n| *n != 0);
+            let place = |line: &Map<String, Value>| {
+                ["host", "port", "bytes_up", "bytes_down"]
+                    .map(|key| line.get(key).cloned().unwrap_or_default())
+            };
+            let egress = ledger.iter().filter(reached).take(DESTINATIONS_MAX).map(place);
+            fields.push(("egress", egress.map(|row| Value::from(row.to_vec())).collect()));
         }
         None => fields.push(("reason", "unknown".into())),
     }
@@ -250,7 +290,8 @@ pub struct Talk {
     exit: Option<Option<Exit>>,
     lines: decode::Lines,
     read: BytesMut,
-    output_bytes: usize,
+    meter: Arc<Metered>,
+    ledger: OwnedFd,
     bounds: Bounds,
     stderr: oneshot::Receiver<Vec<u8>>,
 }
@@ -260,15 +301,37 @@ enum Heard {
     Line(BytesMut),
     End,
     Garbage,
-    Flood,
+    Past(Past),
     Silence,
     ClientGone,
+}
+
+/// A run's meter, and a word for whoever waits for the run when stderr has gone past it.
+struct Metered {
+    meter: Meter,
+    excess: Notify,
+}
+
+impl Metered {
+    /// Ends when the run has gone past a limit.
+    async fn past(&self) -> Past {
+        loop {
+            match self.meter.look(Instant::now().into_std()) {
+                Err(past) => return past,
+                Ok(next) => tokio::select! {
+                    () = self.excess.notified() => {}
+                    () = tokio::time::sleep_until(next.into()) => {}
+                },
+            }
+        }
+    }
 }
 
 impl Talk {
     /// Takes the run's pipes into use.
     pub fn new(run: Run, bounds: Bounds) -> Talk {
-        let Run { spawned, stdin, stdout, stderr, lease, report } = run;
+        let Run { spawned, stdin, stdout, stderr, lease, report, ledger } = run;
+        let meter = Arc::new(Metered { meter: Meter::new(&spawned.limits), excess: Notify::new() });
         Talk {
             id: spawned.run,
             stdin: Some(writer(stdin)),
@@ -278,9 +341,10 @@ impl Talk {
             exit: None,
             lines: decode::Lines::default(),
             read: BytesMut::new(),
-            output_bytes: 0,
+            stderr: drain(stderr, Arc::clone(&meter)),
+            meter,
+            ledger,
             bounds,
-            stderr: drain(stderr),
         }
     }
 
@@ -302,11 +366,9 @@ impl Talk {
                 },
                 Heard::End => return,
                 Heard::Garbage => return self.abort(answer, garbage()),
-                Heard::Flood => {
-                    let error =
-                        ApiError::internal("output_limit", "The CLI wrote more than an answer may have.");
-                    return self.abort(answer, error.final_word());
-                }
+                // Its Exit says why, and so does the error that is made of it.
+                Heard::Past(Past::Output) => return self.last_word(LEASE_OUTPUT),
+                Heard::Past(Past::Idle) => return self.last_word(LEASE_IDLE),
                 Heard::Silence => return self.interrupt(answer).await,
                 Heard::ClientGone => {
                     let gone = ApiError::new(499, "client_gone", "The client went away.");
@@ -325,12 +387,15 @@ impl Talk {
             // Nothing that a failed turn still does is of use to anybody.
             Some(Ending::Failed(_)) => self.lease = None,
             // Left to itself the CLI takes 60 ms to end, and the client would wait for them.
-            Some(Ending::Done(_)) if self.bounds.disposable => {
-                if let Some(lease) = self.lease.take() {
-                    let _ = channel::send(lease.as_fd(), LEASE_DONE, &[]);
-                }
-            }
+            Some(Ending::Done(_)) if self.bounds.disposable => self.last_word(LEASE_DONE),
             _ => {}
+        }
+    }
+
+    /// Ends the run, and says why.
+    fn last_word(&mut self, word: &[u8]) {
+        if let Some(lease) = self.lease.take() {
+            let _ = channel::send(lease.as_fd(), word, &[]);
         }
     }
 
@@ -365,7 +430,7 @@ impl Talk {
                 Ok(Ok(Some(line))) => Heard::Line(line),
                 Ok(Ok(None)) => Heard::End,
                 Ok(Err(Unheard::Garbage)) => Heard::Garbage,
-                Ok(Err(Unheard::Flood)) => Heard::Flood,
+                Ok(Err(Unheard::Past(past))) => Heard::Past(past),
                 Err(_) => Heard::Silence,
             },
         }
@@ -381,26 +446,33 @@ impl Talk {
             }
             self.read.reserve(READ_BYTES);
             let more = tokio::select! {
+                biased;
                 read = self.stdout.read_buf(&mut self.read) => read.is_ok_and(|n| n > 0),
                 exit = self.report.exit(), if self.exit.is_none() => {
                     // Nothing of the run is left to write; what it wrote is still in the pipe, and then its end.
                     self.exit = Some(exit);
                     continue;
                 }
+                past = self.meter.past() => return Err(Unheard::Past(past)),
             };
             if !more {
                 return Ok(None);
             }
-            self.output_bytes += self.read.len();
-            if self.output_bytes > self.bounds.output_bytes_max {
-                return Err(Unheard::Flood);
+            if !self.meter.meter.count(self.read.len()) {
+                return Err(Unheard::Past(Past::Output));
             }
             self.lines.push(&self.read.split());
         }
     }
 
-    /// Lets the CLI end, and waits until nothing of the run is left.
-    pub async fn end(mut self) -> Option<Exit> {
+    /// Lets the CLI end, and waits until nothing of the run is left. Beside its Exit comes its ledger.
+    pub async fn end(mut self) -> (Option<Exit>, Vec<Map<String, Value>>) {
+        let exit = self.exited().await;
+        let ledger = if exit.is_some() { ledger::read(&self.ledger) } else { Vec::new() };
+        (exit, ledger)
+    }
+
+    async fn exited(&mut self) -> Option<Exit> {
         self.stdin = None;
         if let Some(exit) = self.exit {
             return exit;
@@ -425,7 +497,7 @@ impl Talk {
     pub async fn end_with_stderr(mut self) -> (Option<Exit>, Vec<u8>) {
         let (_, none) = oneshot::channel();
         let stderr = std::mem::replace(&mut self.stderr, none);
-        let exit = self.end().await;
+        let (exit, _) = self.end().await;
         let said = tokio::time::timeout(Duration::from_secs(1), stderr).await;
         (exit, said.ok().and_then(Result::ok).unwrap_or_default())
     }
@@ -436,8 +508,8 @@ impl Talk {
 pub enum Unheard {
     /// A line without end.
     Garbage,
-    /// More output than a run may have.
-    Flood,
+    /// The run is past a limit.
+    Past(Past),
 }
 
 fn garbage() -> ApiError {
@@ -458,13 +530,16 @@ fn writer(mut stdin: pipe::Sender) -> mpsc::Sender<Vec<u8>> {
     lines
 }
 
-/// A task that reads stderr to its end, so that the CLI never waits for it, and keeps the first part.
-fn drain(mut stderr: pipe::Receiver) -> oneshot::Receiver<Vec<u8>> {
+/// A task that reads stderr to its end, so that the CLI never waits for it, counts it, and keeps the first part.
+fn drain(mut stderr: pipe::Receiver, meter: Arc<Metered>) -> oneshot::Receiver<Vec<u8>> {
     let (done, kept) = oneshot::channel();
     tokio::spawn(async move {
         let mut first = Vec::new();
         let mut buffer = BytesMut::with_capacity(4096);
         while stderr.read_buf(&mut buffer).await.is_ok_and(|n| n > 0) {
+            if !meter.meter.count(buffer.len()) {
+                meter.excess.notify_one();
+            }
             let room = STDERR_BYTES_MAX.saturating_sub(first.len());
             first.extend_from_slice(&buffer[..buffer.len().min(room)]);
             buffer.clear();

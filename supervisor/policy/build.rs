@@ -3,5 +3,5 @@
 
 fn main() -> Result<(), String> {
     gaoler_policies::filters(&["init", "reaper", "cage", "uncounted", "shared", "alone"])?;
-    gaoler_policies::level("balanced")
+    ["paranoid", "balanced", "developer"].into_iter().try_for_each(gaoler_policies::level)
 }

@@ -56,7 +56,7 @@ pub fn admit(spawn: &Spawn, now: Situation, clamp: impl FnOnce(&Limits) -> Limit
     if now.draining {
         return Verdict::Refuse(Refusal::Draining);
     }
-    if spawn.level > now.level_maximum || spawn.level != Level::Balanced {
+    if spawn.level > now.level_maximum {
         return Verdict::Refuse(Refusal::LevelUnavailable);
     }
     if now.runs >= now.runs_max {
@@ -112,6 +112,14 @@ mod tests {
         check("draining", spawn(), Situation { draining: true, ..NOW }, Verdict::Refuse(Refusal::Draining));
         let looser = Spawn { level: Level::Developer, ..spawn() };
         check("looser level", looser, NOW, Verdict::Refuse(Refusal::LevelUnavailable));
+        let stricter = Spawn { level: Level::Paranoid, ..spawn() };
+        check("stricter level", stricter, NOW, Verdict::Admit(LIMITS));
+        check(
+            "loosest level",
+            looser,
+            Situation { level_maximum: Level::Developer, ..NOW },
+            Verdict::Admit(LIMITS),
+        );
         let exec = Spawn { kind: Kind::Exec, ..spawn() };
         check("exec", exec, NOW, hostile("a kind of run that this peer may not ask for"));
         let proof = Spawn { proof: true, ephemeral: true, ..spawn() };

@@ -10,10 +10,8 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
-use gaoler_policy::landlock::{AccessClass, CageRules};
-use gaoler_policy::level::{BALANCED, LevelPolicy};
 use gaoler_policy::settings::Settings;
-use gaoler_protocol::{LayerName, LayerRow, LayerState, Layers, Limits, Message, Rows, Tier};
+use gaoler_protocol::{LayerName, LayerRow, LayerState, Layers, Message, Rows, Tier};
 use gaoler_sys::clone::{Side, fork};
 use gaoler_sys::{channel, memfd, process};
 use nix::fcntl::{OFlag, openat};
@@ -21,17 +19,16 @@ use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::stat::Mode as FileMode;
 
-use crate::cage::Common;
 use crate::cgroup::Cgroups;
 use crate::errand::{Deed, Errand};
 use crate::fault::{Doing, Fault};
-use crate::invocation;
+use crate::level::Levels;
 use crate::monitor::{Monitor, Stage};
 use crate::notify::Notify;
 use crate::plan::{Ids, Plan, Root};
 use crate::pool::Pool;
 use crate::spawn::{self, Attended, Network};
-use crate::template::{Covers, Views};
+use crate::template::Views;
 use crate::tenants::{self, Folder, Tenants};
 use crate::uids::Uids;
 use crate::{inside, layers, template, tiers};
@@ -40,9 +37,6 @@ use crate::{inside, layers, template, tiers};
 const SETTINGS_BYTES_MAX: usize = 64 * 1024;
 /// Bytes of a certificate chain and its key, at most.
 const TLS_BYTES_MAX: usize = 256 * 1024;
-
-/// What every cage has of its own under covers, so that nothing that it needs of the host may lie there.
-const COVERED: [&str; 4] = ["/tmp", "/home", "/run", "/etc"];
 
 /// What this supervisor is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,8 +55,8 @@ pub struct Host {
     pub mode: Mode,
     /// The operator's settings.
     pub settings: Settings,
-    /// The level in force.
-    pub level: LevelBounds,
+    /// The levels that runs may have.
+    pub levels: Levels,
     /// The own mount namespaces, where cages have roots of their own.
     pub views: Option<Views>,
     /// Where the state lies, for cages without a root of their own.
@@ -75,8 +69,6 @@ pub struct Host {
     pub proc_fd: OwnedFd,
     /// The folder and name that /etc/resolv.conf really is: read anew for each egress, for it changes.
     resolver: Option<(OwnedFd, OsString)>,
-    /// The operator's hosts, as egress reads them: sealed text.
-    pub hosts: OwnedFd,
     /// The egress program.
     pub egress: Option<OwnedFd>,
     /// The HTTP listener, until the frontend may have it.
@@ -91,21 +83,6 @@ pub struct Host {
     pub embedded: bool,
     /// The service manager.
     pub notify: Notify,
-}
-
-/// The level's policy with its limits at hand.
-pub struct LevelBounds {
-    /// The policy.
-    pub policy: LevelPolicy,
-    /// Its own limits.
-    pub limits: Limits,
-}
-
-impl LevelBounds {
-    /// A wish within the level's bounds.
-    pub fn clamp(&self, wish: &Limits) -> Limits {
-        self.policy.clamp(wish)
-    }
 }
 
 impl Host {
@@ -184,10 +161,11 @@ pub fn run(mode: Mode, inside: bool) -> Result<u8, Fault> {
         process::adopt_orphans().doing("adopt orphans")?;
     }
 
+    let levels = Levels::of(&settings.level)?;
     let whole = fs::canonicalize(&settings.state.dir).doing("find the state folder")?;
     let mut folders = None;
     let owned = if plan.root == Root::Own {
-        template::enter(&settings.state.dir, cli.as_deref(), &BALANCED, inside)?;
+        template::enter(&settings.state.dir, cli.as_deref(), &levels, inside)?;
         folder(template::STATE)?
     } else {
         folders = plan.has_folder().then(|| runs(&state, &plan)).transpose()?;
@@ -197,7 +175,7 @@ pub fn run(mode: Mode, inside: bool) -> Result<u8, Fault> {
     let tenants = Tenants::open(&owned, settings.uids.tenant, same, plan.walks())?;
     let views = (plan.root == Root::Own).then(|| Views::part(proc_fd.as_fd())).transpose()?;
     let cli_path = cli.unwrap_or_else(|| settings.cli.path.clone());
-    let common = common(&BALANCED, plan, &whole, &cli_path)?;
+    let commons = levels.commons(plan, &whole, &cli_path)?;
 
     let mut host = Host {
         mode,
@@ -205,10 +183,9 @@ pub fn run(mode: Mode, inside: bool) -> Result<u8, Fault> {
         state: whole,
         cli: cli_path,
         folders,
-        level: LevelBounds { policy: BALANCED, limits: BALANCED.limits },
+        levels,
         proc_fd,
         resolver,
-        hosts: memfd::sealed("hosts", b"").doing("seal the operator's hosts")?,
         egress: None,
         listener: None,
         address: String::new(),
@@ -227,7 +204,8 @@ pub fn run(mode: Mode, inside: bool) -> Result<u8, Fault> {
     let monitor = Monitor {
         stage: if mode == Mode::Serve { Stage::Confining } else { Stage::Serving },
         host,
-        common,
+        plan,
+        commons,
         layers,
         cgroups,
         uids,
@@ -467,46 +445,6 @@ fn cli(settings: &Settings, mode: Mode) -> Result<Option<PathBuf>, Fault> {
         Err(_) if mode == Mode::Exec => Ok(None),
         Err(error) => Err(error).doing(format!("open the Claude Code CLI {}", path.display())),
     }
-}
-
-/// What all cages share. In a root of our own the rules are about what was put there; in the host's they name the
-/// little of it that a command needs.
-fn common(level: &'static LevelPolicy, plan: Plan, state: &Path, cli: &Path) -> Result<Common, Fault> {
-    let own: &[(&str, AccessClass)] = match plan.root {
-        Root::Own => &[
-            ("/", AccessClass::List),
-            ("/opt/claude", AccessClass::ReadExecute),
-            ("/etc", AccessClass::Read),
-            ("/dev", AccessClass::Read),
-        ],
-        Root::Covered | Root::Host => &[
-            ("/etc/passwd", AccessClass::Read),
-            ("/etc/group", AccessClass::Read),
-            ("/etc/hosts", AccessClass::Read),
-            ("/etc/nsswitch.conf", AccessClass::Read),
-            ("/dev", AccessClass::List),
-        ],
-    };
-    let place = |(path, class): &(&'static str, AccessClass)| (Path::new(*path), *class);
-    let devices = level.devices.iter().map(|(path, _)| (Path::new(*path), AccessClass::Device));
-    let places = level.visible.iter().map(place).chain(devices).chain(own.iter().map(place));
-    let places = places.chain((plan.root != Root::Own).then_some((cli, AccessClass::ReadExecute)));
-    let rules = CageRules::open(places);
-    if plan.root == Root::Covered
-        && let Some(path) =
-            [state, cli].iter().find(|path| COVERED.iter().any(|folder| path.starts_with(folder)))
-    {
-        let why = format!("on this host a cage has its own {}; choose another place", COVERED.join(", "));
-        return Err(Fault::new(format!("use {}", path.display()), why));
-    }
-    Ok(Common {
-        plan,
-        rules: rules.doing("open the cage's places")?,
-        proc_options: "hidepid=invisible",
-        covers: (plan.root == Root::Covered).then(|| Covers::of(level, &[state, cli])).transpose()?,
-        environment: invocation::constants(level.env).collect(),
-        path: level.env.iter().find(|(name, _)| *name == "PATH").map_or("", |(_, value)| value).into(),
-    })
 }
 
 fn folder(path: impl AsRef<Path>) -> Result<OwnedFd, Fault> {

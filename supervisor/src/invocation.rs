@@ -8,8 +8,8 @@ use gaoler_protocol::{Effort, Placeholder, Spawn};
 
 use crate::cage::Invocation;
 
-/// The invocation of this run.
-pub fn of(spawn: &Spawn, placeholder: Option<&Placeholder>, level: &LevelPolicy) -> Invocation {
+/// The invocation of this run. Where other processes' environments are `readable`, the token comes by descriptor 3.
+pub fn of(spawn: &Spawn, placeholder: &Placeholder, readable: bool, level: &LevelPolicy) -> Invocation {
     let mut words: Vec<String> = level.argv.iter().copied().map(String::from).collect();
     words.extend(["--managed-settings".into(), level.managed_settings.into()]);
     let mut option = |name: &str, value: &str| words.extend([name.to_owned(), value.to_owned()]);
@@ -22,22 +22,23 @@ pub fn of(spawn: &Spawn, placeholder: Option<&Placeholder>, level: &LevelPolicy)
     if spawn.turns_max != 0 {
         option("--max-turns", &spawn.turns_max.to_string());
     }
-    // By descriptor 3 where environments can be read by others.
-    let token = match placeholder {
-        Some(placeholder) => format!("CLAUDE_CODE_OAUTH_TOKEN={}", placeholder.token()),
-        None => "CLAUDE_CODE_OAUTH_TOKEN_FILE_DESCRIPTOR=3".to_owned(),
+    let placeholder = placeholder.token();
+    let token = match readable {
+        false => format!("CLAUDE_CODE_OAUTH_TOKEN={placeholder}"),
+        true => "CLAUDE_CODE_API_KEY_FILE_DESCRIPTOR=3".to_owned(),
     };
     Invocation {
         session: uuid(&spawn.session),
+        placeholder,
         words: words.into_iter().flat_map(CString::new).collect(),
-        environment: constants(level.cli_env).chain(CString::new(token)).collect(),
+        environment: constants(level.cli_env.iter().copied()).chain(CString::new(token)).collect(),
         proof: spawn.proof,
     }
 }
 
 /// Constants of a level as `NAME=value`.
-pub fn constants(of: &[(&str, &str)]) -> impl Iterator<Item = CString> {
-    of.iter().flat_map(|(name, value)| CString::new(format!("{name}={value}")))
+pub fn constants<'a>(of: impl Iterator<Item = (&'a str, &'a str)>) -> impl Iterator<Item = CString> {
+    of.flat_map(|(name, value)| CString::new(format!("{name}={value}")))
 }
 
 /// A UUID's text.

@@ -11,6 +11,7 @@ mod fault;
 mod inside;
 mod invocation;
 mod layers;
+mod level;
 mod log;
 mod monitor;
 mod namespaces;

@@ -9,7 +9,6 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
-use gaoler_policy::level::LevelPolicy;
 use gaoler_sys::mount::{Attributes, attach, clone_tree, restrict};
 use nix::fcntl::{OFlag, openat};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
@@ -17,6 +16,8 @@ use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::stat::{Mode, SFlag, makedev, mknod};
 
 use crate::fault::{Doing, Fault};
+use crate::level::Levels;
+use gaoler_policy::level::LevelPolicy;
 
 /// Where the state lies in the supervisor's root, until it parts from it. Root's alone.
 pub const STATE: &str = "/mnt";
@@ -35,14 +36,14 @@ const FOLDERS: &str =
 /// What every mount of the host's that a cage sees is restricted to.
 const READ_ONLY: Attributes<'static> = Attributes { read_only: true, nosuid: true, nodev: true, idmap: None };
 
-/// Leaves the host's file system for a fresh root: what the level makes visible of the host, read-only, a
-/// synthetic /etc, the level's devices, the CLI where there is one, and the state folder, which only root may
+/// Leaves the host's file system for a fresh root: what the levels make visible of the host, read-only, a
+/// synthetic /etc, the devices, the CLI where there is one, and the state folder, which only root may
 /// enter. An ordinary user (`inside` a user namespace) can make no devices and borrows the host's; and must keep the
 /// host's /proc below the cages' own, or the kernel would not let them have one.
 ///
 /// # Errors
 /// The first call that the kernel refuses. The process must then end: it may be half way.
-pub fn enter(state: &Path, cli: Option<&Path>, level: &LevelPolicy, inside: bool) -> Result<(), Fault> {
+pub fn enter(state: &Path, cli: Option<&Path>, levels: &Levels, inside: bool) -> Result<(), Fault> {
     unshare(CloneFlags::CLONE_NEWNS).doing("leave the host's mount namespace")?;
     let none: Option<&str> = None;
     mount(none, "/", none, MsFlags::MS_PRIVATE | MsFlags::MS_REC, none).doing("make mounts private")?;
@@ -58,8 +59,12 @@ pub fn enter(state: &Path, cli: Option<&Path>, level: &LevelPolicy, inside: bool
         .map(|path| clone_tree(File::open(path)?.as_fd(), false))
         .transpose()
         .doing("copy the CLI's mount")?;
-    let places = level.visible.iter().filter_map(|(path, _)| Place::of(path).transpose());
-    let places = places.collect::<Result<Vec<Place>, Fault>>()?;
+    // What one level shows and another does not is in the root of both: Landlock keeps them apart.
+    let visible = levels.visible();
+    let places = visible.iter().filter_map(|path| Place::of(path).transpose());
+    let places = places.collect::<Result<Vec<Place<'_>>, Fault>>()?;
+    // Devices and settings are the same for all levels (policies: t07_a_stricter_level_is_in_nothing_looser).
+    let level = levels.get(levels.default).policy;
     // An ordinary user can make no device and borrows the host's; and keeps the host's /proc below the cages' own,
     // or the kernel would not let them have one.
     let borrowed = level.devices.iter().map(|(path, _)| *path).chain(["/proc"]).filter(|_| inside);
@@ -147,12 +152,14 @@ pub struct Covers {
 }
 
 impl Covers {
-    /// Covers for everything but what this level shows and what leads to `kept`.
+    /// Covers for everything but what the levels show and what leads to `kept`.
     ///
     /// # Errors
     /// A folder that cannot be listed, or a file that cannot be read.
-    pub fn of(level: &'static LevelPolicy, kept: &[&Path]) -> Result<Covers, Fault> {
-        let shown = level.visible.iter().map(|(path, _)| Path::new(*path));
+    pub fn of(levels: &Levels, kept: &[&Path]) -> Result<Covers, Fault> {
+        let level = levels.get(levels.default).policy;
+        let visible = levels.visible();
+        let shown = visible.iter().map(Path::new);
         let (below, shown): (Vec<&Path>, Vec<&Path>) = shown.partition(|path| path.starts_with("/etc"));
         let shown: Vec<&Path> = shown.into_iter().chain(["/proc", "/dev", "/tmp"].map(Path::new)).collect();
         let (mut files, mut links) = (Vec::new(), Vec::new());
@@ -251,18 +258,18 @@ impl Views {
 }
 
 /// A place of the host that a cage sees.
-enum Place {
+enum Place<'a> {
     /// A link to a folder, made again.
-    Link(&'static str, PathBuf),
+    Link(&'a str, PathBuf),
     /// A folder, mounted.
-    Folder(&'static str, OwnedFd),
+    Folder(&'a str, OwnedFd),
     /// A file, copied.
-    File(&'static str, Vec<u8>),
+    File(&'a str, Vec<u8>),
 }
 
-impl Place {
+impl<'a> Place<'a> {
     /// The place at this path; `None` where the host has none.
-    fn of(host: &'static str) -> Result<Option<Place>, Fault> {
+    fn of(host: &'a str) -> Result<Option<Place<'a>>, Fault> {
         let Ok(kind) = fs::metadata(host) else { return Ok(None) };
         let name = &host[1..];
         if !kind.is_dir() {
@@ -278,6 +285,9 @@ impl Place {
     }
 
     fn make(self, root: &Path) -> Result<(), Fault> {
+        let (Place::Link(name, _) | Place::Folder(name, _) | Place::File(name, _)) = &self;
+        let parent = root.join(name).parent().map(fs::create_dir_all);
+        parent.transpose().doing("make a folder of the new root")?;
         match self {
             Place::Link(name, target) => {
                 symlink(target, root.join(name)).doing("make a link of the new root")

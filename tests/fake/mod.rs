@@ -11,8 +11,9 @@ use std::time::Duration;
 use gaoler::frontend;
 use gaoler_policy::settings::Settings;
 use gaoler_protocol::{
-    Empty, Exit, FRAME_BYTES, LayerName, LayerRow, LayerState, Layers, Level, Limits, Listen, Message,
-    Reason, Refusal, Refused, Rows, RunId, Section, Spawn, Spawned, Tier, sections,
+    Empty, Exit, FRAME_BYTES, LEASE_DONE, LEASE_IDLE, LEASE_OUTPUT, LayerName, LayerRow, LayerState, Layers,
+    Level, Limits, Listen, Message, Reason, Refusal, Refused, Rows, RunId, Section, Spawn, Spawned, Tier,
+    sections,
 };
 use gaoler_sys::{channel, memfd};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
@@ -42,6 +43,10 @@ pub struct Play {
     pub until: Until,
     /// How it ends.
     pub reason: Reason,
+    /// The limits in force.
+    pub limits: Limits,
+    /// What egress wrote of its destinations.
+    pub ledger: &'static str,
 }
 
 /// When a played run ends, whatever the lease says first.
@@ -59,7 +64,14 @@ pub enum Until {
 impl Play {
     /// A CLI that prints this and ends when its stdin is closed.
     pub fn of(stdout: impl Into<Vec<u8>>) -> Play {
-        Play { stdout: stdout.into(), stderr: Vec::new(), until: Until::StdinCloses, reason: Reason::Exited }
+        Play {
+            stdout: stdout.into(),
+            stderr: Vec::new(),
+            until: Until::StdinCloses,
+            reason: Reason::Exited,
+            limits: Limits::NONE,
+            ledger: "",
+        }
     }
 
     /// The same with another end.
@@ -273,21 +285,24 @@ async fn run(
     let (mut stderr, complaints) = pipe::pipe().expect("a pipe");
     let (lease, their_lease) = channel::pair().expect("a pair");
     let (report, their_report) = channel::pair().expect("a pair");
+    let (ledger, mut lines) = std::io::pipe().expect("a pipe");
+    std::io::Write::write_all(&mut lines, play.ledger.as_bytes()).expect("written");
     let theirs = [
         stdin.into_nonblocking_fd().expect("a pipe"),
         answers.into_nonblocking_fd().expect("a pipe"),
         complaints.into_nonblocking_fd().expect("a pipe"),
         their_lease,
         their_report,
+        ledger.into(),
     ];
-    let spawned =
-        Message::Spawned(Spawned { run: spawn.run, limits: Limits::NONE, launch_us: 1, tier: Tier::Kernel });
+    let limits = play.limits;
+    let spawned = Message::Spawned(Spawned { run: spawn.run, limits, launch_us: 1, tier: Tier::Kernel });
     send(&control, &spawned, &theirs.each_ref().map(AsFd::as_fd)).await;
     drop(theirs);
 
     let lease = UnixStream::from_std(lease.into()).expect("a socket");
     let mut written = Vec::new();
-    let mut lease_dropped = false;
+    let mut lease_said = None;
     let life = async {
         stderr.write_all(&play.stderr).await.expect("stderr");
         while !written.contains(&b'\n') {
@@ -311,15 +326,27 @@ async fn run(
     };
     tokio::select! {
         () = life => {}
-        _ = receive(&lease) => lease_dropped = true,
+        word = said(&lease) => lease_said = Some(word),
     }
-    drop(stdout);
-    let reason = if lease_dropped { Reason::Cancelled } else { play.reason };
+    drop((stdout, lines));
+    let reason = lease_said.as_deref().map_or(play.reason, |word| match word {
+        LEASE_DONE => Reason::Finished,
+        LEASE_OUTPUT => Reason::Output,
+        LEASE_IDLE => Reason::Idle,
+        _ => Reason::Cancelled,
+    });
+    let lease_dropped = lease_said.is_some();
     let report = UnixStream::from_std(report.into()).expect("a socket");
     let frame = Message::Exit(exit(spawn.run, reason)).encode(1);
     let _ = report.async_io(Interest::WRITABLE, || channel::send(report.as_fd(), &frame, &[])).await;
     let stdin = String::from_utf8(written).expect("UTF-8");
     let _ = seen.send(Seen { spawn, options, credential, stdin, lease_dropped });
+}
+
+/// What the lease's holder says when it ends it; nothing where it just goes away.
+async fn said(lease: &UnixStream) -> Vec<u8> {
+    let receive = || channel::receive::<FRAME_BYTES>(lease.as_fd());
+    lease.async_io(Interest::READABLE, receive).await.map(|received| received.bytes).unwrap_or_default()
 }
 
 /// An Exit.

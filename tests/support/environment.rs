@@ -102,7 +102,7 @@ pub const ALL: [Environment; 7] = [
     },
     Environment {
         name: "gvisor-root",
-        tier: "namespaces",
+        tier: "uid",
         root: Root::Covered,
         ids: Ids::Tenant,
         cgroups: false,

@@ -43,7 +43,7 @@ pub enum Block {
     /// A call of a client's tool.
     Call {
         /// The tool's name.
-        tool: &'static str,
+        tool: String,
         /// Its arguments.
         input: Value,
     },
@@ -84,6 +84,7 @@ pub fn answer(request: &Request<'_>, conversation: &Conversation<'_>) -> Answer 
         ("RUN", false) => call(request, "RUN", "Bash", &[rest], results),
         ("READ", false) => call(request, "READ", "Read", &[rest], results),
         ("TOOLS", false) => call(request, "TOOLS", "Bash", &split(rest), results),
+        ("CALLS", false) => calls(request, &split(rest), results),
         ("STEPS", false) => step(request, &split(rest), results),
         ("FAIL", false) => fail(rest, steering),
         ("SLOW", false) => {
@@ -129,7 +130,7 @@ fn split(list: &str) -> Vec<&str> {
 fn call(
     request: &Request<'_>,
     word: &str,
-    tool: &'static str,
+    tool: &str,
     arguments: &[&str],
     results: &[ToolResult],
 ) -> Answer {
@@ -140,6 +141,26 @@ fn call(
         return say(format!("{word}: the request offers no tool {tool}"));
     }
     Answer::Message(arguments.iter().map(|argument| tool_call(tool, argument)).collect(), Pace::AtOnce)
+}
+
+/// Calls any tools with any input, `TOOL JSON`, whether the request offers them or not: what a model that
+/// follows an injected prompt may try. A request without any tools (the CLI asks for titles) gets a plain text.
+fn calls(request: &Request<'_>, wanted: &[&str], results: &[ToolResult]) -> Answer {
+    if !results.is_empty() {
+        return say(report("CALLS", results));
+    }
+    if request.body["tools"].as_array().is_none_or(Vec::is_empty) {
+        return say("CALLS: the request offers no tools");
+    }
+    let parsed = wanted.iter().map(|one| {
+        let (tool, input) = one.split_once(' ')?;
+        let input = serde_json::from_str(input).ok().filter(Value::is_object)?;
+        Some(Block::Call { tool: tool.chars().take(64).collect(), input })
+    });
+    match parsed.collect::<Option<Vec<_>>>() {
+        Some(blocks) if !blocks.is_empty() => Answer::Message(blocks, Pace::AtOnce),
+        _ => say("CALLS: a tool's name and a JSON object must follow"),
+    }
 }
 
 /// One tool a turn, until all were called.
@@ -156,12 +177,12 @@ fn offers(body: &Value, tool: &str) -> bool {
     body["tools"].as_array().is_some_and(|tools| tools.iter().any(|one| one["name"] == tool))
 }
 
-fn tool_call(tool: &'static str, argument: &str) -> Block {
+fn tool_call(tool: &str, argument: &str) -> Block {
     let input = match tool {
         "Read" => json!({"file_path": argument}),
         _ => json!({"command": argument, "description": "Run the command of the request"}),
     };
-    Block::Call { tool, input }
+    Block::Call { tool: tool.to_owned(), input }
 }
 
 /// `RUN ok:` and the output; for several results each under its own head, numbered.
@@ -218,6 +239,11 @@ mod tests {
         check("READ: /a", message(vec![tool_call("Read", "/a")], Pace::AtOnce));
         check("TOOLS: a ;; b", message(vec![bash("a"), bash("b")], Pace::AtOnce));
         check("STEPS: a ;; b", message(vec![text_block("step 1 of 2"), bash("a")], Pace::AtOnce));
+        let grep = Block::Call { tool: "Grep".into(), input: json!({"pattern": "a ; b"}) };
+        let none = Block::Call { tool: "None".into(), input: json!({}) };
+        check(r#"CALLS: Grep {"pattern":"a ; b"} ;; None {}"#, message(vec![grep, none], Pace::AtOnce));
+        check("CALLS: Grep", say("CALLS: a tool's name and a JSON object must follow"));
+        check("CALLS: Grep []", say("CALLS: a tool's name and a JSON object must follow"));
         check("FAIL: 529", Answer::Fail(529));
         check("FAIL: 529 once x", Answer::FailOnce(529, vec![text_block("FAIL: 529 once x")]));
         check("FAIL: 200", say("FAIL: a status from 400 to 599 must follow"));

@@ -1,6 +1,7 @@
 //! The resolved settings of one instance, handed from the command line to the supervisor as a sealed
 //! memory file of TOML. It must never hold a secret: secrets travel in descriptors of their own.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -55,6 +56,43 @@ sections! {
         default: String = "balanced".into(),
         /// The loosest that a request may get.
         maximum: String = "balanced".into(),
+        /// A file of the operator's that changes one level; empty = none. Only the command line reads it.
+        file: PathBuf = PathBuf::new(),
+        /// Destinations that proxies let through beside the levels' own, `HOST:PORT` or `*.DOMAIN:PORT`.
+        hosts: Vec<String> = Vec::new(),
+        /// What that file says, checked. Never written by hand.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        own: Option<OwnLevel> = None,
+    }
+
+    /// What the operator's file changes of one level.
+    OwnLevel {
+        /// Which.
+        extends: String = "balanced".into(),
+        /// Limits by their names; what is not there stays.
+        limits: BTreeMap<String, u32> = BTreeMap::new(),
+        /// As `level.hosts`, for this level alone.
+        hosts: Vec<String> = Vec::new(),
+        /// Environment beside the level's own, or instead of it.
+        env: Vec<OwnConstant> = Vec::new(),
+        /// What of the host its cages see beside the level's own.
+        visible: Vec<OwnPlace> = Vec::new(),
+    }
+
+    /// A constant of the environment.
+    OwnConstant {
+        /// The variable.
+        name: String = String::new(),
+        /// Its value.
+        value: String = String::new(),
+    }
+
+    /// A place of the host, read-only.
+    OwnPlace {
+        /// Where, on the host and in the cage.
+        path: PathBuf = PathBuf::new(),
+        /// 1 = what lies there may be executed.
+        execute: bool = false,
     }
 
     /// Where credentials are.

@@ -469,6 +469,46 @@ impl Limits {
         egress_mib: 0,
     };
 
+    /// The words that users see for them, in order.
+    pub const NAMES: [&str; 12] = [
+        "memory_mib",
+        "tasks",
+        "cpu_percent",
+        "wall_ms",
+        "tmp_mib",
+        "file_mib",
+        "open_files",
+        "idle_ms",
+        "output_mib",
+        "disk_mib",
+        "disk_kfiles",
+        "egress_mib",
+    ];
+
+    /// The limit with this name.
+    pub fn named(&mut self, name: &str) -> Option<&mut u32> {
+        Some(match name {
+            "memory_mib" => &mut self.memory_mib,
+            "tasks" => &mut self.tasks,
+            "cpu_percent" => &mut self.cpu_percent,
+            "wall_ms" => &mut self.wall_ms,
+            "tmp_mib" => &mut self.tmp_mib,
+            "file_mib" => &mut self.file_mib,
+            "open_files" => &mut self.open_files,
+            "idle_ms" => &mut self.idle_ms,
+            "output_mib" => &mut self.output_mib,
+            "disk_mib" => &mut self.disk_mib,
+            "disk_kfiles" => &mut self.disk_kfiles,
+            "egress_mib" => &mut self.egress_mib,
+            _ => return None,
+        })
+    }
+
+    /// Every limit with its name.
+    pub fn rows(mut self) -> impl Iterator<Item = (&'static str, u32)> {
+        Limits::NAMES.into_iter().filter_map(move |name| Some((name, *self.named(name)?)))
+    }
+
     /// These limits, none above `most`; a zero is `most`'s own.
     pub fn within(&self, most: &Limits) -> Limits {
         let least = |wish: u32, most: u32| if wish == 0 { most } else { wish.min(most) };

@@ -179,3 +179,15 @@ fn sections_read_as_written_and_never_past_the_end() {
     assert_eq!(sections(&[9, 0, 0, 0, 0]), Err(Malformed::Field("Section")));
     assert_eq!(sections(&[1, 255, 255, 255, 255]), Err(Malformed::Field("section")));
 }
+
+#[test]
+fn every_limit_has_its_name() {
+    assert_eq!(LIMITS.rows().count(), Limits::NAMES.len());
+    // One number each: a name that stood for another's field would show it twice.
+    let mut limits = Limits::NONE;
+    for (at, name) in Limits::NAMES.into_iter().enumerate() {
+        *limits.named(name).unwrap() = at as u32 + 1;
+    }
+    assert!(limits.rows().map(|(_, limit)| limit).eq(1..=12));
+    assert_eq!(limits.named("nice"), None);
+}

@@ -1,6 +1,7 @@
 //! The look from outside: what a process about to pass its gate really is, read from /proc. The ritual says
 //! what it did; this asks the kernel. Anything that is not exactly as it must be keeps the gate shut.
 
+use std::collections::BTreeSet;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use nix::fcntl::{OFlag, openat};
@@ -29,6 +30,8 @@ pub struct Posture<'a> {
     pub borrowed: bool,
     /// Where mounts may be, exactly, in any order; empty = not looked at.
     pub mounts: &'a [&'static str],
+    /// Places of the host, where mounts may be too, and below them.
+    pub visible: &'a BTreeSet<&'a str>,
 }
 
 /// Looks at where a process is: its namespaces, its mounts and its cgroups, of which it returns the list. What a
@@ -55,14 +58,16 @@ pub fn place(proc_fd: BorrowedFd<'_>, pid: i32, posture: &Posture<'_>) -> Result
     }
     if !posture.mounts.is_empty() {
         let mountinfo = read_at(process.as_fd(), "mountinfo").doing("read a process's mounts")?;
-        // What the host has mounted below /usr came along read-only and is not counted.
-        let points = mountinfo.lines().filter_map(|line| line.split(' ').nth(4));
-        let points =
-            points.filter(|point| !point.starts_with("/usr/") && !point.starts_with("/etc/alternatives/"));
+        // What the host has mounted below a visible place came along read-only and is not counted.
+        let shown = |point: &str| {
+            let below = |place: &&str| point.strip_prefix(place).is_some_and(|rest| rest.starts_with('/'));
+            posture.visible.contains(point) || posture.visible.iter().any(below)
+        };
         let borrowed =
             |point: &str| posture.borrowed && (point.starts_with("/dev/") || point.starts_with("/proc/"));
-        let strange = |point: &&str| !posture.mounts.contains(point) && !borrowed(point);
-        if let Some(strange) = points.clone().find(strange) {
+        let strange = |point: &&str| !posture.mounts.contains(point) && !shown(point) && !borrowed(point);
+        let mut points = mountinfo.lines().filter_map(|line| line.split(' ').nth(4));
+        if let Some(strange) = points.find(strange) {
             return wrong("mounts", strange);
         }
     }

@@ -46,7 +46,8 @@ pub(super) fn watch(common: &Common, command: &Child, ends: Ends) -> ! {
         let mut fds =
             [PollFd::new(line.as_fd(), PollFlags::empty()), PollFd::new(children.as_fd(), PollFlags::POLLIN)];
         let _ = poll(&mut fds, PollTimeout::from(1000u16));
-        let hung_up = fds[0].revents().is_some_and(|events| !events.is_empty());
+        let gone = PollFlags::POLLHUP | PollFlags::POLLERR | PollFlags::POLLNVAL;
+        let hung_up = fds[0].revents().is_some_and(|events| events.intersects(gone));
         if hung_up {
             depart(proc.as_ref());
         }

@@ -11,6 +11,7 @@ mod worker;
 use std::ffi::CString;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
+use std::rc::Rc;
 
 use gaoler_policy::landlock::CageRules;
 use gaoler_protocol::Limits;
@@ -30,14 +31,14 @@ pub struct Common {
     pub plan: Plan,
     /// Landlock rules on what all cages see.
     pub rules: CageRules,
-    /// How /proc is mounted.
-    pub proc_options: &'static str,
     /// What covers the host's folders, where a cage has no root of its own but mounts.
-    pub covers: Option<Covers>,
+    pub covers: Option<Rc<Covers>>,
     /// `NAME=value` for every command.
     pub environment: Vec<CString>,
     /// Where a command without a slash is looked for, as in PATH.
     pub path: String,
+    /// The options of its /proc.
+    pub proc_options: &'static str,
 }
 
 /// What this cage is made of. Everything in it is fresh and belongs to one run.
@@ -81,7 +82,9 @@ pub struct Invocation {
     pub session: String,
     /// Words between the constants and the session.
     pub words: Vec<CString>,
-    /// `NAME=value` beside what every command has; the placeholder is in it.
+    /// What stands for the credential.
+    pub placeholder: String,
+    /// `NAME=value` beside what every command has; the placeholder is in it, unless others could read it there.
     pub environment: Vec<CString>,
     /// A self-test run: a hostile workspace is planted first.
     pub proof: bool,

@@ -14,14 +14,16 @@ use std::path::Path;
 
 use gaoler_protocol::{OPTIONS_BYTES_MAX, Section, sections};
 use gaoler_sys::{memfd, mount as mounts, process};
+use nix::fcntl::{OFlag, openat};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, setns, unshare};
+use nix::sys::stat::Mode;
 use nix::unistd::{Gid, Uid, setgroups, setresgid, setresuid};
 
 use super::word::{Step, Word, say};
 use super::{Blueprint, Command, Common, Ends, init, worker};
 use crate::plan::{Ids, Root};
-use crate::template::{Covers, INSIDE};
+use crate::template::INSIDE;
 
 /// The proxy's port, where the network is the cage's own.
 const PROXY: u16 = 3128;
@@ -53,8 +55,8 @@ pub(super) struct Wishes {
 
 /// Performs the ritual, becomes pid 1 of the cage, and never returns.
 pub(super) fn perform(common: &Common, blueprint: &Blueprint, tasks: &[BorrowedFd<'_>], ends: Ends) -> ! {
-    let begun = enter(common, blueprint, tasks, &ends).and_then(|proxy| {
-        let wishes = Wishes { proxy, ..leave(common, blueprint)? };
+    let begun = enter(common, blueprint, tasks, &ends).and_then(|(proxy, bounds)| {
+        let wishes = Wishes { proxy, ..leave(common, blueprint, bounds)? };
         worker::begin(common, blueprint, &wishes, &ends)
     });
     match begun {
@@ -72,8 +74,8 @@ fn enter(
     blueprint: &Blueprint,
     tasks: &[BorrowedFd<'_>],
     ends: &Ends,
-) -> Result<Option<u16>, Failure> {
-    let plan = &common.plan;
+) -> Result<(Option<u16>, Option<OwnedFd>), Failure> {
+    let (plan, mut bounds) = (&common.plan, None);
     process::close_all_but(&kept(common, blueprint, tasks, ends)).at(Step::Descriptors)?;
     for group in tasks {
         nix::unistd::write(group, b"0").at(Step::Cgroup)?;
@@ -93,18 +95,18 @@ fn enter(
     match plan.root {
         Root::Own => {
             temporary(blueprint).at(Step::Temporary)?;
-            proc(common).at(Step::Proc)?;
+            bounds = proc(common).at(Step::Proc)?;
         }
         Root::Covered => {
-            common.covers.iter().try_for_each(Covers::put).at(Step::Temporary)?;
+            common.covers.iter().try_for_each(|covers| covers.put()).at(Step::Temporary)?;
             temporary(blueprint).at(Step::Temporary)?;
-            proc(common).at(Step::Proc)?;
+            bounds = proc(common).at(Step::Proc)?;
         }
         Root::Host => {}
     }
     folders(common, blueprint).at(Step::Workspace)?;
 
-    let Command::Cli(_) = blueprint.command else { return Ok(None) };
+    let Command::Cli(_) = blueprint.command else { return Ok((None, bounds)) };
     let path = blueprint.places.door();
     let door = UnixListener::bind(&path).at(Step::Listener)?;
     let mode = if plan.root == Root::Host { 0o600 } else { 0o666 };
@@ -120,7 +122,7 @@ fn enter(
     let listeners: Vec<_> =
         [Some(door.as_fd()), proxy.as_ref().map(AsFd::as_fd)].into_iter().flatten().collect();
     say(&ends.line, Word::Listener, &listeners).at(Step::Listener)?;
-    port.at(Step::Listener)
+    Ok((port.at(Step::Listener)?, bounds))
 }
 
 /// The run's own file systems, each of a size.
@@ -133,9 +135,20 @@ fn temporary(blueprint: &Blueprint) -> nix::Result<()> {
     tmpfs(&places.run, uid, (OPTIONS_BYTES_MAX >> 20) as u32 + 1, MsFlags::MS_NOEXEC)
 }
 
-fn proc(common: &Common) -> nix::Result<()> {
+/// The cage's own /proc, as the level shows it, and where a user namespace comes later the folder of its bounds.
+fn proc(common: &Common) -> nix::Result<Option<OwnedFd>> {
     let hardened = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
-    mount(Some("proc"), "/proc", Some("proc"), hardened, Some(common.proc_options))
+    let proc = |options| mount(Some("proc"), "/proc", Some("proc"), hardened, Some(options));
+    let subset = common.proc_options.contains("subset=pid");
+    // A subset has no /proc/sys, which a later step needs: that is opened below the one that the run sees.
+    proc(if subset { "" } else { common.proc_options })?;
+    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    let bounds =
+        common.plan.ahead.then(|| nix::fcntl::open("/proc/sys/user", flags, Mode::empty())).transpose()?;
+    if subset {
+        proc(common.proc_options)?;
+    }
+    Ok(bounds)
 }
 
 /// The workspace and the session's folder.
@@ -172,8 +185,9 @@ fn give(path: &Path, uid: u32) -> std::io::Result<()> {
     Ok(nix::unistd::chown(path, Some(Uid::from_raw(uid)), Some(Gid::from_raw(uid)))?)
 }
 
-/// Steps 11 to 14: from root to nobody, and only then the first look at a tenant's bytes.
-fn leave(common: &Common, blueprint: &Blueprint) -> Result<Wishes, Failure> {
+/// Steps 11 to 14: from root to nobody, and only then the first look at a tenant's bytes. `bounds` is
+/// /proc/sys/user.
+fn leave(common: &Common, blueprint: &Blueprint, bounds: Option<OwnedFd>) -> Result<Wishes, Failure> {
     let mut uid = blueprint.uid;
     if common.plan.bounds() && blueprint.ahead.is_none() {
         // It takes a capability, which the change of ids takes away.
@@ -182,7 +196,10 @@ fn leave(common: &Common, blueprint: &Blueprint) -> Result<Wishes, Failure> {
     if let Some([user, _]) = &blueprint.ahead {
         setns(user, CloneFlags::CLONE_NEWUSER).at(Step::UserNamespace)?;
         // Inside the namespace we hold CAP_SYS_RESOURCE for a moment: nobody below may make another.
-        fs::write("/proc/sys/user/max_user_namespaces", "0").at(Step::UserNamespace)?;
+        let bounds = bounds.ok_or(Failure(Step::UserNamespace, libc::ENOENT))?;
+        let flags = OFlag::O_WRONLY | OFlag::O_CLOEXEC;
+        let namespaces = openat(&bounds, "max_user_namespaces", flags, Mode::empty());
+        nix::unistd::write(namespaces.at(Step::UserNamespace)?, b"0").at(Step::UserNamespace)?;
         uid = INSIDE;
     }
     if blueprint.ahead.is_some() || common.plan.ids != Ids::Same {

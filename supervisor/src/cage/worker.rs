@@ -2,13 +2,14 @@
 //! It must never reach execve without the supervisor's byte.
 
 use std::ffi::{CString, OsStr};
+use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use gaoler_policy::landlock::{AccessClass, place, restrict_cage};
 use gaoler_policy::seccomp::Threads;
-use gaoler_protocol::Limits;
+use gaoler_protocol::{Limits, Tier};
 use gaoler_sys::clone::{Child, Side, fork};
 use gaoler_sys::process::{self, Attempt, Strings};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
@@ -57,7 +58,7 @@ fn confine(common: &Common, blueprint: &Blueprint, wishes: &Wishes, ends: &Ends)
     if plan.keyring {
         process::new_session_keyring().at(Step::Process)?;
     }
-    bound(&blueprint.limits, plan.cgroup).at(Step::Process)?;
+    bound(&blueprint.limits, plan.cgroup, plan.tier).at(Step::Process)?;
     crate::spawn::default_signals().at(Step::Process)?;
     // The gate's byte is waited for, so its end here blocks.
     let flags = fcntl(&ends.gate, FcntlArg::F_GETFL).at(Step::Process)?;
@@ -66,8 +67,9 @@ fn confine(common: &Common, blueprint: &Blueprint, wishes: &Wishes, ends: &Ends)
     let mut stdio = vec![ends.stdin.as_fd(), ends.stdout.as_fd(), ends.stderr.as_fd()];
     // Out of the way of the numbers that are given below.
     let token = blueprint.token.as_ref().map(|fd| process::copy_above(fd.as_fd(), ABOVE)).transpose();
-    let token = token.at(Step::Process)?;
-    stdio.extend(token.as_ref().map(AsFd::as_fd));
+    // Never dropped: it is closed below by its number, and what is left goes at execve.
+    let token = token.at(Step::Process)?.map(ManuallyDrop::new);
+    stdio.extend(token.as_ref().map(|fd| fd.as_fd()));
     process::place(&stdio, 0).at(Step::Process)?;
 
     // The positive control of the self-test: without Landlock the probe file opens.
@@ -117,8 +119,12 @@ fn landlock(common: &Common, blueprint: &Blueprint, wishes: &Wishes) -> std::io:
         (&places.run, AccessClass::Read),
         (Path::new("/proc"), AccessClass::Read),
     ];
-    if common.plan.root != Root::Host {
-        own.push((Path::new("/dev/shm"), AccessClass::Full));
+    match common.plan.root {
+        Root::Own => own.push((Path::new("/dev/shm"), AccessClass::Full)),
+        Root::Covered => {
+            own.extend([(Path::new("/dev/shm"), AccessClass::Full), (Path::new("/etc"), AccessClass::Read)]);
+        }
+        Root::Host => {}
     }
     own.extend(blueprint.session_path.iter().map(|path| (path.as_path(), AccessClass::Full)));
     let places = own.into_iter().map(|(path, class)| Ok((place(path)?, class)));
@@ -131,7 +137,7 @@ fn landlock(common: &Common, blueprint: &Blueprint, wishes: &Wishes) -> std::io:
 }
 
 /// rlimits: a second bound beside the cgroup, and the only one on files and cores.
-fn bound(limits: &Limits, counted: bool) -> std::io::Result<()> {
+fn bound(limits: &Limits, counted: bool, tier: Tier) -> std::io::Result<()> {
     if !counted {
         // Of one process alone; the watchdog looks at their sum.
         process::limit(libc::RLIMIT_DATA, (u64::from(limits.memory_mib) << 20).max(DATA_LEAST))?;
@@ -140,10 +146,19 @@ fn bound(limits: &Limits, counted: bool) -> std::io::Result<()> {
     process::limit(libc::RLIMIT_NPROC, u64::from(limits.tasks) + 1)?;
     process::limit(libc::RLIMIT_NOFILE, limits.open_files.into())?;
     process::limit(libc::RLIMIT_FSIZE, u64::from(limits.file_mib) << 20)?;
-    process::limit(libc::RLIMIT_MEMLOCK, 64 << 10)?;
-    process::limit(libc::RLIMIT_MSGQUEUE, 0)?;
-    // 1, not 0: a core that is piped to a program is only given up for exactly 1 (fs/coredump.c).
-    process::limit(libc::RLIMIT_CORE, 1)
+    for (resource, bound) in [
+        (libc::RLIMIT_MEMLOCK, 64 << 10),
+        (libc::RLIMIT_MSGQUEUE, 0),
+        // 1, not 0: a core that is piped to a program is only given up for exactly 1 (fs/coredump.c).
+        (libc::RLIMIT_CORE, 1),
+    ] {
+        match process::limit(resource, bound) {
+            // gVisor has no such thing to limit, and says so.
+            Err(error) if tier < Tier::Kernel && error.raw_os_error() == Some(libc::EPERM) => {}
+            result => result?,
+        }
+    }
+    Ok(())
 }
 
 /// Says that it is ready, waits for the gate, and executes. Returns only with what went wrong.
@@ -207,7 +222,24 @@ fn prepare(
             *slot = text(format!("{name}={}", value.display()).as_bytes())?;
         }
     }
+    if let Some(port) = wishes.proxy {
+        environment.extend(proxy(blueprint, common.plan.network, port));
+    }
     Some((paths, Strings::new(argv), Strings::new(environment)))
+}
+
+/// What tells tools of the proxy. Where others could come to its port, what opens it is the placeholder.
+fn proxy(blueprint: &Blueprint, own: bool, port: u16) -> impl Iterator<Item = CString> {
+    let password = match (&blueprint.command, own) {
+        (Command::Cli(invocation), false) => format!("run:{}@", invocation.placeholder),
+        _ => String::new(),
+    };
+    let url = format!("http://{password}127.0.0.1:{port}");
+    // Names in capitals are for those who do not read the others, and the other way round.
+    let names = ["http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "all_proxy"];
+    let to = names.into_iter().map(move |name| format!("{name}={url}"));
+    let not = ["no_proxy", "NO_PROXY"].map(|name| format!("{name}=localhost,127.0.0.1,::1"));
+    to.chain(not).flat_map(CString::new)
 }
 
 /// The name in `NAME=value`.

@@ -4,8 +4,8 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use gaoler_protocol::{
-    CREDENTIAL_BYTES_MAX, Conversation, Kind, Level, Message, OPTIONS_BYTES_MAX, Placeholder, Refusal,
-    Refused, Spawn, TenantKey,
+    CREDENTIAL_BYTES_MAX, Conversation, Kind, Message, OPTIONS_BYTES_MAX, Placeholder, Refusal, Refused,
+    Spawn, TenantKey,
 };
 use gaoler_sys::{memfd, mount, process};
 use nix::fcntl::OFlag;
@@ -30,7 +30,7 @@ impl Monitor {
         let sealed = |fd: &OwnedFd, max| memfd::is_sealed(fd, max);
         let now = Situation {
             permitted,
-            level_maximum: Level::Balanced,
+            level_maximum: self.host.levels.maximum,
             runs: self.runs.iter().filter(|run| !run.quarantined).count(),
             runs_max: self.host.settings.runs.max as usize,
             draining: matches!(self.stage, Stage::Draining(_)),
@@ -40,7 +40,8 @@ impl Monitor {
                 && fds.first().is_some_and(|fd| sealed(fd, OPTIONS_BYTES_MAX))
                 && fds.get(1).is_none_or(|fd| sealed(fd, CREDENTIAL_BYTES_MAX)),
         };
-        let limits = match admit::admit(&spawn, now, |wish| self.host.level.clamp(wish)) {
+        let bounds = self.host.levels.get(spawn.level);
+        let limits = match admit::admit(&spawn, now, |wish| bounds.clamp(wish)) {
             Verdict::Admit(limits) => limits,
             Verdict::Refuse(reason) => {
                 let refused = Refused { run: spawn.run, reason, step: 0, errno: 0 };
@@ -87,10 +88,16 @@ impl Monitor {
             .egress_uids
             .take()
             .ok_or_else(|| Fault::new("take an egress uid", "the range is used up"))?;
-        let uid = self.common.plan.own_uid(self.egress_uids.uid(&slot));
+        let uid = self.plan.own_uid(self.egress_uids.uid(&slot));
         let url = if run.spawn.proof { &self.host.proving_url } else { &self.host.upstream_url };
         let silence = self.host.settings.runs.silence_seconds.to_string();
-        let argv = ["gaoler-egress", "--upstream", url.as_str(), "--silence-seconds", silence.as_str()];
+        let ports = &self.host.levels.get(run.spawn.level).proxy_ports;
+        let ports = ports.iter().map(u16::to_string).collect::<Vec<_>>().join(",");
+        let mut argv =
+            vec!["gaoler-egress", "--upstream", url.as_str(), "--silence-seconds", silence.as_str()];
+        if !ports.is_empty() {
+            argv.extend(["--connect", ports.as_str()]);
+        }
         let program =
             self.host.egress.as_ref().ok_or_else(|| Fault::new("start egress", "its program is missing"))?;
         let runs = &mut self.runs;
@@ -98,7 +105,7 @@ impl Monitor {
             run.placeholder = Placeholder([0; 32]);
             runs.iter_mut().for_each(Run::wipe);
         };
-        let process = spawn::start(&self.common.plan, program.as_fd(), &argv, uid, Network::Host, &[], wipe);
+        let process = spawn::start(&self.plan, program.as_fd(), &argv, uid, Network::Host, &[], wipe);
         match process {
             Ok(process) => {
                 run.egress = Some(Broker {
@@ -132,7 +139,8 @@ impl Monitor {
         if let Some(listeners) = listeners {
             let (read, write) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).doing("make a ledger")?;
             run.ledger = Some(read);
-            fds.extend([self.host.hosts.try_clone().doing("copy the hosts' descriptor")?, write]);
+            let hosts = &self.host.levels.get(run.spawn.level).hosts;
+            fds.extend([hosts.try_clone().doing("copy the hosts' descriptor")?, write]);
             fds.extend(listeners);
             run.credential = None;
         }
@@ -161,11 +169,11 @@ impl Monitor {
 
     pub(super) fn make_cage(&mut self, run: &mut Run) -> Result<(), Closed> {
         let limits = run.limits;
-        let level = self.host.level.limits;
+        let level = self.host.levels.get(self.host.levels.default).limits;
         let (pool, source) = self.source(level);
         let mut set = pool.take(source, limits)?;
         run.uid = set.uid;
-        let plan = self.common.plan;
+        let plan = self.plan;
         let (mut workspace, mut session, mut workspace_path, mut session_path) = (None, None, None, None);
         if let Some(id) = &run.tenant {
             let tenant: Tenant = self.tenants.admit(id)?;
@@ -208,7 +216,10 @@ impl Monitor {
         };
         // Where a cage sees other processes' entries, no secret is in an environment.
         let token = match run.spawn.kind == Kind::Cli && !plan.has_own_proc() {
-            true => Some(self.token(run)?),
+            true => {
+                let text = run.placeholder.token();
+                Some(memfd::sealed("token", text.as_bytes()).doing("seal a placeholder")?)
+            }
             false => None,
         };
         run.token = token.is_some();
@@ -221,8 +232,8 @@ impl Monitor {
         run.set = Some(set);
         let command = match run.spawn.kind {
             Kind::Cli => {
-                let secret = if run.token { None } else { Some(&run.placeholder) };
-                Command::Cli(invocation::of(&run.spawn, secret, &self.host.level.policy))
+                let policy = self.host.levels.get(run.spawn.level).policy;
+                Command::Cli(invocation::of(&run.spawn, &run.placeholder, run.token, policy))
             }
             Kind::Exec => Command::Exec,
         };
@@ -233,7 +244,7 @@ impl Monitor {
             workspace,
             session,
             session_path,
-            proxy: false,
+            proxy: !self.host.levels.get(run.spawn.level).proxy_ports.is_empty(),
             token,
             options: run.options.take().ok_or_else(|| Fault::new("make a cage", "the options are gone"))?,
             command,
@@ -242,7 +253,9 @@ impl Monitor {
         let runs = &mut self.runs;
         let placeholder = &mut run.placeholder;
         let leaf = run.set.as_ref().and_then(|set| set.leaf.as_ref());
-        let begun = cage::begin(&self.common, &blueprint, leaf, || {
+        let common = self.commons.get(run.spawn.level as usize - 1);
+        let common = common.ok_or_else(|| Fault::new("make a cage", "its level is not there"))?;
+        let begun = cage::begin(common, &blueprint, leaf, || {
             *placeholder = Placeholder([0; 32]);
             runs.iter_mut().for_each(Run::wipe);
         })?;
@@ -262,15 +275,5 @@ impl Monitor {
         let attributes = mount::Attributes { nosuid: true, nodev: true, idmap, read_only: false };
         mount::restrict(tree.as_fd(), attributes, false).doing("map the ids of a tenant's mount")?;
         Ok(tree)
-    }
-
-    /// What stands for the credential, in a pipe that can be read once.
-    fn token(&self, run: &Run) -> Result<OwnedFd, Fault> {
-        let (token, write) = pipe2(OFlag::O_CLOEXEC).doing("make a pipe")?;
-        let text = run.placeholder.token();
-        match nix::unistd::write(&write, text.as_bytes()).doing("write a placeholder")? == text.len() {
-            true => Ok(token),
-            false => Err(Fault::new("write a placeholder", "the pipe took a part of it")),
-        }
     }
 }

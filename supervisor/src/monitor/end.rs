@@ -106,7 +106,7 @@ impl Monitor {
         }
         run.wiped = false;
         let (runs, placeholder) = (&mut self.runs, &mut run.placeholder);
-        let sent = Errand::start(&self.common.plan, Deed::Wipe, &*folder.lock, run.uid, || {
+        let sent = Errand::start(&self.plan, Deed::Wipe, &*folder.lock, run.uid, || {
             *placeholder = Placeholder([0; 32]);
             runs.iter_mut().for_each(Run::wipe);
         });

@@ -1,6 +1,7 @@
 //! What a run's processes say: pid 1, the command before its gate, egress.
 //! It must never open a gate behind which it has not looked, nor believe an egress about another run.
 
+use std::collections::BTreeSet;
 use std::os::fd::AsFd;
 use std::time::Instant;
 
@@ -13,20 +14,15 @@ use super::end::{end, fail};
 use super::{BURST, Monitor};
 use crate::cage::attest::{Posture, place, rights};
 use crate::cage::word::{Heard, Step, Word, hear};
+use crate::family;
 use crate::fault::{Doing, Fault};
 use crate::log::event;
 use crate::plan::Root;
 use crate::run::{Phase, Run, violation};
 
-/// Where a cage may have mounts.
-const MOUNTS: [&str; 15] = [
+/// Where a cage may have mounts beside the visible places of the host.
+const MOUNTS: [&str; 9] = [
     "/",
-    "/usr",
-    "/bin",
-    "/sbin",
-    "/lib",
-    "/lib64",
-    "/etc/alternatives",
     crate::template::CLI,
     "/tmp",
     "/dev/shm",
@@ -48,10 +44,8 @@ impl Monitor {
                 }
             }
             Heard::Word(Word::Failed(step, errno), ..) => {
-                event("cage_failed", &[("run", &run.id()), ("step", &step), ("errno", &errno)]);
-                run.refuse(Refusal::CageFailed, step, errno);
                 run.ends(Reason::InitDied, 0, 0);
-                end(run);
+                cage_failed(run, step, errno);
             }
             Heard::Word(Word::Exited(code), ..) => {
                 run.ends(Reason::Exited, code, 0);
@@ -76,25 +70,31 @@ impl Monitor {
         let Some(gate) = &run.gate else { return };
         match (hear(gate), run.opened) {
             (Heard::Nothing, _) => {}
-            (Heard::Word(Word::Born, _, Some(pid)), None) if run.placed.is_none() => {
-                match self.placed(run, pid) {
-                    Ok(()) => run.placed = Some(pid),
-                    Err(fault) => not_attested(run, &fault),
+            (Heard::Word(Word::Born, _, told), None) if run.placed.is_none() => {
+                let placed = self.speaker(run, told).and_then(|pid| self.placed(run, pid).map(|()| pid));
+                match placed {
+                    Ok(pid) => run.placed = Some(pid),
+                    // It may have failed since, and then has said why.
+                    Err(fault) => match hear(gate) {
+                        Heard::Word(Word::Failed(step, errno), ..) => cage_failed(run, step, errno),
+                        _ => not_attested(run, &fault),
+                    },
                 }
             }
-            (Heard::Word(Word::Ready, _, Some(pid)), None) if run.placed == Some(pid) => {
-                let looked = self.posture(run).and_then(|it| rights(self.host.proc_fd.as_fd(), pid, &it));
+            (Heard::Word(Word::Ready, _, told), None)
+                if run.placed.is_some() && run.placed == self.speaker(run, told).ok() =>
+            {
+                let pid = run.placed.unwrap_or_default();
+                let visible = self.host.levels.visible();
+                let looked =
+                    self.posture(run, &visible).and_then(|it| rights(self.host.proc_fd.as_fd(), pid, &it));
                 let let_go = || channel::send(gate.as_fd(), b"G", &[]).doing("open a gate");
                 match looked.and_then(|()| let_go()) {
                     Ok(()) => run.opened = Some(Instant::now()),
                     Err(fault) => not_attested(run, &fault),
                 }
             }
-            (Heard::Word(Word::Failed(step, errno), ..), None) => {
-                event("cage_failed", &[("run", &run.id()), ("step", &step), ("errno", &errno)]);
-                run.refuse(Refusal::CageFailed, step, errno);
-                end(run);
-            }
+            (Heard::Word(Word::Failed(step, errno), ..), None) => cage_failed(run, step, errno),
             (Heard::Word(Word::ExecFailed(errno), ..), _) => {
                 run.refuse(Refusal::ExecFailed, 0, errno);
                 end(run);
@@ -108,9 +108,30 @@ impl Monitor {
         }
     }
 
+    /// Who speaks at a gate: as the kernel names them, or where it names them as they see themselves (gVisor), the
+    /// one child that pid 1 has before the gate is passed.
+    fn speaker(&self, run: &Run, told: Option<i32>) -> Result<i32, Fault> {
+        if self.plan.ahead
+            && let Some(pid) = told
+        {
+            return Ok(pid);
+        }
+        let init = run.init.as_ref().map(|init| init.pid);
+        let all = family::everybody(self.host.proc_fd.as_fd());
+        let children: Vec<i32> = all.iter().filter(|it| Some(it.parent) == init).map(|it| it.pid).collect();
+        match children[..] {
+            [only] => Ok(only),
+            _ => Err(Fault::new(
+                "find the command's process",
+                format!("pid 1 has {} children", children.len()),
+            )),
+        }
+    }
+
     /// Whether the command's process is where it must be.
     fn placed(&self, run: &Run, pid: i32) -> Result<(), Fault> {
-        let groups = place(self.host.proc_fd.as_fd(), pid, &self.posture(run)?)?;
+        let visible = self.host.levels.visible();
+        let groups = place(self.host.proc_fd.as_fd(), pid, &self.posture(run, &visible)?)?;
         let leaf = run.set.as_ref().and_then(|set| set.leaf.as_ref());
         match (leaf, &self.cgroups) {
             (None, None) => Ok(()),
@@ -120,8 +141,8 @@ impl Monitor {
     }
 
     /// What must be so of the command's process before its gate.
-    fn posture<'a>(&self, run: &'a Run) -> Result<Posture<'a>, Fault> {
-        let plan = &self.common.plan;
+    fn posture<'a>(&self, run: &'a Run, visible: &'a BTreeSet<&'a str>) -> Result<Posture<'a>, Fault> {
+        let plan = &self.plan;
         let set = run.set.as_ref().ok_or_else(|| Fault::new("attest", "the set is gone"))?;
         Ok(Posture {
             uid: run.uid,
@@ -130,6 +151,7 @@ impl Monitor {
             descriptors: if run.token { 5 } else { 4 },
             filters: plan.filters().count() as u32,
             mounts: if plan.root == Root::Own { &MOUNTS } else { &[] },
+            visible,
             borrowed: plan.inside,
             bounded: plan.bounds(),
             threads: 1,
@@ -153,7 +175,7 @@ impl Monitor {
             run: run.id(),
             limits: run.limits,
             launch_us: run.arrived.elapsed().as_micros() as u64,
-            tier: self.common.plan.tier,
+            tier: self.plan.tier,
         };
         // A run without an egress has a ledger in which nothing stands.
         let ledger = run.ledger.take().unwrap_or(empty);
@@ -226,12 +248,13 @@ impl Monitor {
                 let posture = Posture {
                     uid: egress.uid,
                     namespaces: &[],
-                    apart: self.common.plan.apart(false),
+                    apart: self.plan.apart(false),
                     descriptors: 0,
                     filters: 1,
                     mounts: &[],
+                    visible: &BTreeSet::new(),
                     borrowed: false,
-                    bounded: self.common.plan.bounds(),
+                    bounded: self.plan.bounds(),
                     threads: ready.threads,
                 };
                 let (proc_fd, pid) = (self.host.proc_fd.as_fd(), egress.process.child.pid);
@@ -291,6 +314,13 @@ impl Monitor {
             end(run);
         }
     }
+}
+
+/// A step of the ritual failed.
+fn cage_failed(run: &mut Run, step: u8, errno: u16) {
+    event("cage_failed", &[("run", &run.id()), ("step", &step), ("errno", &errno)]);
+    run.refuse(Refusal::CageFailed, step, errno);
+    end(run);
 }
 
 /// The gate stays shut.

@@ -23,6 +23,7 @@ use crate::cage::Common;
 use crate::cgroup::Cgroups;
 use crate::family;
 use crate::log::event;
+use crate::plan::Plan;
 use crate::pool::{Pool, Source};
 use crate::run::{Phase, Run};
 use crate::spawn::Attended;
@@ -66,8 +67,10 @@ pub enum Stage {
 pub struct Monitor {
     /// What was opened before.
     pub host: Host,
-    /// What all cages share.
-    pub common: Common,
+    /// How cages are made here.
+    pub plan: Plan,
+    /// What all cages of a level share, strictest first.
+    pub commons: Vec<Common>,
     /// The host, as tried.
     pub layers: Layers,
     /// Groups, where runs have them.
@@ -168,7 +171,7 @@ impl Monitor {
         let found =
             watched.iter().zip(&fds).filter(|(_, fd)| ready(fd)).map(|((what, _), _)| *what).collect();
         if quiet && refill {
-            let limits = self.host.level.limits;
+            let limits = self.host.levels.get(self.host.levels.default).limits;
             let (pool, source) = self.source(limits);
             if let Err(fault) = pool.refill(source) {
                 event("pool_refill_failed", &[("fault", &fault)]);
@@ -182,8 +185,8 @@ impl Monitor {
             proc_fd: self.host.proc_fd.as_fd(),
             uids: &mut self.uids,
             cgroups: self.cgroups.as_mut(),
-            ahead: self.common.plan.ahead,
-            inside: self.common.plan.inside,
+            ahead: self.plan.ahead,
+            inside: self.plan.inside,
             limits,
         };
         (&mut self.pool, source)

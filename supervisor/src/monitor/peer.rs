@@ -4,7 +4,7 @@
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
-use gaoler_protocol::{Empty, FRAME_BYTES, Level, Listen, Message, Prove, Reason, Refusal, Rules};
+use gaoler_protocol::{Empty, FRAME_BYTES, Listen, Message, Prove, Reason, Refusal};
 use gaoler_sys::channel;
 use gaoler_sys::clone::wait;
 use nix::sys::signal::Signal;
@@ -53,6 +53,10 @@ impl Monitor {
                 }
                 (Stage::Draining(_), Message::Drained(Empty {})) => {
                     self.stage = Stage::Draining(Instant::now())
+                }
+                // Not every host tells us that the command line has closed its half.
+                (Stage::Serving, Message::Drained(Empty {})) if self.host.mode == Mode::Exec => {
+                    return self.lose_peer("the command line is done");
                 }
                 (_, other) => return self.hostile(&format!("{} out of turn", other.name())),
             }
@@ -107,7 +111,7 @@ impl Monitor {
 
     pub(super) fn on_ready(&mut self, threads: u32) {
         let Some(frontend) = &self.frontend else { return self.hostile("Ready without a frontend") };
-        let plan = &self.common.plan;
+        let plan = &self.plan;
         let mut apart = plan.apart(false);
         apart.extend(plan.network.then_some("net"));
         let posture = Posture {
@@ -119,6 +123,7 @@ impl Monitor {
             descriptors: 0,
             filters: 1,
             mounts: &[],
+            visible: &std::collections::BTreeSet::new(),
             threads,
         };
         let (proc_fd, pid) = (self.host.proc_fd.as_fd(), frontend.child.pid);
@@ -128,7 +133,7 @@ impl Monitor {
         }
         self.stage = Stage::Proving;
         self.say(&Message::Layers(self.layers), &[]);
-        self.say(&Message::Prove(Prove { rules: Rules::Cage }), &[]);
+        self.say(&Message::Prove(Prove { rules: self.plan.rules }), &[]);
     }
 
     pub(super) fn on_proven(&mut self, failed: u32, version: [u16; 3]) {
@@ -146,13 +151,14 @@ impl Monitor {
         let Some(listener) = self.host.listener.take() else { return self.stop(1, "no_listener") };
         let listen = Listen {
             tier: self.layers.tier,
-            level: Level::Balanced,
+            level: self.host.levels.default,
             runs_max: self.host.settings.runs.max,
             embedded,
         };
         self.say(&Message::Listen(listen), &[listener.as_fd()]);
         event("serving", &[("tier", &self.layers.tier), ("cli", &format!("{major}.{minor}.{patch}"))]);
-        println!("ready tier={} level={} address={}", self.layers.tier, Level::Balanced, self.host.address);
+        let (tier, level) = (self.layers.tier, self.host.levels.default);
+        println!("ready tier={tier} level={level} address={}", self.host.address);
         self.host.notify.ready();
     }
 

@@ -48,12 +48,11 @@ impl Monitor {
         if !self.watches() || now < self.next_look {
             return;
         }
-        let all =
-            if self.common.plan.cgroup { Vec::new() } else { family::everybody(self.host.proc_fd.as_fd()) };
+        let all = if self.plan.cgroup { Vec::new() } else { family::everybody(self.host.proc_fd.as_fd()) };
         let free = self.free();
         for mut run in std::mem::take(&mut self.runs) {
             if run.phase == Phase::Running {
-                if !self.common.plan.cgroup {
+                if !self.plan.cgroup {
                     self.count(&mut run, &all);
                 }
                 self.measure(&mut run, free);
@@ -112,7 +111,7 @@ impl Monitor {
             return;
         }
         let (runs, placeholder) = (&mut self.runs, &mut run.placeholder);
-        let sent = Errand::start(&self.common.plan, Deed::Measure, &tenant.folder, tenant.uid, || {
+        let sent = Errand::start(&self.plan, Deed::Measure, &tenant.folder, tenant.uid, || {
             *placeholder = gaoler_protocol::Placeholder([0; 32]);
             runs.iter_mut().for_each(Run::wipe);
         });

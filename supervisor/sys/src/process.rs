@@ -65,7 +65,11 @@ pub fn empty_bounding_set() -> Result<()> {
 /// # Errors
 /// Those of prctl(2) and capset(2).
 pub fn drop_permitted() -> Result<()> {
-    prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_CLEAR_ALL as u64)?;
+    match prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_CLEAR_ALL as u64) {
+        // There is no such set here (gVisor).
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {}
+        cleared => drop(cleared?),
+    }
     #[repr(C)]
     struct Header {
         version: u32,
@@ -106,7 +110,8 @@ pub fn close_all_but(keep: &[RawFd]) -> Result<()> {
         }
         next = next.max(fd + 1);
     }
-    close(next, u32::MAX)
+    // No descriptor has a higher number; gVisor refuses an end that is no number of one.
+    close(next, i32::MAX as u32)
 }
 
 /// Puts these descriptors at 0, 1, 2, ... without close-on-exec. Sources must not lie in that range.

@@ -1,0 +1,85 @@
+//! What a run's egress serves: the listeners, the proxy with the operator's hosts, and the ledger, as they came beside
+//! a Serve. It must never take a descriptor for what it is not.
+
+use std::fs::File;
+use std::io::Result;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixListener as StdUnixListener;
+use std::sync::Arc;
+
+use gaoler_protocol::Serve;
+use gaoler_sys::memfd;
+use tokio::net::{TcpListener, UnixListener, UnixStream};
+
+use crate::hostile;
+use crate::placeholder::Expected;
+use crate::policy::EgressPolicy;
+use crate::proxy::{self, Proxy, Terms};
+use crate::resolve::NameServers;
+use crate::tally::Tally;
+
+/// Bytes of the operator's hosts.
+const HOSTS_BYTES_MAX: usize = 64 * 1024;
+
+/// The ways out of one cage.
+pub struct Door {
+    /// For the API.
+    pub listener: UnixListener,
+    /// For the proxy, where the level has one.
+    pub proxy_listener: Option<TcpListener>,
+    /// The proxy.
+    pub proxy: Arc<Proxy>,
+    /// Where it tells, at the end, where the run went.
+    pub ledger: File,
+    /// Who may come; 0 for anyone.
+    peer_uid: u32,
+}
+
+impl Door {
+    /// Reads the descriptors after the first two: hosts, ledger, listener, and perhaps the proxy's listener.
+    ///
+    /// # Errors
+    /// Any that is missing or something else, and a proxy where the level has none.
+    pub fn new(
+        serve: &Serve,
+        policy: &EgressPolicy,
+        servers: NameServers,
+        tally: Arc<Tally>,
+        hosts: OwnedFd,
+        mut fds: impl Iterator<Item = OwnedFd>,
+    ) -> Result<Door> {
+        let (Some(ledger), Some(listener), proxy_listener) = (fds.next(), fds.next(), fds.next()) else {
+            return Err(hostile("descriptors are missing"));
+        };
+        let hosts = memfd::read(hosts, HOSTS_BYTES_MAX).ok().and_then(|bytes| String::from_utf8(bytes).ok());
+        let hosts = hosts.ok_or_else(|| hostile("the operator's hosts are no sealed text"))?;
+        let terms = Terms { hosts: &hosts, egress_mib: serve.egress_mib, is_shared: serve.peer_uid != 0 };
+        let expected = Expected::new(&serve.placeholder);
+        let proxy = Proxy::new(policy, &terms, servers, expected, tally)
+            .ok_or_else(|| hostile("a line of the operator's hosts is no HOST:PORT"))?;
+        if proxy_listener.is_some() && !proxy.is_there() {
+            return Err(hostile("a listener for a proxy that the level does not have"));
+        }
+        Ok(Door {
+            listener: unix_listener(listener)?,
+            proxy_listener: proxy_listener.map(proxy::listener).transpose()?,
+            proxy: Arc::new(proxy),
+            ledger: proxy::ledger_pipe(ledger)?,
+            peer_uid: serve.peer_uid,
+        })
+    }
+
+    /// Whether a connection to the API's listener comes from the cage.
+    pub fn admits(&self, stream: &UnixStream) -> bool {
+        self.peer_uid == 0 || stream.peer_cred().is_ok_and(|peer| peer.uid() == self.peer_uid)
+    }
+}
+
+/// The cage's listener, if that is what it is: a listening unix socket.
+fn unix_listener(fd: OwnedFd) -> Result<UnixListener> {
+    let listener = StdUnixListener::from(fd);
+    // Fails for a socket of another family, and for what is no socket.
+    listener.local_addr().map_err(|_| hostile("the listener is no unix socket"))?;
+    listener.set_nonblocking(true)?;
+    UnixListener::from_std(listener)
+}

@@ -1,0 +1,330 @@
+//! The proxy of one run: CONNECT and plain HTTP to the hosts that its level names.
+//! It must never know the credential, nor forward a byte to whom it has not judged.
+//!
+//! The way of a connection: [`host`] reads where it wants to go and looks it up in the level's list, [`dial`] finds
+//! its addresses and lets [`address`] judge them, [`hello`] sees that TLS asks for the same name, [`forward`] takes
+//! plain HTTP; [`flow`] counts and bounds the bytes, [`ledger`] keeps where they went.
+
+mod address;
+mod dial;
+mod flow;
+mod forward;
+mod hello;
+mod host;
+mod ledger;
+mod refused;
+
+use std::convert::Infallible;
+use std::fs::File;
+use std::io::Result;
+use std::net::TcpListener as StdTcpListener;
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use gaoler_protocol::Denial;
+use hyper::body::Incoming;
+use hyper::http::request::Parts;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::upgrade::OnUpgrade;
+use hyper::{Method, Request, Response};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncWriteExt, copy_bidirectional};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+
+use self::flow::{Budget, Metered, Pulse};
+use self::hello::Hello;
+use self::host::{Destination, List};
+use self::ledger::{Ledger, RowId};
+use self::refused::Refused;
+use crate::answer::{Answer, whole};
+use crate::placeholder::Expected;
+use crate::policy::{EgressPolicy, ProxyMode, ProxyPolicy};
+use crate::resolve::NameServers;
+use crate::tally::Tally;
+use crate::{HEAD_BYTES_MIN, hostile};
+
+/// How long the cage may take for a request's head, and for the first words of a tunnel's TLS.
+const HEAD_TIME: Duration = Duration::from_secs(10);
+/// Connections whose request is not read yet, beside those that are open: who is not of the cage may hold them.
+const HEADS_MAX: usize = 64;
+/// How long nothing is accepted after accept(2) failed, for want of descriptors mostly.
+const PAUSE: Duration = Duration::from_millis(50);
+/// The port on which TLS is spoken, and looked at.
+const TLS_PORT: u16 = 443;
+/// Bytes in a MiB.
+const MIB: u64 = 1 << 20;
+
+/// What a run's proxy needs. Nothing of the credential is among it.
+pub struct Proxy {
+    policy: ProxyPolicy,
+    head_bytes_max: u64,
+    list: List,
+    servers: NameServers,
+    expected: Expected,
+    /// Others than the cage can come to the listener.
+    is_shared: bool,
+    tally: Arc<Tally>,
+    ledger: Arc<Ledger>,
+    budget: Arc<Budget>,
+    slots: Arc<Semaphore>,
+}
+
+/// How the supervisor wants it.
+pub struct Terms<'a> {
+    /// The operator's hosts, one a line.
+    pub hosts: &'a str,
+    /// MiB at most; 0 for the level's.
+    pub egress_mib: u32,
+    /// Others than the cage can come to the listener.
+    pub is_shared: bool,
+}
+
+impl Proxy {
+    /// One of this level. `None` where the operator's hosts cannot be read.
+    pub fn new(
+        policy: &EgressPolicy,
+        terms: &Terms<'_>,
+        servers: NameServers,
+        expected: Expected,
+        tally: Arc<Tally>,
+    ) -> Option<Proxy> {
+        let proxy = policy.proxy;
+        let asked = if terms.egress_mib == 0 { u32::MAX } else { terms.egress_mib };
+        Some(Proxy {
+            list: List::new(&proxy, terms.hosts)?,
+            head_bytes_max: policy.header_bytes_max,
+            servers,
+            expected,
+            is_shared: terms.is_shared,
+            tally,
+            ledger: Arc::new(Ledger::new()),
+            budget: Arc::new(Budget::new(u64::from(proxy.egress_mib.min(asked)) * MIB)),
+            slots: Arc::new(Semaphore::new(proxy.connections_max as usize)),
+            policy: proxy,
+        })
+    }
+
+    /// Whether its level has a proxy at all.
+    pub fn is_there(&self) -> bool {
+        self.policy.mode != ProxyMode::None
+    }
+
+    /// Serves the cage until it is dropped, and every connection with it.
+    pub async fn serve(self: &Arc<Proxy>, listener: &TcpListener) -> Infallible {
+        let connections_max = self.policy.connections_max as usize + HEADS_MAX;
+        let mut connections = JoinSet::new();
+        loop {
+            let open = connections.len() < connections_max;
+            tokio::select! {
+                Some(_) = connections.join_next(), if !connections.is_empty() => {}
+                accepted = listener.accept(), if open => match accepted {
+                    Ok((stream, _)) => drop(connections.spawn(connection(self.clone(), stream))),
+                    Err(_) => tokio::time::sleep(PAUSE).await,
+                }
+            }
+        }
+    }
+
+    /// Tells where the run went.
+    pub fn write_ledger(&self, pipe: File) {
+        self.ledger.write(pipe);
+    }
+
+    /// Answers one request. A tunnel is left in `held`, for its connection to run once the answer is sent.
+    async fn answer(
+        &self,
+        mut request: Request<Incoming>,
+        pulse: Arc<Pulse>,
+        held: &Mutex<Option<Tunnel>>,
+    ) -> Response<Answer> {
+        let upgrade = hyper::upgrade::on(&mut request);
+        let (head, body) = request.into_parts();
+        let answered = match self.admit(&head) {
+            Ok((to, row)) => match self.connect(&to, row, pulse).await {
+                Ok(server) if head.method == Method::CONNECT => {
+                    let tunnel = Tunnel { upgrade, to, server };
+                    *held.lock().unwrap_or_else(PoisonError::into_inner) = Some(tunnel);
+                    Ok(Response::new(whole(Bytes::new())))
+                }
+                Ok(server) => forward::forward(head, body, &to, server).await,
+                Err(refused) => {
+                    if refused.denial().is_some() {
+                        self.ledger.refused(row);
+                    }
+                    Err(refused)
+                }
+            },
+            Err(refused) => Err(refused),
+        };
+        answered.unwrap_or_else(|refused| {
+            if let Some(denial) = refused.denial() {
+                self.tally.refuse(denial);
+            }
+            refused.response().map(whole)
+        })
+    }
+
+    /// Whether a request may go where it wants to, as far as its head tells; and the ledger's row for that.
+    fn admit(&self, head: &Parts) -> std::result::Result<(Destination, RowId), Refused> {
+        if self.is_shared {
+            match self.expected.is_in_proxy(&head.headers) {
+                Some(true) => {}
+                Some(false) => return Err(Refused::Stranger),
+                None => return Err(Refused::Unnamed),
+            }
+        }
+        // hyper bounds what it reads of a head only roughly.
+        let fields = head.headers.iter().map(|(name, value)| name.as_str().len() + value.len());
+        let bytes = fields.sum::<usize>() + head.uri.to_string().len();
+        if bytes as u64 > self.head_bytes_max {
+            return Err(Refused::Head);
+        }
+        let refuse = |to: Option<&Destination>, why: Refused| {
+            self.ledger.refused(self.ledger.row(to));
+            Err(why)
+        };
+        let wanted = match head.method {
+            Method::TRACE => Err(Refused::Shape),
+            Method::CONNECT => {
+                let authority = head.uri.authority().ok_or(Refused::Shape)?;
+                Destination::parse(authority.as_str(), None).ok_or(Refused::Spelling)
+            }
+            _ => forward::destination(head),
+        };
+        let to = match wanted {
+            Ok(to) => to,
+            Err(Refused::Spelling) => return refuse(None, Refused::Spelling),
+            Err(other) => return Err(other),
+        };
+        if !self.list.names(&to) {
+            return refuse(Some(&to), Refused::Host);
+        }
+        if self.budget.is_spent() {
+            return refuse(Some(&to), Refused::Bytes);
+        }
+        let row = self.ledger.row(Some(&to));
+        Ok((to, row))
+    }
+
+    /// A connection to a destination that is allowed.
+    async fn connect(
+        &self,
+        to: &Destination,
+        row: RowId,
+        pulse: Arc<Pulse>,
+    ) -> std::result::Result<Metered, Refused> {
+        let time = Duration::from_millis(self.policy.dial_ms.into());
+        let slot = match timeout(time, self.slots.clone().acquire_owned()).await {
+            Ok(Ok(slot)) => slot,
+            // It is never closed; whichever it was, there is none.
+            Ok(Err(_)) | Err(_) => return Err(Refused::Connections),
+        };
+        let (stream, address) = dial::dial(&self.servers, to, time).await?;
+        self.ledger.connected(row, address);
+        let (budget, ledger) = (self.budget.clone(), self.ledger.clone());
+        Ok(Metered { stream, budget, ledger, row, pulse, _slot: slot })
+    }
+}
+
+/// One connection from the cage: one request, and the tunnel that it may become.
+async fn connection(proxy: Arc<Proxy>, stream: TcpStream) {
+    let pulse = Arc::new(Pulse::new());
+    let idle = Duration::from_millis(proxy.policy.idle_ms.into());
+    let spent = proxy.budget.spent();
+    tokio::select! {
+        () = attend(&proxy, stream, pulse.clone()) => {}
+        () = pulse.stops(idle) => {}
+        () = spent => {}
+    }
+    // Whoever used the last byte comes by here too.
+    if proxy.budget.is_told_spent() {
+        proxy.tally.refuse(Denial::Quota);
+    }
+}
+
+async fn attend(proxy: &Arc<Proxy>, stream: TcpStream, pulse: Arc<Pulse>) {
+    let _ = stream.set_nodelay(true);
+    let held = Mutex::new(None);
+    let head_bytes = usize::try_from(proxy.head_bytes_max).unwrap_or(HEAD_BYTES_MIN).max(HEAD_BYTES_MIN);
+    let answer = service_fn(|request| {
+        let pulse = pulse.clone();
+        let held = &held;
+        async move { Ok::<_, Infallible>(proxy.answer(request, pulse, held).await) }
+    });
+    let mut builder = http1::Builder::new();
+    builder
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIME)
+        .max_buf_size(head_bytes)
+        .half_close(true)
+        .keep_alive(false);
+    let served = builder.serve_connection(TokioIo::new(stream), answer).with_upgrades().await;
+    if served.is_err_and(|error| error.is_parse()) {
+        proxy.tally.refuse(Denial::Path);
+    }
+    let tunnel = held.lock().unwrap_or_else(PoisonError::into_inner).take();
+    if let Some(tunnel) = tunnel {
+        tunnel.run(proxy).await;
+    }
+}
+
+/// A CONNECT that was answered with 200.
+struct Tunnel {
+    upgrade: OnUpgrade,
+    to: Destination,
+    server: Metered,
+}
+
+impl Tunnel {
+    /// Moves bytes until one side has enough.
+    async fn run(mut self, proxy: &Proxy) {
+        let Ok(upgraded) = self.upgrade.await else { return };
+        let mut cage = TokioIo::new(upgraded);
+        if self.to.port == TLS_PORT {
+            match timeout(HEAD_TIME, Hello::read(&mut cage)).await {
+                Ok(Ok(Some(hello))) if hello.is_for(&self.to.host) => {
+                    if self.server.write_all(&hello.bytes).await.is_err() {
+                        return;
+                    }
+                }
+                Ok(Ok(None)) => return,
+                Ok(Ok(Some(_)) | Err(_)) | Err(_) => {
+                    proxy.ledger.refused(self.server.row);
+                    proxy.tally.refuse(Denial::Name);
+                    let _ = cage.write_all(&hello::ALERT).await;
+                    let _ = cage.shutdown().await;
+                    return;
+                }
+            }
+        }
+        let _ = copy_bidirectional(&mut cage, &mut self.server).await;
+    }
+}
+
+/// The proxy's listener, if that is what it is: a TCP socket on the cage's loopback.
+///
+/// # Errors
+/// Anything else.
+pub fn listener(fd: OwnedFd) -> Result<TcpListener> {
+    let listener = StdTcpListener::from(fd);
+    let is_loopback = listener.local_addr().is_ok_and(|address| address.ip().is_loopback());
+    if !is_loopback {
+        return Err(hostile("the proxy's listener is no TCP socket on loopback"));
+    }
+    listener.set_nonblocking(true)?;
+    TcpListener::from_std(listener)
+}
+
+/// The write end of the ledger.
+///
+/// # Errors
+/// Anything else.
+pub fn ledger_pipe(fd: OwnedFd) -> Result<File> {
+    ledger::pipe(fd).map_err(|_| hostile("the ledger is no pipe"))
+}
