@@ -482,6 +482,21 @@ mod tests {
     }
 
     #[test]
+    fn only_what_tls_covers_may_leave_the_machine() {
+        let pair = [("GAOLER_SERVER__TLS_CERTIFICATE", "/c"), ("GAOLER_SERVER__TLS_KEY", "k")];
+        let settings = resolved(Some("0.0.0.0:443"), &pair, None).expect("with TLS");
+        assert_eq!(settings.server.listen, "0.0.0.0:443");
+        assert_eq!(settings.server.tls_key, std::env::current_dir().expect("a folder").join("k"));
+        let proxy = [("GAOLER_SERVER__TRUSTED_PROXY", "true")];
+        let settings = resolved(Some("[::]:80"), &proxy, None).expect("behind a proxy");
+        assert_eq!((settings.server.listen.as_str(), settings.server.trusted_proxy), ("[::]:80", true));
+        let file = "[server]\nlisten = '10.0.0.1:80'\ntrusted_proxy = false";
+        assert!(resolved(None, &[], Some(file)).is_err());
+        let settings = resolved(None, &pair, None).expect("TLS on loopback is nobody's harm");
+        assert_eq!(settings.server.tls_certificate, Path::new("/c"));
+    }
+
+    #[test]
     fn every_level_can_be_chosen() {
         for name in ["paranoid", "balanced", "developer"] {
             let env = [("GAOLER_LEVEL__DEFAULT", name), ("GAOLER_LEVEL__MAXIMUM", "developer")];
@@ -506,21 +521,6 @@ mod tests {
         file.as_file().set_permissions(std::fs::Permissions::from_mode(0o666)).expect("chmod");
         let wrong = resolved(None, &env, None).expect_err("writable").to_string();
         assert!(wrong.contains("others than root can write it"), "{wrong}");
-    }
-
-    #[test]
-    fn only_what_tls_covers_may_leave_the_machine() {
-        let pair = [("GAOLER_SERVER__TLS_CERTIFICATE", "/c"), ("GAOLER_SERVER__TLS_KEY", "k")];
-        let settings = resolved(Some("0.0.0.0:443"), &pair, None).expect("with TLS");
-        assert_eq!(settings.server.listen, "0.0.0.0:443");
-        assert_eq!(settings.server.tls_key, std::env::current_dir().expect("a folder").join("k"));
-        let proxy = [("GAOLER_SERVER__TRUSTED_PROXY", "true")];
-        let settings = resolved(Some("[::]:80"), &proxy, None).expect("behind a proxy");
-        assert_eq!((settings.server.listen.as_str(), settings.server.trusted_proxy), ("[::]:80", true));
-        let file = "[server]\nlisten = '10.0.0.1:80'\ntrusted_proxy = false";
-        assert!(resolved(None, &[], Some(file)).is_err());
-        let settings = resolved(None, &pair, None).expect("TLS on loopback is nobody's harm");
-        assert_eq!(settings.server.tls_certificate, Path::new("/c"));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 """Writes the OCI bundle of one environment: config.json, for crun and for runsc.
 
-usage: bundle.py ENVIRONMENT FOLDER [--kit DIR] [--rootfs DIR] [--profile FILE] [--add-cap CAP]...
+usage: bundle.py ENVIRONMENT FOLDER [--kit DIR] [--rootfs DIR] [--profile FILE] [--add-cap CAP]... [--drop-cap CAP]...
        [--cgroup ro|rw|host] [--unmask] [--read-only] [--env NAME=VALUE]... -- COMMAND...
 FOLDER holds what may be written: tmp, state and home. The kit is seen inside as /opt/gaoler, read-only.
 It must never grant more than the environment's table here says: what a container lacks is what is tested.
@@ -26,6 +26,8 @@ READ_ONLY = "/proc/bus /proc/fs /proc/irq /proc/sys /proc/sysrq-trigger".split()
 ENVIRONMENTS = {
     "docker-root": (0, DOCKER, True, True),
     "docker-user": (1234, [], False, True),
+    # Replaced by what deploy/compose.yaml says.
+    "docker-kernel": (0, DOCKER, True, True),
     "gvisor-root": (0, ALL, True, False),
     "gvisor-user": (1234, [], False, False),
 }
@@ -40,7 +42,8 @@ def arguments():
     for name in ("--kit", "--rootfs"):
         parser.add_argument(name)
     parser.add_argument("--profile", default=os.path.join(os.path.dirname(__file__), "docker.json"))
-    parser.add_argument("--add-cap", action="append", default=[])
+    for name in ("--add-cap", "--drop-cap"):
+        parser.add_argument(name, action="append", default=[])
     for name in ("--unmask", "--read-only"):
         parser.add_argument(name, action="store_true")
     parser.add_argument("--cgroup", default="ro")
@@ -69,6 +72,26 @@ def filters(path, capabilities):
     }
 
 
+def compose(given):
+    """What deploy/compose.yaml gives its service: the file itself is what is tested."""
+    import yaml
+
+    deploy = os.path.join(os.path.dirname(__file__), "../../deploy")
+    with open(os.path.join(deploy, "compose.yaml")) as opened:
+        service = yaml.safe_load(opened)["services"]["gaoler"]
+    security = [tuple(option.replace("=", ":", 1).split(":", 1)) for option in service["security_opt"]]
+    security = dict(security)
+    given.profile = os.path.join(deploy, security["seccomp"])
+    given.drop_cap = service["cap_drop"]
+    given.add_cap = ["CAP_" + name for name in service["cap_add"]]
+    given.read_only = service["read_only"]
+    if service["cgroup"] == "host" and "/sys/fs/cgroup:/sys/fs/cgroup:rw" in service["volumes"]:
+        given.cgroup = "host"
+    if not {"/tmp"} <= set(service["tmpfs"]) or "state:/var/lib/gaoler" not in service["volumes"]:
+        sys.exit("compose.yaml does not give what the bundle has: a writable /tmp and /var/lib/gaoler")
+    return security["no-new-privileges"] != "true"
+
+
 def mount(kind, place, source, *options):
     return {"type": kind, "destination": place, "source": source, "options": list(options)}
 
@@ -94,7 +117,11 @@ def main():
     given, command = arguments()
     given.folder = os.path.abspath(given.folder)
     uid, capabilities, gains, filtered = ENVIRONMENTS[given.environment]
-    capabilities = ["CAP_" + name for name in capabilities] + given.add_cap
+    if given.environment == "docker-kernel":
+        gains = compose(given)
+    # As Docker reads them: `ALL` dropped leaves what is added.
+    kept = [] if "ALL" in given.drop_cap else ["CAP_" + name for name in capabilities]
+    capabilities = [name for name in kept if name not in given.drop_cap] + given.add_cap
     host, rootfs = root(given.folder, given.rootfs)
     gvisor = not filtered
     mounts = [
@@ -119,8 +146,9 @@ def main():
         bind(os.path.join(given.folder, "tmp"), "/tmp", "rw"),
         bind(os.path.join(given.folder, "state"), "/var/lib/gaoler", "rw"),
     ]
-    home = os.path.join(given.folder, "home")
-    mounts.append(bind(home, "/home/user", "rw"))
+    # An image is run as it is: nothing is made in it, and its own places must do.
+    if not given.rootfs:
+        mounts.append(bind(os.path.join(given.folder, "home"), "/home/user", "rw"))
     sets = ("bounding", "effective", "permitted") if uid == 0 else ("bounding",)
     if gvisor:
         sets += ("inheritable",) if uid == 0 else ()
@@ -138,7 +166,7 @@ def main():
         "process": {
             "terminal": False,
             "user": {"uid": uid, "gid": uid},
-            "cwd": "/home/user",
+            "cwd": "/tmp" if given.rootfs else "/home/user",
             "args": command,
             "env": given.env,
             "noNewPrivileges": not gains,

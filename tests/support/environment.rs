@@ -68,8 +68,9 @@ const KERNEL: Environment = Environment {
 };
 
 /// Every environment of tests/environments/run.
-pub const ALL: [Environment; 6] = [
+pub const ALL: [Environment; 7] = [
     KERNEL,
+    Environment { name: "docker-kernel", ..KERNEL },
     Environment {
         name: "user",
         tier: "namespaces",
@@ -101,7 +102,7 @@ pub const ALL: [Environment; 6] = [
     },
     Environment {
         name: "gvisor-root",
-        tier: "namespaces",
+        tier: "uid",
         root: Root::Covered,
         ids: Ids::Tenant,
         cgroups: false,
