@@ -305,7 +305,8 @@ fn hierarchies(mounts: &str, own: &str) -> Option<(Version, Vec<String>)> {
             let (left, right) = line.split_once(" - ")?;
             let mut right = right.split(' ');
             let (found, options) = (right.next()?, right.nth(1)?);
-            let fits = found == kind && (controller.is_empty() || options.split(',').any(|o| o == controller));
+            let fits =
+                found == kind && (controller.is_empty() || options.split(',').any(|o| o == controller));
             // Field 4 is the root of the mount inside its file system. A container often sees no more of a
             // hierarchy than its own group, under the path that the group has outside.
             let mut left = left.split(' ');
