@@ -93,7 +93,7 @@ everything in its cage.
 
 Exit codes:
   N      the command's own status
-  124    --timeout, or the level's time limit, was reached
+  124    --timeout, or the level's time or idle limit, was reached
   125    gaoler's own failure, a wrong flag or setting included; the reason is on stderr
   126    the command was found but cannot be executed
   127    the command was not found in the cage

@@ -7,15 +7,22 @@ use gaoler_protocol::{LayerName, LayerRow, LayerState, Layers};
 use nix::errno::Errno;
 use serde_json::{Value, json};
 
-use crate::guarantee::Guarantee;
+use crate::guarantee::{Guarantee, Strength};
 
 /// The host as one JSON object, in the schema of doctor, reports and `/v1/security`.
 pub fn json(layers: &Layers) -> Value {
     let guarantees: Vec<Value> = Guarantee::ALL
         .iter()
         .map(|guarantee| {
-            let names: Vec<&str> = guarantee.layers.iter().map(|layer| layer.name()).collect();
-            json!({ "name": guarantee.name, "held": held(*guarantee, layers), "layers": names })
+            let way = guarantee.carried(layers);
+            let names = way.iter().flat_map(|way| way.layers).map(|layer| layer.name());
+            json!({
+                "name": guarantee.name,
+                "held": guarantee.strength(layers).word(),
+                "layers": names.collect::<Vec<_>>(),
+                "how": way.map(|way| way.how),
+                "means": guarantee.means,
+            })
         })
         .collect();
     let rows: Vec<Value> = layers
@@ -63,13 +70,14 @@ pub fn render_table(layers: &Layers, color: bool) -> String {
     }
     line(format!("\n{:<24}{:<11}{}", "GUARANTEE", "HELD", "BECAUSE OF"));
     for guarantee in Guarantee::ALL {
-        let (word, code) = if held(*guarantee, layers) { ("yes", 32) } else { ("no", 31) };
-        let names: Vec<&str> = guarantee.layers.iter().map(|layer| layer.name()).collect();
-        let because = match names.is_empty() {
-            true => "the broker: the token never enters a cage".to_string(),
-            false => names.join(", "),
+        let strength = guarantee.strength(layers);
+        let code = match strength {
+            Strength::Full => 32,
+            Strength::Part => 33,
+            Strength::Nothing => 31,
         };
-        line(format!("{:<24}{}{because}", guarantee.name, paint(format!("{word:<11}"), code)));
+        let because = guarantee.carried(layers).map_or("nothing carries it here", |way| way.how);
+        line(format!("{:<24}{}{because}", guarantee.name, paint(format!("{:<11}", strength.word()), code)));
     }
     // One cause often takes several layers away, and one line mends them all.
     let mut fixes: Vec<(String, Vec<&str>)> = Vec::new();
@@ -95,11 +103,6 @@ fn shade(state: LayerState) -> u8 {
         LayerState::Degraded => 33,
         LayerState::Absent => 31,
     }
-}
-
-/// Whether every layer that carries this guarantee is enforced.
-fn held(guarantee: Guarantee, layers: &Layers) -> bool {
-    guarantee.layers.iter().all(|name| state(*name, layers) == LayerState::Enforced)
 }
 
 fn state(name: LayerName, layers: &Layers) -> LayerState {
@@ -153,13 +156,24 @@ pub fn fix(row: &LayerRow, layers: &Layers) -> Option<String> {
             kernel("5.10", namespace(name).unwrap_or_default().1)
         }
         (Uid, Errno::EINVAL) => {
-            "only one uid is mapped here: start gaoler outside of a rootless container, or map a range (/etc/subuid)".into()
+            "an ordinary user has one uid: start gaoler as root (sudo gaoler doctor, or a systemd unit without User=), and \
+             outside of a rootless container"
+                .into()
         }
         (IdMappedMounts, Errno::EINVAL) => {
             "put state.dir on a file system with id-mapped mounts (ext4, xfs, btrfs, tmpfs): gaoler serve --state DIR".into()
         }
         (Keyring, Errno::EDQUOT) => "sysctl -w kernel.keys.root_maxkeys=1000000 kernel.keys.maxkeys=20000".into(),
         (Keyring, Errno::ENOSYS) => kernel("5.10", "CONFIG_KEYS"),
+        (ProcessShield, _) => {
+            "nothing keeps a run from gaoler's own processes: use Linux 6.12 or newer with Landlock, or start gaoler as \
+             root, so that runs have uids of their own"
+                .into()
+        }
+        (PeerCredentials, _) => SANDBOXED_KERNEL.into(),
+        (UserNamespace, Errno::EOPNOTSUPP) => SANDBOXED_KERNEL.into(),
+        (Pidfd, _) => kernel("5.3", "nothing special"),
+        (CloseRange, _) => kernel("5.9", "nothing special"),
         (Clone3, _) => kernel("5.3", "nothing special"),
         (Openat2, _) => kernel("5.6", "nothing special"),
         (MountApi | IdMappedMounts, Errno::ENOSYS) => kernel("5.12", "nothing special"),
@@ -264,7 +278,7 @@ mod tests {
             assert!(row["errno"].is_null() && row["fix"].is_null(), "{row}");
         }
         for row in value["guarantees"].as_array().unwrap() {
-            assert_eq!(row["held"], true, "{row}");
+            assert_eq!(row["held"], "yes", "{row}");
             assert!(row["layers"].is_array());
         }
         let table = render_table(&whole, false);
@@ -279,9 +293,9 @@ mod tests {
         let value = json(&lost);
         let held = |name: &str| {
             let list = value["guarantees"].as_array().unwrap();
-            list.iter().find(|row| row["name"] == name).unwrap()["held"].as_bool().unwrap()
+            list.iter().find(|row| row["name"] == name).unwrap()["held"].as_str().unwrap()
         };
-        assert!(!held("resources_bounded") && held("files_apart"));
+        assert_eq!((held("resources_bounded"), held("files_apart")), ("partly", "yes"));
         let row =
             value["layers"].as_array().unwrap().iter().find(|row| row["name"] == "cgroup_tasks").unwrap();
         assert_eq!(row["errno"], "EROFS");

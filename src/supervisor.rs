@@ -30,12 +30,20 @@ const END_WAIT: Duration = Duration::from_secs(5);
 pub fn become_server(settings: &Settings, tls: OwnedFd) -> Result<Infallible, String> {
     let path = binary()?;
     let mut command = Command::new(&path);
-    command
+    own_environment(&mut command)
         .arg("serve")
         .fd_mappings(vec![mapped(settings_file(settings)?, SETTINGS_FD), mapped(tls, TLS_FD)])
         .map_err(collision)?;
     let error = command.exec();
     Err(format!("{}: {error}; build or install it again", path.display()))
+}
+
+/// What the environment said is in the settings by now; on some hosts (gVisor) a run can read the rest of it, and in a
+/// container it is that of pid 1. Where the service manager listens is no secret.
+fn own_environment(command: &mut Command) -> &mut Command {
+    let kept = ["NOTIFY_SOCKET", "TMPDIR"];
+    let kept = kept.into_iter().filter_map(|name| Some((name, std::env::var_os(name)?)));
+    command.env_clear().envs(kept)
 }
 
 /// A supervisor of our own, as a child.
@@ -54,7 +62,7 @@ impl Supervisor {
         let path = binary()?;
         let (control, theirs) = channel::pair().map_err(|error| format!("socketpair: {error}"))?;
         let mut command = Command::new(&path);
-        command
+        own_environment(&mut command)
             .arg(mode)
             .stdin(Stdio::null())
             .stdout(Stdio::null())

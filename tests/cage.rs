@@ -715,9 +715,11 @@ fn t35_files_and_descriptors_are_bounded() {
 #[test]
 fn t36_the_wall_ends_what_never_ends() {
     let state = state();
-    for (stuck, reads) in
-        [("trap '' TERM INT HUP; while :; do :; done", true), ("yes", false), ("kill -STOP $$", true)]
-    {
+    for (stuck, reads) in [
+        ("trap '' TERM INT HUP; while :; do :; done", true),
+        ("yes | head -c 9M; sleep 60", false),
+        ("kill -STOP $$", true),
+    ] {
         let (output, report) = {
             let path = state.path().join("report.json");
             let words = ["--timeout", "1", "--report", path.to_str().expect("text"), "--", "sh", "-c", stuck];
@@ -862,7 +864,7 @@ fn t40_a_workspace_swapped_for_a_link_is_refused() {
     std::os::unix::fs::symlink(target.path(), &workspace).expect("linked");
     let output = run(state.path(), &["--tenant", "a", "--", "sh", "-c", "echo hurt >> canary"]);
     assert_eq!(output.status.code(), Some(125), "{output:?}");
-    assert!(text(&output.stderr).contains("Too many symbolic links"), "{output:?}");
+    assert!(text(&output.stderr).contains("Not a directory"), "{output:?}");
     assert!(canary.is_unhurt());
 }
 

@@ -306,7 +306,7 @@ fn cage_places() {
     .unwrap();
     assert_eq!(base.base().len(), 3);
     let own = place(&full).unwrap();
-    let abi = restrict_cage(&base.base(), &[(own.as_fd(), AccessClass::Full)]).unwrap();
+    let abi = restrict_cage(&base.base(), &[(own.as_fd(), AccessClass::Full)], None).unwrap();
 
     assert_eq!(errno(File::open(outside.join("file"))), Errno::EACCES);
     assert_eq!(errno(File::open("/etc/hostname")), Errno::EACCES);

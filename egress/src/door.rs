@@ -4,6 +4,7 @@
 use std::fs::File;
 use std::io::Result;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixListener as StdUnixListener;
 use std::sync::Arc;
 
@@ -51,8 +52,7 @@ impl Door {
         let (Some(ledger), Some(listener), proxy_listener) = (fds.next(), fds.next(), fds.next()) else {
             return Err(hostile("descriptors are missing"));
         };
-        let hosts = memfd::read(hosts, HOSTS_BYTES_MAX).ok().and_then(|bytes| String::from_utf8(bytes).ok());
-        let hosts = hosts.ok_or_else(|| hostile("the operator's hosts are no sealed text"))?;
+        let hosts = text(hosts).ok_or_else(|| hostile("the operator's hosts are no sealed text"))?;
         let terms = Terms { hosts: &hosts, egress_mib: serve.egress_mib, is_shared: serve.peer_uid != 0 };
         let expected = Expected::new(&serve.placeholder);
         let proxy = Proxy::new(policy, &terms, servers, expected, tally)
@@ -73,6 +73,18 @@ impl Door {
     pub fn admits(&self, stream: &UnixStream) -> bool {
         self.peer_uid == 0 || stream.peer_cred().is_ok_and(|peer| peer.uid() == self.peer_uid)
     }
+}
+
+/// A sealed text. It is the same memory file for all runs, whose egresses share the offset of its one open file: it is
+/// read from places, so that none of them, taken over, can move what another one reads.
+fn text(fd: OwnedFd) -> Option<String> {
+    if !memfd::is_sealed(&fd, HOSTS_BYTES_MAX) {
+        return None;
+    }
+    let file = File::from(fd);
+    let mut bytes = vec![0; usize::try_from(file.metadata().ok()?.len()).ok()?];
+    file.read_exact_at(&mut bytes, 0).ok()?;
+    String::from_utf8(bytes).ok()
 }
 
 /// The cage's listener, if that is what it is: a listening unix socket.

@@ -7,8 +7,9 @@ mod common;
 use std::io::Write;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::process::CommandExt;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 
+use common::net::{Net, PROXY, With};
 use common::{CANARY, Egress, PLACEHOLDER, embedded};
 use gaoler_protocol::Scheme;
 use serde_json::{Value, json};
@@ -17,6 +18,16 @@ use serde_json::{Value, json};
 const NOBODY: u32 = 65534;
 
 fn turn(egress: &Egress, prompt: &str) -> Value {
+    turn_in(egress, prompt, &[], |mut command| command.spawn())
+}
+
+/// One turn with more in its environment, started by somebody.
+fn turn_in(
+    egress: &Egress,
+    prompt: &str,
+    more: &[(&str, String)],
+    start: impl FnOnce(Command) -> std::io::Result<Child>,
+) -> Value {
     let cli = std::env::var_os("GAOLER_TEST_CLI")
         .expect("GAOLER_TEST_CLI must name the Claude Code binary that the test runs (make test sets it)");
     let home = tempfile::tempdir().expect("a folder");
@@ -47,13 +58,14 @@ fn turn(egress: &Egress, prompt: &str) -> Value {
         .env("CLAUDE_CODE_DISABLE_ATTACHMENTS", "1")
         .env("CLAUDE_CODE_MAX_RETRIES", "2")
         .env("DISABLE_AUTOUPDATER", "1")
+        .envs(more.iter().map(|(name, value)| (*name, value)))
         .current_dir(home.path())
         .stdin(Stdio::piped())
         .stdout(Stdio::piped());
     if std::fs::metadata("/proc/self").is_ok_and(|meta| meta.uid() == 0) {
         command.uid(NOBODY).gid(NOBODY);
     }
-    let mut child = command.spawn().expect("the CLI starts");
+    let mut child = start(command).expect("the CLI starts");
     let line = json!({"type": "user", "message": {"role": "user", "content": prompt}});
     let mut stdin = child.stdin.take().expect("stdin is piped");
     writeln!(stdin, "{line}").expect("the CLI reads");
@@ -82,4 +94,29 @@ fn the_real_cli_works_without_a_single_denial() {
     let totals = egress.revoke();
     assert_eq!(totals.denials, 0, "{totals:?}");
     assert!(totals.requests >= 7);
+}
+
+#[test]
+fn t15_the_real_cli_leaves_the_proxy_to_its_tools() {
+    let net = Net::new(&["github.com"]);
+    net.put("github.com", "hello", b"hello from the world");
+    let mut proxied = net.egress(With { upstream: net.host.run(embedded), ..With::default() });
+    let url = format!("http://run:{}@{PROXY}", PLACEHOLDER.token());
+    let ca = net.ca_file().to_str().expect("a path").to_owned();
+    let mut more: Vec<(&str, String)> =
+        ["http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"].map(|name| (name, url.clone())).to_vec();
+    more.extend(["no_proxy", "NO_PROXY"].map(|name| (name, "localhost,127.0.0.1,::1".to_owned())));
+    more.push(("CURL_CA_BUNDLE", ca));
+    let turn = |prompt: &str| {
+        let turn =
+            turn_in(&proxied.egress, prompt, &more, |mut command| net.cage.run(move || command.spawn()));
+        turn["result"].as_str().unwrap_or_default().to_owned()
+    };
+    assert_eq!(turn("hello there"), "[embedded] hello there");
+    assert_eq!(turn("RUN: curl -sS https://github.com/hello"), "[embedded] RUN ok:\nhello from the world");
+    let totals = proxied.egress.revoke();
+    assert_eq!((totals.denials, totals.requests), (0, 3), "{totals:?}");
+    let lines = proxied.lines();
+    assert_eq!(lines.len(), 1, "{lines:?}");
+    assert_eq!((&lines[0]["host"], &lines[0]["connections"]), (&"github.com".into(), &1.into()));
 }

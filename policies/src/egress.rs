@@ -29,7 +29,7 @@ pub struct EgressPolicy {
     tool: Vec<RawName>,
     denied_field: Vec<RawName>,
     denied_source: Vec<RawName>,
-    /// Where the proxy goes, beside the upstream, which never goes through it.
+    /// Where the proxy goes. Requests to the upstream do not go through it.
     #[serde(default)]
     host: Vec<RawHost>,
     proxy: RawProxy,

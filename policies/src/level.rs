@@ -194,11 +194,7 @@ impl LevelPolicy {
         for (place, argv, settings) in [
             (Place::Cage, "argv", "managed_settings"),
             (Place::Directory, "argv_directory", "managed_settings_directory"),
-            (
-                Place::DirectorySandboxed,
-                "argv_directory_sandboxed",
-                "managed_settings_directory_sandboxed",
-            ),
+            (Place::DirectorySandboxed, "argv_directory_sandboxed", "managed_settings_directory_sandboxed"),
         ] {
             rows.push((argv, list(&self.cli.argv(place), |word| format!("{word:?}"))));
             rows.push((settings, format!("{:?}", self.cli.managed(place)?)));

@@ -194,7 +194,9 @@ impl Cli {
     pub(crate) fn check(&self) -> Result<()> {
         let has = |place, words: &[&str]| self.argv(place).windows(words.len()).any(|found| found == words);
         for place in [Place::Directory, Place::DirectorySandboxed] {
-            for needed in [&["--restricted"][..], &["--permission-prompts", "none"], &["--setting-sources", ""]] {
+            for needed in
+                [&["--restricted"][..], &["--permission-prompts", "none"], &["--setting-sources", ""]]
+            {
                 if !has(place, needed) {
                     return Err(format!("{place:?}: the rules need {}", needed.join(" ")));
                 }

@@ -235,10 +235,10 @@ impl Control {
             Message::Layers(layers) => {
                 let _ = frontend.layers.set(layers);
             }
-            Message::Prove(_) => {
+            Message::Prove(asked) => {
                 let (frontend, notices) = (Arc::clone(frontend), notices.clone());
                 tokio::spawn(async move {
-                    let proven = prove::prove(&frontend).await;
+                    let proven = prove::prove(&frontend, asked.rules).await;
                     let _ = notices.send(Notice::Proven(proven)).await;
                 });
             }

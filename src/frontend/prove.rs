@@ -1,11 +1,13 @@
 //! The self-test of the CLI's invocation: one run of the real CLI in a hostile workspace, against the embedded
 //! upstream. It must never pass where it has not looked: each check has a positive half.
 
+mod folder;
+
 use std::time::Duration;
 
 use tokio::time::timeout;
 
-use gaoler_protocol::{Limits, Proven, Refused, Spawn};
+use gaoler_protocol::{Limits, Proven, Refused, Rules, Spawn};
 
 use super::answer::{Answer, Ending, Heading};
 use super::cli::decode::{self, Event, Init};
@@ -75,13 +77,27 @@ checks! {
     System = 12, "the system prompt of a request does not reach the model";
     /// Earlier turns arrive.
     History = 13, "the earlier turns of a request do not reach the model";
+    /// The tools are those of the rules.
+    ToolSet = 14, "the CLI offers other tools than its rules name";
+    /// File tools work in the workspace, or the denials would prove nothing.
+    FileTools = 15, "the CLI's file tools did not work inside the workspace of the self-test";
+    /// Nothing outside the workspace is read.
+    ReadOutside = 16, "the CLI did not refuse to read a file outside the workspace: its rules keep no tenants apart here";
+    /// Nothing outside the workspace is searched.
+    FindOutside = 17, "the CLI did not refuse to search outside the workspace: its rules keep no tenants apart here";
+    /// Nothing outside the workspace is written.
+    WriteOutside = 18, "the CLI did not refuse to write outside the workspace: its rules keep no tenants apart here";
+    /// There are no commands.
+    Command = 19, "the CLI ran a command, or said nothing of its absence, under rules that allow none";
+    /// Commands stay in the CLI's sandbox.
+    Sandbox = 20, "a command left the CLI's own sandbox, or ran as root, or did not run at all; it needs bwrap and socat";
 }
 
 /// Runs the self-test and says what it found. The operator's messages go to the log.
-pub async fn prove(frontend: &Frontend) -> Proven {
+pub async fn prove(frontend: &Frontend, rules: Rules) -> Proven {
     let mut seen = Seen::default();
-    let verdict = match timeout(PROOF_WAIT, look(frontend, &mut seen)).await {
-        Ok(Ok(())) => judge(&seen, &frontend.settings.cli.version),
+    let verdict = match timeout(PROOF_WAIT, look(frontend, rules, &mut seen)).await {
+        Ok(Ok(())) => judge(&seen, &frontend.settings.cli.version, rules),
         Ok(Err(check)) => Err(check),
         Err(_) => Err(Check::Answers),
     };
@@ -105,16 +121,19 @@ struct Seen {
 }
 
 /// The prompts, one turn each, all in one process. What each is for, [`judge`] says.
-fn prompts() -> [String; 4] {
-    [
-        format!("/cost @{CANARY_FILE} USERRAW?"),
-        "RUN: ls -A /workspace".to_string(),
-        "SYSTEM?".to_string(),
-        "HISTORY?".to_string(),
-    ]
+fn prompts(rules: Rules) -> Vec<String> {
+    match rules {
+        Rules::Cage => {
+            let raw = format!("/cost @{CANARY_FILE} USERRAW?");
+            vec![raw, "RUN: echo .[!.]* *".into(), "SYSTEM?".into(), "HISTORY?".into()]
+        }
+        Rules::Directory | Rules::DirectorySandboxed => {
+            folder::trials(rules).into_iter().map(|trial| trial.prompt).collect()
+        }
+    }
 }
 
-async fn look(frontend: &Frontend, seen: &mut Seen) -> Result<(), Check> {
+async fn look(frontend: &Frontend, rules: Rules, seen: &mut Seen) -> Result<(), Check> {
     let job = job()?;
     let credential = Credential::parse(TOKEN).map_err(|_| Check::Starts)?;
     let level = gaoler_protocol::Level::from_name(&frontend.settings.level.default)
@@ -125,7 +144,7 @@ async fn look(frontend: &Frontend, seen: &mut Seen) -> Result<(), Check> {
     let fds = order.fds(&job, &credential, version).map_err(|_| Check::Starts)?;
     let run = frontend.supervisor.spawn(spawn, fds).await.map_err(not_started)?;
     let mut talk = Talk::new(run, http::bounds(frontend, level, false));
-    let result = turns(&mut talk, seen).await;
+    let result = turns(&mut talk, rules, seen).await;
     let (_, stderr) = talk.end_with_stderr().await;
     if result.is_err() {
         // This run is the operator's own, not a tenant's: what its CLI said may be shown.
@@ -155,8 +174,8 @@ fn job() -> Result<Job, Check> {
     job::parse(body.as_bytes()).map_err(|_| Check::Starts)
 }
 
-async fn turns(talk: &mut Talk, seen: &mut Seen) -> Result<(), Check> {
-    for prompt in prompts() {
+async fn turns(talk: &mut Talk, rules: Rules, seen: &mut Seen) -> Result<(), Check> {
+    for prompt in prompts(rules) {
         talk.say(input::user(&[Block::Text(prompt)]));
         let heading = Heading { id: id::message(), session: None, run: id::run(), model: String::new() };
         let mut answer = Answer::new(heading, Shape::Json, Thinking::Hidden);
@@ -182,7 +201,27 @@ async fn turns(talk: &mut Talk, seen: &mut Seen) -> Result<(), Check> {
 }
 
 /// Judges what was seen.
-fn judge(seen: &Seen, version: &str) -> Result<(), Check> {
+fn judge(seen: &Seen, version: &str, rules: Rules) -> Result<(), Check> {
+    match rules {
+        Rules::Cage => judge_cage(seen, version),
+        Rules::Directory | Rules::DirectorySandboxed => judge_folder(seen, version, rules),
+    }
+}
+
+fn judge_folder(seen: &Seen, version: &str, rules: Rules) -> Result<(), Check> {
+    let hold = |held: bool, check: Check| if held { Ok(()) } else { Err(check) };
+    let trials = folder::trials(rules);
+    hold(seen.init.claude_code_version == version, Check::Version)?;
+    hold(seen.init.permission_mode == folder::PERMISSION_MODE, Check::PermissionMode)?;
+    hold(seen.init.mcp_servers == 0, Check::McpConfig)?;
+    let mut tools: Vec<&str> = seen.init.tools.iter().map(String::as_str).collect();
+    tools.sort_unstable();
+    hold(tools == folder::tools(rules), Check::ToolSet)?;
+    hold(trials.len() == seen.answers.len(), Check::Answers)?;
+    trials.iter().zip(&seen.answers).try_for_each(|(trial, said)| hold((trial.holds)(said), trial.check))
+}
+
+fn judge_cage(seen: &Seen, version: &str) -> Result<(), Check> {
     let [raw, listing, system, history] = seen.answers.as_slice() else { return Err(Check::Answers) };
     let hold = |held: bool, check: Check| if held { Ok(()) } else { Err(check) };
     let nowhere = |canary: &str| !seen.answers.iter().any(|answer| answer.contains(canary));
@@ -215,6 +254,7 @@ mod tests {
                 claude_code_version: "2.1.330".into(),
                 permission_mode: PERMISSION_MODE.into(),
                 mcp_servers: 0,
+                tools: Vec::new(),
             },
             answers: vec![
                 r#"[embedded] [{"type":"text","text":" /cost @attach-canary.txt USERRAW?"}]"#.into(),
@@ -230,7 +270,7 @@ mod tests {
         let check = |spoil: fn(&mut Seen), expected: Result<(), Check>| {
             let mut seen = good();
             spoil(&mut seen);
-            assert_eq!(judge(&seen, "2.1.330"), expected);
+            assert_eq!(judge(&seen, "2.1.330", Rules::Cage), expected);
         };
         check(|_| {}, Ok(()));
         check(|seen| drop(seen.answers.pop()), Err(Check::Answers));
@@ -248,8 +288,39 @@ mod tests {
     }
 
     #[test]
+    fn a_folder_is_judged_by_each_of_its_answers() {
+        for rules in [Rules::Directory, Rules::DirectorySandboxed] {
+            let tools = folder::tools(rules).iter().rev().map(ToString::to_string).collect();
+            let good = || Seen {
+                init: Init {
+                    claude_code_version: "2.1.330".into(),
+                    permission_mode: "acceptEdits".into(),
+                    mcp_servers: 0,
+                    tools: Vec::clone(&tools),
+                },
+                answers: folder::tests::good(rules),
+            };
+            let check = |spoil: &dyn Fn(&mut Seen), expected: Result<(), Check>| {
+                let mut seen = good();
+                spoil(&mut seen);
+                assert_eq!(judge(&seen, "2.1.330", rules), expected);
+            };
+            check(&|_| {}, Ok(()));
+            check(&|seen| drop(seen.answers.pop()), Err(Check::Answers));
+            check(&|seen| seen.init.claude_code_version.clear(), Err(Check::Version));
+            check(&|seen| seen.init.permission_mode = "bypassPermissions".into(), Err(Check::PermissionMode));
+            check(&|seen| seen.init.mcp_servers = 1, Err(Check::McpConfig));
+            check(&|seen| seen.init.tools.push("Glob".into()), Err(Check::ToolSet));
+            check(&|seen| drop(seen.init.tools.pop()), Err(Check::ToolSet));
+            for (at, trial) in folder::trials(rules).into_iter().enumerate() {
+                check(&|seen| seen.answers[at].clear(), Err(trial.check));
+            }
+        }
+    }
+
+    #[test]
     fn every_check_has_its_number() {
-        for number in 1..=13 {
+        for number in 1..=20 {
             let check = Check::from_number(number).expect("a check");
             assert_eq!(check as u32, number);
             assert!(!check.message().is_empty());

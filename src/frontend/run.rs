@@ -535,7 +535,7 @@ fn drain(mut stderr: pipe::Receiver, meter: Arc<Metered>) -> oneshot::Receiver<V
     let (done, kept) = oneshot::channel();
     tokio::spawn(async move {
         let mut first = Vec::new();
-        let mut buffer = BytesMut::with_capacity(4096);
+        let mut buffer = BytesMut::with_capacity(READ_BYTES);
         while stderr.read_buf(&mut buffer).await.is_ok_and(|n| n > 0) {
             if !meter.meter.count(buffer.len()) {
                 meter.excess.notify_one();

@@ -158,7 +158,8 @@ pub fn run(mode: Mode, inside: bool) -> Result<u8, Fault> {
     let notify = Notify::open();
     if !plan.has_pids() {
         // Whoever a cage's end leaves without a parent comes to us, and is ended.
-        process::adopt_orphans().doing("adopt orphans")?;
+        let what = "adopt orphans, which a host without a pid namespace for cages must let us";
+        process::adopt_orphans().doing(what)?;
     }
 
     let levels = Levels::of(&settings.level)?;
@@ -219,6 +220,7 @@ pub fn run(mode: Mode, inside: bool) -> Result<u8, Fault> {
         said: 0,
         pool: Pool::default(),
         next_look: std::time::Instant::now(),
+        alone: true,
         runs: Vec::new(),
         status: None,
     };

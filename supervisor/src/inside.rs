@@ -3,6 +3,7 @@
 
 use std::ffi::CString;
 use std::fs::{self, File};
+use std::io::Write;
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 
@@ -66,19 +67,23 @@ fn become_root() -> std::io::Result<()> {
     let (uid, gid) = (geteuid(), getegid());
     unshare(CloneFlags::CLONE_NEWUSER)?;
     // Some hosts have no such file, and then need no such word.
-    match fs::write("/proc/self/setgroups", "deny") {
+    match write("/proc/self/setgroups", "deny") {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
-    fs::write("/proc/self/uid_map", format!("0 {uid} 1"))?;
-    fs::write("/proc/self/gid_map", format!("0 {gid} 1"))?;
+    write("/proc/self/uid_map", &format!("0 {uid} 1"))?;
+    write("/proc/self/gid_map", &format!("0 {gid} 1"))?;
     // Mounts are made anew in it, and only what belongs to it can be copied. Where it refuses, nothing is mounted.
     let _ = unshare(CloneFlags::CLONE_NEWNS);
     Ok(())
 }
 
+/// As `fs::write`, without the wish to make the file, which not every /proc takes.
+fn write(path: &str, text: &str) -> std::io::Result<()> {
+    File::options().write(true).open(path)?.write_all(text.as_bytes())
+}
+
 /// A namespace without rights in it is none: some hosts let anybody make one, and then deny what it is for.
 fn use_it() -> std::io::Result<()> {
-    unshare(CloneFlags::CLONE_NEWUTS)?;
-    Ok(nix::unistd::sethostname("cage")?)
+    Ok(unshare(CloneFlags::CLONE_NEWIPC | CloneFlags::CLONE_NEWNET)?)
 }

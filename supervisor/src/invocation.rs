@@ -4,14 +4,23 @@
 use std::ffi::CString;
 
 use gaoler_policy::level::LevelPolicy;
-use gaoler_protocol::{Effort, Placeholder, Spawn};
+use gaoler_protocol::{Effort, Placeholder, Rules, Spawn};
 
 use crate::cage::Invocation;
 
 /// The invocation of this run. Where other processes' environments are `readable`, the token comes by descriptor 3.
-pub fn of(spawn: &Spawn, placeholder: &Placeholder, readable: bool, level: &LevelPolicy) -> Invocation {
-    let mut words: Vec<String> = level.argv.iter().copied().map(String::from).collect();
-    words.extend(["--managed-settings".into(), level.managed_settings.into()]);
+pub fn of(
+    spawn: &Spawn,
+    placeholder: &Placeholder,
+    readable: bool,
+    rules: Rules,
+    level: &LevelPolicy,
+) -> Invocation {
+    let mut words: Vec<String> = level.argv(rules).iter().copied().map(String::from).collect();
+    // Settings without the paths that they need would be no settings; those of a folder need none.
+    let settings = level.managed_settings(rules, "", "");
+    let settings = settings.unwrap_or_else(|| level.managed_settings_directory.into());
+    words.extend(["--managed-settings".into(), settings]);
     let mut option = |name: &str, value: &str| words.extend([name.to_owned(), value.to_owned()]);
     if !spawn.model.as_str().is_empty() {
         option("--model", spawn.model.as_str());

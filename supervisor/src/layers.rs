@@ -5,7 +5,9 @@ use std::fs::File;
 use std::io::{Error, Result, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::linux::net::SocketAddrExt;
 use std::os::unix::fs::MetadataExt;
+use std::os::unix::net::{SocketAddr as SocketName, UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -21,6 +23,8 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::poll::{PollFd, PollFlags, poll};
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::signal::{Signal, kill};
+use nix::sys::socket::getsockopt;
+use nix::sys::socket::sockopt::PeerCredentials;
 use nix::sys::stat::{Mode, fchmod, mkdirat};
 use nix::unistd::{Gid, Pid, Uid, UnlinkatFlags, fchownat, unlinkat};
 
@@ -109,6 +113,7 @@ const ATTEMPTS: &[(LayerName, i32, Attempt)] = &[
         Ok(is(File::open("/proc/self/fd/3"), Errno::ENOENT))
     }),
     (LayerName::ProcessShield, 0, shield_holds),
+    (LayerName::PeerCredentials, 0, peers_hold),
 ];
 
 /// Tries every layer. `state` is a folder in which two files may be made for a moment, `uid` and the one
@@ -395,6 +400,22 @@ fn pivot_holds(_: &Bench) -> Result<bool> {
     umount2(".", MntFlags::MNT_DETACH)?;
     nix::unistd::chdir("/")?;
     Ok(is(File::open("/proc/self/status"), Errno::ENOENT))
+}
+
+/// Somebody else connects, and must not be taken for us.
+fn peers_hold(bench: &Bench) -> Result<bool> {
+    let uid = made(&bench.ground)?.uid;
+    let name = SocketName::from_abstract_name(format!("gaoler-probe-{}", std::process::id()))?;
+    let door = UnixListener::bind_addr(&name)?;
+    let child = forked(0, || {
+        become_run(uid)?;
+        UnixStream::connect_addr(&name)?;
+        Ok(true)
+    })?;
+    wait(child, 0)?;
+    door.set_nonblocking(true)?;
+    let (peer, _) = door.accept()?;
+    Ok(getsockopt(&peer, PeerCredentials)?.uid() == uid)
 }
 
 /// Confined as far as this host can, a child must neither signal us nor open our memory.

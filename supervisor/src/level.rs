@@ -20,7 +20,8 @@ use crate::plan::{Plan, Root};
 use crate::template::Covers;
 
 /// Files of the template's own /etc. What else lies there is the host's, and each level's to name.
-const OWN_ETC: [&str; 8] = [
+const OWN_ETC: [&str; 9] = [
+    "/etc/bash.bashrc",
     "/etc/claude-code",
     "/etc/gitconfig",
     "/etc/group",

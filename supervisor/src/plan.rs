@@ -53,6 +53,8 @@ pub struct Plan {
     pub landlock: bool,
     /// Landlock on TCP ports.
     pub ports: bool,
+    /// The kernel names who connects to a socket.
+    pub peers: bool,
     /// A keyring of its own.
     pub keyring: bool,
     /// What the CLI's own rules must do here.
@@ -100,6 +102,7 @@ impl Plan {
             cgroup_namespace: cgroup && held(CgroupNamespace),
             landlock: held(LandlockFiles),
             ports: held(LandlockTcp),
+            peers: held(PeerCredentials),
             keyring: held(Keyring),
             rules: if apart && held(ProcessShield) { Rules::Cage } else { Rules::Directory },
         }

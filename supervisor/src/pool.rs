@@ -47,7 +47,9 @@ pub struct Source<'a> {
     pub cgroups: Option<&'a mut Cgroups>,
     /// Namespaces are made ahead.
     pub ahead: bool,
-    /// Root is an ordinary user's, in a user namespace: all runs have its uid.
+    /// All runs have the uid of this process.
+    pub same: bool,
+    /// Root is an ordinary user's, in a user namespace.
     pub inside: bool,
     /// The limits that a leaf gets ahead of knowing its run.
     pub limits: Limits,
@@ -111,7 +113,7 @@ impl Pool {
 
 fn make(source: Source<'_>) -> Result<Set, Fault> {
     let slot = source.uids.take().ok_or_else(|| Fault::new("take a run's uid", "the range is used up"))?;
-    let uid = if source.inside { nix::unistd::geteuid().as_raw() } else { source.uids.uid(&slot) };
+    let uid = if source.same { nix::unistd::geteuid().as_raw() } else { source.uids.uid(&slot) };
     let parts = || -> Result<_, Fault> {
         let mut identities = Vec::new();
         let mut ahead = None;

@@ -101,6 +101,8 @@ pub struct Run {
     pub ledger: Option<OwnedFd>,
     /// The uid of its processes, as the supervisor sees it.
     pub uid: u32,
+    /// The uid that alone may come to its listeners, where others could and the kernel names who comes; else 0.
+    pub peer: u32,
     /// The command reads its token from a descriptor.
     pub token: bool,
     /// It has no pid namespace: pid 1's stand-in ends the others, and is told to by the end of its line.
@@ -164,6 +166,7 @@ impl Run {
             egress: None,
             ledger: None,
             uid: 0,
+            peer: 0,
             token: false,
             family: false,
             folder_of_tenant: None,
@@ -230,7 +233,7 @@ impl Run {
             vouch,
             requests_max: 0,
             egress_mib: self.limits.egress_mib,
-            peer_uid: if self.folder.is_some() { self.uid } else { 0 },
+            peer_uid: self.peer,
         })
     }
 

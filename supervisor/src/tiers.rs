@@ -39,7 +39,15 @@ fn needs(tier: Tier, name: LayerName, alone: bool) -> bool {
         // What no cage of this tier is made with is tried for the report, and for weaker tiers.
         Tier::Kernel => !matches!(
             name,
-            LandlockTcp | LandlockIoctl | LandlockScopes | Chroot | BindMounts | Hidepid | Pidfd | Openat2
+            LandlockTcp
+                | LandlockIoctl
+                | LandlockScopes
+                | Chroot
+                | BindMounts
+                | Hidepid
+                | Pidfd
+                | Openat2
+                | PeerCredentials
         ),
     }
 }

@@ -41,7 +41,7 @@ for row in host["layers"]:
     lines.append(f"{row['name']:<24}{row['state']:<11}{row['errno'] or ''}".rstrip())
 lines.append("")
 for row in host["guarantees"]:
-    said = "yes" if row["held"] else "no"
+    said = row["held"]
     if shown.get(row["name"], [""])[0] != said:
         sys.exit(f"{row['name']}: the table says {shown.get(row['name'])}, the JSON {said}")
     lines.append(f"{row['name']:<24}{said}")

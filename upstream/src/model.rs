@@ -127,13 +127,7 @@ fn split(list: &str) -> Vec<&str> {
 
 /// Calls a tool once for each argument, or reports what came back. A request that does not offer the tool
 /// (the CLI asks for titles with the user's text, for example) gets a plain text.
-fn call(
-    request: &Request<'_>,
-    word: &str,
-    tool: &str,
-    arguments: &[&str],
-    results: &[ToolResult],
-) -> Answer {
+fn call(request: &Request<'_>, word: &str, tool: &str, arguments: &[&str], results: &[ToolResult]) -> Answer {
     if !results.is_empty() {
         return say(report(word, results));
     }

@@ -158,3 +158,36 @@ impl AsyncWrite for Metered {
         Pin::new(&mut self.get_mut().stream).poll_shutdown(context)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const IDLE: Duration = Duration::from_secs(300);
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_is_idle_when_nothing_has_moved_for_its_time() {
+        let pulse = Arc::new(Pulse::new());
+        let (start, beating) = (Instant::now(), pulse.clone());
+        tokio::spawn(async move {
+            for _ in 0..10 {
+                tokio::time::sleep(IDLE - Duration::from_secs(1)).await;
+                beating.beat();
+            }
+        });
+        pulse.stops(IDLE).await;
+        assert_eq!(start.elapsed().as_secs(), 10 * (IDLE.as_secs() - 1) + IDLE.as_secs());
+    }
+
+    #[tokio::test]
+    async fn a_budget_ends_with_its_last_byte_and_says_so_once() {
+        let budget = Budget::new(10);
+        let waiting = budget.spent();
+        budget.take(9);
+        assert_eq!((budget.room(5), budget.is_spent(), budget.is_told_spent()), (1, false, false));
+        budget.take(1);
+        waiting.await;
+        assert_eq!((budget.room(5), budget.is_spent()), (0, true));
+        assert_eq!((budget.is_told_spent(), budget.is_told_spent()), (true, false));
+    }
+}

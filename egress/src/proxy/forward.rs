@@ -18,6 +18,7 @@ use hyper::{Request, Response, StatusCode, Uri, Version};
 use hyper_util::rt::TokioIo;
 use tokio::task::JoinHandle;
 
+use super::TLS_PORT;
 use super::flow::Metered;
 use super::host::Destination;
 use super::refused::Refused;
@@ -40,6 +41,10 @@ pub fn destination(head: &Parts) -> Result<Destination, Refused> {
         return Err(Refused::Shape);
     };
     let to = Destination::parse(authority.as_str(), Some(HTTP_PORT)).ok_or(Refused::Spelling)?;
+    // There the name that TLS asks for is looked at, and nothing else begins.
+    if to.port == TLS_PORT {
+        return Err(Refused::Shape);
+    }
     let mut hosts = head.headers.get_all(HOST).iter();
     let says_the_same = |host: &HeaderValue| {
         let host = host.to_str().ok().and_then(|text| Destination::parse(text, Some(HTTP_PORT)));

@@ -31,7 +31,7 @@ use hyper::service::service_fn;
 use hyper::upgrade::OnUpgrade;
 use hyper::{Method, Request, Response};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::io::{AsyncWriteExt, copy_bidirectional};
+use tokio::io::{AsyncWriteExt, copy_bidirectional_with_sizes};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
@@ -53,10 +53,14 @@ use crate::{HEAD_BYTES_MIN, hostile};
 const HEAD_TIME: Duration = Duration::from_secs(10);
 /// Connections whose request is not read yet, beside those that are open: who is not of the cage may hold them.
 const HEADS_MAX: usize = 64;
+/// How long a request waits for one of the run's connections.
+const SLOT_TIME: Duration = Duration::from_secs(1);
 /// How long nothing is accepted after accept(2) failed, for want of descriptors mostly.
 const PAUSE: Duration = Duration::from_millis(50);
 /// The port on which TLS is spoken, and looked at.
 const TLS_PORT: u16 = 443;
+/// Bytes of a tunnel that are on their way, in each direction.
+const COPY_BYTES: usize = 32 * 1024;
 /// Bytes in a MiB.
 const MIB: u64 = 1 << 20;
 
@@ -219,12 +223,12 @@ impl Proxy {
         row: RowId,
         pulse: Arc<Pulse>,
     ) -> std::result::Result<Metered, Refused> {
-        let time = Duration::from_millis(self.policy.dial_ms.into());
-        let slot = match timeout(time, self.slots.clone().acquire_owned()).await {
+        let slot = match timeout(SLOT_TIME, self.slots.clone().acquire_owned()).await {
             Ok(Ok(slot)) => slot,
             // It is never closed; whichever it was, there is none.
             Ok(Err(_)) | Err(_) => return Err(Refused::Connections),
         };
+        let time = Duration::from_millis(self.policy.dial_ms.into());
         let (stream, address) = dial::dial(&self.servers, to, time).await?;
         self.ledger.connected(row, address);
         let (budget, ledger) = (self.budget.clone(), self.ledger.clone());
@@ -303,7 +307,7 @@ impl Tunnel {
                 }
             }
         }
-        let _ = copy_bidirectional(&mut cage, &mut self.server).await;
+        let _ = copy_bidirectional_with_sizes(&mut cage, &mut self.server, COPY_BYTES, COPY_BYTES).await;
     }
 }
 

@@ -3,6 +3,7 @@
 //! all of it is gone with its threads.
 
 use std::collections::HashMap;
+use std::fs::File;
 use std::io::{BufRead, BufReader, PipeReader, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::{Path, PathBuf};
@@ -13,7 +14,7 @@ use std::sync::{Arc, Mutex};
 use gaoler_protocol::{Level, Message, Scheme, Serve};
 use gaoler_sys::memfd;
 use nix::sched::{CloneFlags, unshare};
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, ServerConfig, ServerConnection, StreamOwned};
 
@@ -84,6 +85,7 @@ pub struct Net {
     pub world: Place,
     zone: Arc<Mutex<Zone>>,
     asked: Arc<Mutex<Vec<String>>>,
+    called: Arc<Mutex<Vec<String>>>,
     /// Requests that the world's servers got, whole, and whatever else came to its ports.
     pub seen: Arc<Mutex<Vec<String>>>,
     /// Files that the world serves: a folder for each host.
@@ -121,6 +123,7 @@ impl Net {
             world,
             zone: Arc::new(Mutex::new(zone)),
             asked: Arc::default(),
+            called: Arc::default(),
             seen: Arc::default(),
             files,
             ca,
@@ -135,7 +138,7 @@ impl Net {
     }
 
     fn listen(&self, at: &'static str, tls: Option<Arc<ServerConfig>>) {
-        let (seen, files) = (self.seen.clone(), self.files.path().to_owned());
+        let (seen, called, files) = (self.seen.clone(), self.called.clone(), self.files.path().to_owned());
         self.world.run(move || {
             // The one for IPv6 must leave IPv4 to the other.
             let listener = match at.starts_with('[') {
@@ -144,6 +147,10 @@ impl Net {
             };
             std::thread::spawn(move || {
                 for stream in listener.incoming().flatten() {
+                    if tls.is_some() {
+                        let own = stream.local_addr().expect("an address").ip().to_string();
+                        called.lock().expect("no panic").push(own);
+                    }
                     let (seen, files, tls) = (seen.clone(), files.clone(), tls.clone());
                     std::thread::spawn(move || match tls {
                         None => serve(stream, &seen, &files),
@@ -166,10 +173,14 @@ impl Net {
         self.zone.lock().expect("no panic").insert(name.to_owned(), answers);
     }
 
-    /// How often a name was asked for, for either family.
-    pub fn questions(&self, name: &str) -> usize {
-        let asked = self.asked.lock().expect("no panic");
-        asked.iter().filter(|question| question.split_once(' ').is_some_and(|(_, own)| own == name)).count()
+    /// The names that were asked for.
+    pub fn asked(&self) -> Vec<String> {
+        self.asked.lock().expect("no panic").clone()
+    }
+
+    /// The world's addresses that somebody connected to over TLS.
+    pub fn called(&self) -> Vec<String> {
+        self.called.lock().expect("no panic").clone()
     }
 
     pub fn seen(&self) -> Vec<String> {
@@ -192,8 +203,8 @@ impl Net {
 
     /// An egress that serves the cage.
     pub fn egress(&self, with: With) -> Proxied {
-        let connect = with.connect;
-        let mut egress = self.host.run(move || Egress::start("http://127.0.0.1:1", &["--connect", connect]));
+        let (connect, upstream) = (with.connect, with.upstream);
+        let mut egress = self.host.run(move || Egress::start(&upstream, &["--connect", connect]));
         let serve = Serve {
             run: RUN,
             placeholder: PLACEHOLDER,
@@ -205,16 +216,18 @@ impl Net {
         };
         let (ledger, write) = std::io::pipe().expect("a pipe");
         let listener = self.cage.run(|| TcpListener::bind(PROXY).expect("the cage's port"));
+        let hosts = memfd::sealed("hosts", with.hosts.as_bytes()).expect("a memory file");
+        let hosts = File::from(hosts);
         let fds = [
             credential(Scheme::OAuth, CANARY),
             resolv_conf_of(WORLD),
-            memfd::sealed("hosts", with.hosts.as_bytes()).expect("a memory file"),
+            hosts.try_clone().expect("a copy").into(),
             write.into(),
             egress.listener(),
             listener.into(),
         ];
         egress.say(Message::Serve(serve), &fds);
-        Proxied { egress, ledger }
+        Proxied { egress, ledger, hosts }
     }
 
     /// Sends these bytes to the proxy from the cage, and reads to the end.
@@ -272,11 +285,19 @@ pub struct With {
     pub connect: &'static str,
     pub egress_mib: u32,
     pub peer_uid: u32,
+    /// As the host sees it.
+    pub upstream: String,
 }
 
 impl Default for With {
     fn default() -> With {
-        With { hosts: "", connect: "22,80,443", egress_mib: 0, peer_uid: 0 }
+        With {
+            hosts: "",
+            connect: "22,80,443",
+            egress_mib: 0,
+            peer_uid: 0,
+            upstream: "http://127.0.0.1:1".into(),
+        }
     }
 }
 
@@ -284,12 +305,19 @@ impl Default for With {
 pub struct Proxied {
     pub egress: Egress,
     pub ledger: PipeReader,
+    /// The operator's hosts, as other runs would hold them.
+    pub hosts: File,
 }
 
 impl Proxied {
     /// Revokes it, and reads where the run went.
     pub fn ledger(mut self) -> Vec<serde_json::Value> {
         self.egress.revoke();
+        self.lines()
+    }
+
+    /// What is in it once its writer is gone.
+    pub fn lines(self) -> Vec<serde_json::Value> {
         let lines = BufReader::new(self.ledger).lines();
         lines.map(|line| serde_json::from_str(&line.expect("a line")).expect("JSON")).collect()
     }
@@ -316,6 +344,8 @@ fn listener_v6(at: &str) -> TcpListener {
 fn tls(names: &[&str]) -> (String, Arc<ServerConfig>) {
     let mut params = CertificateParams::new(Vec::new()).expect("parameters");
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    // Of the same name as what it signs, it would seem to have signed itself.
+    params.distinguished_name.push(DnType::CommonName, "the authority of a test");
     let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate().expect("a key")).expect("a CA");
     let key = KeyPair::generate().expect("a key");
     let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
@@ -365,7 +395,7 @@ fn serve(mut stream: impl Read + Write, seen: &Mutex<Vec<String>>, files: &Path)
     }
     let whole = format!("{head}{}", String::from_utf8_lossy(&body));
     seen.lock().expect("no panic").push(whole.clone());
-    let path = head.split(' ').nth(1).unwrap_or("/");
+    let path = head.split(' ').nth(1).and_then(|path| path.split('?').next()).unwrap_or("/");
     let host = header("host:").unwrap_or_default();
     let mut answer = |status: &str, more: &str, body: &[u8]| {
         let length = body.len();
@@ -400,7 +430,7 @@ fn serve(mut stream: impl Read + Write, seen: &Mutex<Vec<String>>, files: &Path)
             );
         }
         _ => {
-            let path = path.split('?').next().unwrap_or_default().replace("%2f", "/").replace("%40", "@");
+            let path = path.replace("%2f", "/").replace("%40", "@");
             let path =
                 files.join(host.split(':').next().unwrap_or_default()).join(path.trim_start_matches('/'));
             let path = if path.is_dir() { path.join("index.html") } else { path };
@@ -433,7 +463,7 @@ fn name_server(zone: &Arc<Mutex<Zone>>, asked: &Arc<Mutex<Vec<String>>>) {
             }
             let name = labels.join(".");
             let is_v6 = buffer[at + 1..at + 3] == [0, 28];
-            asked.lock().expect("no panic").push(format!("{} {name}", if is_v6 { "AAAA" } else { "A" }));
+            asked.lock().expect("no panic").push(name.clone());
             let answers = zone.lock().expect("no panic").get(&name).cloned();
             let turn = turns.entry((name, is_v6)).or_default();
             let list = answers.as_ref().and_then(|answers| answers.get(*turn).or(answers.last()));

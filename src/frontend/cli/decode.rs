@@ -88,6 +88,9 @@ pub struct Init {
     /// How many MCP servers it knows.
     #[serde(deserialize_with = "count")]
     pub mcp_servers: usize,
+    /// The tools that it has, in its own order.
+    #[serde(default)]
+    pub tools: Vec<String>,
 }
 
 /// One event of the model's stream.

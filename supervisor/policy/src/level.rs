@@ -117,7 +117,10 @@ mod tests {
     fn t04_paths_are_put_into_settings_only_where_they_mean_themselves() {
         let rules = Rules::DirectorySandboxed;
         let text = BALANCED.managed_settings(rules, "/s/t/w", "/s").unwrap();
-        assert!(text.contains(r#""denyRead":["/s","/home""#) && text.contains(r#""allowRead":["/s/t/w"]"#), "{text}");
+        assert!(
+            text.contains(r#""denyRead":["/s","/home""#) && text.contains(r#""allowRead":["/s/t/w"]"#),
+            "{text}"
+        );
         for bad in ["w", "", "/a\"b", "/a*", "/a b", "/a\\b", "/\u{e9}"] {
             assert_eq!(BALANCED.managed_settings(rules, bad, "/s"), None, "{bad}");
             assert_eq!(BALANCED.managed_settings(rules, "/w", bad), None, "{bad}");

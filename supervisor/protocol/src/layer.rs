@@ -132,6 +132,8 @@ names! {
         CloseRange = 34, "close_range";
         /// A process as confined as a cage's can neither signal nor read the supervisor.
         ProcessShield = 35, "process_shield";
+        /// SO_PEERCRED that names whoever connects.
+        PeerCredentials = 36, "peer_credentials";
     }
 }
 

@@ -12,7 +12,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt, symlink};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 
-use gaoler_protocol::{OPTIONS_BYTES_MAX, Section, sections};
+use gaoler_protocol::{OPTIONS_BYTES_MAX, Rules, Section, sections};
 use gaoler_sys::{memfd, mount as mounts, process};
 use nix::fcntl::{OFlag, openat};
 use nix::mount::{MsFlags, mount};
@@ -222,7 +222,7 @@ fn leave(common: &Common, blueprint: &Blueprint, bounds: Option<OwnedFd>) -> Res
     nix::unistd::chdir(workspace).at(Step::Privileges)?;
     let options = blueprint.options.try_clone().at(Step::Options)?;
     let bytes = memfd::read(options, OPTIONS_BYTES_MAX).at(Step::Options)?;
-    unpack(blueprint, &bytes).at(Step::Options)
+    unpack(common, blueprint, &bytes).at(Step::Options)
 }
 
 /// All three of each id. An ordinary user's namespace has no other groups to drop, and may not.
@@ -236,7 +236,7 @@ fn become_(uid: u32, inside: bool) -> nix::Result<()> {
 }
 
 /// Copies the options into files at constant paths.
-fn unpack(blueprint: &Blueprint, bytes: &[u8]) -> std::io::Result<Wishes> {
+fn unpack(common: &Common, blueprint: &Blueprint, bytes: &[u8]) -> std::io::Result<Wishes> {
     let mut wishes = Wishes { argv: Vec::new(), system: false, resume: false, proxy: None };
     let places = &blueprint.places;
     let folder = places.session();
@@ -268,6 +268,9 @@ fn unpack(blueprint: &Blueprint, bytes: &[u8]) -> std::io::Result<Wishes> {
         && invocation.proof
     {
         plant(&places.workspace)?;
+        if let (Rules::Directory, Some(beside)) = (common.plan.rules, places.workspace.parent()) {
+            write(&beside.join("outside-canary.txt"), 0o600, b"CANARY-OUTSIDE\n")?;
+        }
     }
     Ok(wishes)
 }

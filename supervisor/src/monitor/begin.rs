@@ -223,6 +223,7 @@ impl Monitor {
             false => None,
         };
         run.token = token.is_some();
+        run.peer = if plan.root == Root::Host && plan.peers { run.uid } else { 0 };
         run.family = !plan.has_pids();
         let ahead = set
             .ahead
@@ -233,7 +234,7 @@ impl Monitor {
         let command = match run.spawn.kind {
             Kind::Cli => {
                 let policy = self.host.levels.get(run.spawn.level).policy;
-                Command::Cli(invocation::of(&run.spawn, &run.placeholder, run.token, policy))
+                Command::Cli(invocation::of(&run.spawn, &run.placeholder, run.token, plan.rules, policy))
             }
             Kind::Exec => Command::Exec,
         };

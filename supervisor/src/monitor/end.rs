@@ -46,6 +46,8 @@ impl Monitor {
 
     /// One step of every teardown under way.
     pub(super) fn tear_down(&mut self) {
+        let left = |run: &Run| run.family && run.init.is_none() && matches!(run.phase, Phase::Ending(_));
+        self.alone = !self.runs.iter().any(left) || self.end_strays();
         for mut run in std::mem::take(&mut self.runs) {
             let Phase::Ending(since) = run.phase else {
                 self.runs.push(run);
@@ -68,7 +70,7 @@ impl Monitor {
         if run.init.is_some() {
             return false;
         }
-        if run.errand.is_some() || (run.family && !self.end_strays()) || !self.clear(run) {
+        if run.errand.is_some() || (run.family && !self.alone) || !self.clear(run) {
             return false;
         }
         let leaf = run.set.as_ref().and_then(|set| set.leaf.as_ref());

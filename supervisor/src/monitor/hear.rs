@@ -148,7 +148,8 @@ impl Monitor {
             uid: run.uid,
             namespaces: &set.identities,
             apart: plan.apart(true),
-            descriptors: if run.token { 5 } else { 4 },
+            // Nobody without a capability may look at those of a process that cannot be traced.
+            descriptors: if plan.bounds() { 4 + usize::from(run.token) } else { 0 },
             filters: plan.filters().count() as u32,
             mounts: if plan.root == Root::Own { &MOUNTS } else { &[] },
             visible,

@@ -23,7 +23,7 @@ use crate::cage::Common;
 use crate::cgroup::Cgroups;
 use crate::family;
 use crate::log::event;
-use crate::plan::Plan;
+use crate::plan::{Ids, Plan};
 use crate::pool::{Pool, Source};
 use crate::run::{Phase, Run};
 use crate::spawn::Attended;
@@ -98,6 +98,8 @@ pub struct Monitor {
     pub pool: Pool,
     /// When the watchdog looks again.
     pub next_look: Instant,
+    /// Nobody has come to us whom the end of a cage left without a parent.
+    pub alone: bool,
     /// Every run that has not been forgotten.
     pub runs: Vec<Run>,
     /// The status to end with, once it is decided.
@@ -186,6 +188,7 @@ impl Monitor {
             uids: &mut self.uids,
             cgroups: self.cgroups.as_mut(),
             ahead: self.plan.ahead,
+            same: self.plan.ids == Ids::Same,
             inside: self.plan.inside,
             limits,
         };
