@@ -1,7 +1,8 @@
 """Writes the OCI bundle of one environment: config.json, for crun and for runsc.
 
-usage: bundle.py ENVIRONMENT FOLDER [--uid UID] [--kit DIR] [--rootfs DIR] [--profile FILE] [--add-cap CAP]... [--drop-cap CAP]...
-       [--cgroup ro|rw|host] [--unmask] [--read-only] [--env NAME=VALUE]... -- COMMAND...
+usage: bundle.py ENVIRONMENT FOLDER [--uid UID] [--kit DIR] [--rootfs DIR] [--profile FILE]
+       [--add-cap CAP]... [--drop-cap CAP]... [--cgroup ro|rw|host] [--unmask] [--read-only]
+       [--env NAME=VALUE]... -- COMMAND...
 FOLDER holds what may be written: tmp, state and home. The kit is seen inside as /opt/gaoler, read-only.
 It must never grant more than the environment's table here says: what a container lacks is what is tested.
 """
