@@ -11,7 +11,7 @@ use std::time::Instant;
 
 use serde_json::json;
 use support::client::read;
-use support::{Client, Options, PATIENCE, Response, Server, ask, bearer, token};
+use support::{Client, Options, Response, Server, ask, bearer, environment, patience, token};
 
 /// An error in the API's form, of this status and type.
 fn is_error(response: &Response, status: u16, kind: &str, what: &str) {
@@ -248,7 +248,7 @@ fn t03_http_that_is_odd_slow_or_too_large_is_answered_or_ended() {
         scope.spawn(|| {
             let begun = Instant::now();
             assert!(raw(&client, b"POST /v1/messages HTTP/1.1\r\nhost: x\r\n").is_none());
-            assert!(begun.elapsed() < PATIENCE);
+            assert!(begun.elapsed() < patience());
         });
         scope.spawn(|| {
             let starved = head(&client, "POST /v1/messages HTTP/1.1", &length);
@@ -310,7 +310,8 @@ fn t04_a_cli_that_is_missing_or_is_not_the_real_one_is_refused_at_the_start() {
 
 #[test]
 fn t05_a_cli_that_misbehaves_ends_its_own_run_and_nothing_else() {
-    let server = Server::start(Options::with_double().with("GAOLER_RUNS__SILENCE_SECONDS", 3));
+    let server =
+        Server::start(Options::with_double().with("GAOLER_RUNS__SILENCE_SECONDS", 3 * environment().slower));
     let client = server.client();
     server.says("a", "hello");
     let baseline = server.baseline();

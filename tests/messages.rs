@@ -413,7 +413,7 @@ fn t07_the_upstreams_errors_keep_their_status() {
 
 #[test]
 fn t08_a_silent_upstream_ends_in_an_error_and_a_slow_one_does_not() {
-    let server = Server::start(Options::default().with("GAOLER_RUNS__SILENCE_SECONDS", 3));
+    let server = Server::start(Options::default().with("GAOLER_RUNS__SILENCE_SECONDS", 4));
     let client = server.client();
     let baseline = server.baseline();
     let silent = client.messages("a", &ask("SILENT:"));

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
-use support::{Options, PATIENCE, Server, ask, bearer, traces, until};
+use support::{Options, Server, ask, bearer, patience, traces, until};
 
 /// A certificate for `localhost` and its key, as files.
 struct Pair {
@@ -72,7 +72,7 @@ fn t01_a_listener_with_tls_answers_under_tls_and_not_otherwise() {
 
     // Without TLS there is no answer, and certainly not one of HTTP.
     let mut plain = TcpStream::connect(&server.address).expect("a connection");
-    plain.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+    plain.set_read_timeout(Some(patience())).expect("a timeout");
     plain.write_all(b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n").expect("sent");
     let mut heard = Vec::new();
     let _ = plain.read_to_end(&mut heard);
@@ -80,7 +80,7 @@ fn t01_a_listener_with_tls_answers_under_tls_and_not_otherwise() {
 
     // A client that says nothing is let go, and keeps nobody waiting meanwhile.
     let mut silent = TcpStream::connect(&server.address).expect("a connection");
-    silent.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+    silent.set_read_timeout(Some(patience())).expect("a timeout");
     let begun = Instant::now();
     assert!(curl(&server.address, &own.certificate, &[]).status.success());
     assert!(
@@ -152,7 +152,7 @@ fn t04_the_service_manager_is_told_when_tenants_may_come_and_when_not() {
     let by_name =
         SocketAddr::from_abstract_name(&name).and_then(|at| UnixDatagram::bind_addr(&at)).expect("a socket");
     for (socket, address) in [(by_path, path.display().to_string()), (by_name, format!("@{name}"))] {
-        socket.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+        socket.set_read_timeout(Some(patience())).expect("a timeout");
         let mut server = Server::start(Options::with_double().with("NOTIFY_SOCKET", &address));
         let heard = || {
             let mut text = [0; 256];

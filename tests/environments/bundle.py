@@ -1,7 +1,8 @@
 """Writes the OCI bundle of one environment: config.json, for crun and for runsc.
 
-usage: bundle.py ENVIRONMENT FOLDER [--kit DIR] [--rootfs DIR] [--profile FILE] [--add-cap CAP]... [--drop-cap CAP]...
-       [--cgroup ro|rw|host] [--unmask] [--read-only] [--env NAME=VALUE]... -- COMMAND...
+usage: bundle.py ENVIRONMENT FOLDER [--uid UID] [--kit DIR] [--rootfs DIR] [--profile FILE]
+       [--add-cap CAP]... [--drop-cap CAP]... [--cgroup ro|rw|host] [--unmask] [--read-only]
+       [--env NAME=VALUE]... -- COMMAND...
 FOLDER holds what may be written: tmp, state and home. The kit is seen inside as /opt/gaoler, read-only.
 It must never grant more than the environment's table here says: what a container lacks is what is tested.
 """
@@ -22,14 +23,14 @@ SETFCAP MAC_OVERRIDE MAC_ADMIN SYSLOG WAKE_ALARM BLOCK_SUSPEND AUDIT_READ""".spl
 MASKED = """/proc/acpi /proc/asound /proc/kcore /proc/keys /proc/latency_stats /proc/sched_debug /proc/scsi
 /proc/timer_list /proc/timer_stats /sys/firmware /sys/devices/virtual/powercap""".split()
 READ_ONLY = "/proc/bus /proc/fs /proc/irq /proc/sys /proc/sysrq-trigger".split()
-# uid, capabilities, whether privilege can be gained by execve, whether the runtime filters system calls.
+# uid (None: the one that is given), capabilities, whether privilege can be gained by execve, whether the runtime filters system calls.
 ENVIRONMENTS = {
     "docker-root": (0, DOCKER, True, True),
-    "docker-user": (1234, [], False, True),
+    "docker-user": (None, [], False, True),
     # Replaced by what deploy/compose.yaml says.
     "docker-kernel": (0, DOCKER, True, True),
     "gvisor-root": (0, ALL, True, False),
-    "gvisor-user": (1234, [], False, False),
+    "gvisor-user": (None, [], False, False),
 }
 
 
@@ -39,7 +40,7 @@ def arguments():
     parser = argparse.ArgumentParser()
     for name in ("environment", "folder"):
         parser.add_argument(name)
-    for name in ("--kit", "--rootfs"):
+    for name in ("--kit", "--rootfs", "--uid"):
         parser.add_argument(name)
     parser.add_argument("--profile", default=os.path.join(os.path.dirname(__file__), "docker.json"))
     for name in ("--add-cap", "--drop-cap"):
@@ -117,6 +118,7 @@ def main():
     given, command = arguments()
     given.folder = os.path.abspath(given.folder)
     uid, capabilities, gains, filtered = ENVIRONMENTS[given.environment]
+    uid = int(given.uid) if uid is None else uid
     if given.environment == "docker-kernel":
         gains = compose(given)
     # As Docker reads them: `ALL` dropped leaves what is added.

@@ -51,6 +51,8 @@ pub struct Environment {
     pub lists: bool,
     /// Whether tests are root.
     pub root_user: bool,
+    /// How many times longer than elsewhere anything may take: for an emulated processor.
+    pub slower: u32,
 }
 
 const KERNEL: Environment = Environment {
@@ -65,11 +67,13 @@ const KERNEL: Environment = Environment {
     full_proc: true,
     lists: true,
     root_user: true,
+    slower: 1,
 };
 
 /// Every environment of tests/environments/run.
-pub const ALL: [Environment; 7] = [
+pub const ALL: [Environment; 8] = [
     KERNEL,
+    Environment { name: "vm", slower: 10, ..KERNEL },
     Environment { name: "docker-kernel", ..KERNEL },
     Environment {
         name: "user",
@@ -122,6 +126,7 @@ pub const ALL: [Environment; 7] = [
         full_proc: false,
         lists: false,
         root_user: false,
+        slower: 1,
     },
 ];
 

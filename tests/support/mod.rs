@@ -24,18 +24,20 @@ pub use environment::{Environment, environment};
 pub use traces::Traces;
 
 /// How long anything may take before a test says that it hangs. Never a measurement.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub fn patience() -> Duration {
+    Duration::from_secs(60) * environment().slower
+}
 /// A pause between two looks at something that is not so yet.
 const LOOK: Duration = Duration::from_millis(10);
 
 /// Looks until something is so, and returns what the look gave.
 pub fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + patience();
     loop {
         if let Some(found) = look() {
             return found;
         }
-        assert!(Instant::now() < deadline, "not within {PATIENCE:?}: {what}");
+        assert!(Instant::now() < deadline, "not within {:?}: {what}", patience());
         std::thread::sleep(LOOK);
     }
 }
@@ -259,7 +261,7 @@ impl Server {
 
     /// A client of it.
     pub fn client(&self) -> Client {
-        Client { address: self.address.clone(), patience: PATIENCE }
+        Client { address: self.address.clone(), patience: patience() }
     }
 
     /// Asks as this tenant, and returns the text of the answer. Anything but a message fails the test.
@@ -322,7 +324,7 @@ impl Server {
 
     /// Waits until there is nothing but what was there before.
     pub fn settles_to(&self, baseline: &Traces) {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + patience();
         loop {
             let now = self.traces();
             if now == *baseline {

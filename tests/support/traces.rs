@@ -151,6 +151,7 @@ pub fn processes(supervisor: i32, uids: Uids) -> Vec<Process> {
         .collect();
     // Where all have one uid, an orphan is known by its parent alone: whoever is above us is none.
     let shared = environment().ids == Ids::Same;
+    let own = nix::unistd::getuid().as_raw();
     let mut above = BTreeSet::from([std::process::id().cast_signed()]);
     while let Some(next) = all.iter().find(|it| above.contains(&it.pid) && !above.contains(&it.parent)) {
         above.insert(next.parent);
@@ -161,7 +162,7 @@ pub fn processes(supervisor: i32, uids: Uids) -> Vec<Process> {
         let ours = |process: &&Process| {
             family.contains(&process.parent)
                 || uids.contains(process.uid)
-                || shared && process.parent == 1 && !above.contains(&process.pid)
+                || shared && process.uid == own && process.parent == 1 && !above.contains(&process.pid)
         };
         let more: Vec<i32> = all.iter().filter(ours).map(|process| process.pid).collect();
         family.extend(more);
