@@ -198,7 +198,7 @@ mod tests {
         for line in text.lines() {
             let words: Vec<&str> = line.split_whitespace().collect();
             match words[..] {
-                ["tier:" | "tier", name] => tier = tier.or(Tier::from_name(name)),
+                ["tier:", name, ..] => tier = Tier::from_name(name.trim_end_matches(',')),
                 [name, state, ..] => {
                     let state = LayerState::ALL.iter().copied().find(|it| it.name() == state);
                     if let (Some(name), Some(state)) = (LayerName::from_name(name), state)
