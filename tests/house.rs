@@ -14,8 +14,8 @@ const PRIVILEGED_MAY_USE: [&str; 10] =
     ["landlock", "libc", "nix", "rand", "serde", "sha2", "tempfile", "toml", "tracing", "zerocopy"];
 /// What their build scripts may use: it reads the policies and writes constants, and is never linked.
 const PRIVILEGED_MAY_BUILD_WITH: [&str; 1] = ["gaoler-policies"];
-/// One person can read this much in an afternoon.
-const PRIVILEGED_LINES_MAX: usize = 4800;
+/// One person can read this much in two afternoons.
+const PRIVILEGED_LINES_MAX: usize = 6700;
 /// Where `unsafe` may stand.
 const UNSAFE_MAY_STAND_IN: [&str; 2] = ["supervisor/sys/src/", "tests/probe/"];
 /// Crate roots that must forbid it.
@@ -105,7 +105,7 @@ fn all_that_the_supervisor_links_of_this_house_is_counted() {
 /// use (policies/src): they run as whoever builds gaoler, read this repository alone, and are not in the
 /// program. What they write is tables of numbers and strings, whose source is policies/*.toml.
 #[test]
-fn privileged_code_is_an_afternoons_reading() {
+fn privileged_code_is_two_afternoons_reading() {
     let lines: BTreeMap<String, usize> = sources()
         .into_iter()
         .filter(|(path, _)| path.starts_with("supervisor/") && path.contains("/src/"))
