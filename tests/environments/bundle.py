@@ -7,6 +7,7 @@ FOLDER holds what may be written: tmp, state and home. The kit is seen inside as
 It must never grant more than the environment's table here says: what a container lacks is what is tested.
 """
 import argparse
+import errno
 import json
 import os
 import platform
@@ -29,6 +30,8 @@ ENVIRONMENTS = {
     "docker-user": (None, [], False, True),
     # Replaced by what deploy/compose.yaml says.
     "docker-kernel": (0, DOCKER, True, True),
+    # The same with a kernel from before the calls that mount by descriptor.
+    "docker-old": (0, DOCKER, True, True),
     "gvisor-root": (0, ALL, True, False),
     "gvisor-user": (None, [], False, False),
 }
@@ -93,6 +96,20 @@ def compose(given):
     return security["no-new-privileges"] != "true"
 
 
+def older(profile, folder):
+    """The profile of a kernel that does not have the calls of 5.2 and 5.12 for mounts."""
+    absent = ["open_tree", "move_mount", "mount_setattr", "fsopen", "fsconfig", "fsmount", "fspick"]
+    with open(profile) as opened:
+        profile = json.load(opened)
+    for rule in profile["syscalls"]:
+        rule["names"] = [name for name in rule["names"] if name not in absent]
+    profile["syscalls"].append({"names": absent, "action": "SCMP_ACT_ERRNO", "errnoRet": errno.ENOSYS})
+    path = os.path.join(folder, "older.json")
+    with open(path, "w") as opened:
+        json.dump(profile, opened)
+    return path
+
+
 def mount(kind, place, source, *options):
     return {"type": kind, "destination": place, "source": source, "options": list(options)}
 
@@ -119,8 +136,10 @@ def main():
     given.folder = os.path.abspath(given.folder)
     uid, capabilities, gains, filtered = ENVIRONMENTS[given.environment]
     uid = int(given.uid) if uid is None else uid
-    if given.environment == "docker-kernel":
+    if given.environment in ("docker-kernel", "docker-old"):
         gains = compose(given)
+    if given.environment == "docker-old":
+        given.profile = older(given.profile, given.folder)
     # As Docker reads them: `ALL` dropped leaves what is added.
     kept = [] if "ALL" in given.drop_cap else ["CAP_" + name for name in capabilities]
     capabilities = [name for name in kept if name not in given.drop_cap] + given.add_cap

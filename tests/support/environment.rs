@@ -71,10 +71,17 @@ const KERNEL: Environment = Environment {
 };
 
 /// Every environment of tests/environments/run.
-pub const ALL: [Environment; 8] = [
+pub const ALL: [Environment; 9] = [
     KERNEL,
     Environment { name: "vm", slower: 10, ..KERNEL },
     Environment { name: "docker-kernel", ..KERNEL },
+    Environment {
+        name: "docker-old",
+        tier: "namespaces",
+        root: Root::Covered,
+        ids: Ids::Tenant,
+        ..KERNEL
+    },
     Environment {
         name: "user",
         tier: "namespaces",
