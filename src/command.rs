@@ -335,7 +335,7 @@ mod tests {
             (&["gaoler", "serve", "--no-such-flag"], 2),
             (&["gaoler", "serve", "--level", "lax"], 2),
             (&["gaoler", "serve", "--level", "developer"], 2),
-            (&["gaoler", "serve", "--minimum", "uid"], 2),
+            (&["gaoler", "serve", "--minimum", "lax"], 2),
             (&["gaoler", "serve", "--listen", "0.0.0.0:1"], 2),
             (&["gaoler", "doctor", "--nope"], 2),
             (&["gaoler", "exec"], 125),

@@ -327,7 +327,6 @@ fn t05_a_cli_that_misbehaves_ends_its_own_run_and_nothing_else() {
         ("BYTES", 500, "cli_garbage"),
         ("FLOOD", 500, "output_limit"),
         ("NOISE", 500, "output_limit"),
-        ("STDERR FLOOD", 500, "output_limit"),
         ("LONG: 100", 500, "cli_garbage"),
     ];
     let all: Vec<_> = rows.iter().flat_map(|row| [(row, false), (row, true)]).collect();
@@ -364,6 +363,10 @@ fn t05_a_cli_that_misbehaves_ends_its_own_run_and_nothing_else() {
     }
     // These are no faults of the run: it ends well.
     assert_eq!(server.says("a", "STDERR"), "[embedded] double: it is said");
+    // By itself: beside the floods above, a debug build is longer at decoding those than the silence that it allows.
+    let flooded = client.messages("a", &ask("STDERR FLOOD"));
+    let code = flooded.json()["error"]["details"]["error_code"].clone();
+    assert_eq!((flooded.status, code), (500, json!("output_limit")), "{flooded:?}");
     assert_eq!(server.says("a", "CHILD"), "[embedded] double: with a child");
     let lies = client.messages("a", &{
         let mut body = ask("LIES");

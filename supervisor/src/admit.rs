@@ -14,6 +14,8 @@ pub struct Situation {
     pub runs: usize,
     /// Runs that may be at the same time.
     pub runs_max: usize,
+    /// Another tenant has a run, on a host that lets one tenant run at a time.
+    pub another: bool,
     /// No new runs.
     pub draining: bool,
     /// The self-test is under way: its runs alone are permitted, and only now.
@@ -59,7 +61,7 @@ pub fn admit(spawn: &Spawn, now: Situation, clamp: impl FnOnce(&Limits) -> Limit
     if spawn.level > now.level_maximum {
         return Verdict::Refuse(Refusal::LevelUnavailable);
     }
-    if now.runs >= now.runs_max {
+    if now.runs >= now.runs_max || now.another {
         return Verdict::Refuse(Refusal::Busy);
     }
     Verdict::Admit(clamp(&spawn.limits))
@@ -94,6 +96,7 @@ mod tests {
         level_maximum: Level::Balanced,
         runs: 0,
         runs_max: 1,
+        another: false,
         draining: false,
         proving: false,
         known: false,
@@ -109,6 +112,7 @@ mod tests {
         let hostile = |why| Verdict::Hostile(why);
         check("plain", spawn(), NOW, Verdict::Admit(LIMITS));
         check("full", spawn(), Situation { runs: 1, ..NOW }, Verdict::Refuse(Refusal::Busy));
+        check("another tenant", spawn(), Situation { another: true, ..NOW }, Verdict::Refuse(Refusal::Busy));
         check("draining", spawn(), Situation { draining: true, ..NOW }, Verdict::Refuse(Refusal::Draining));
         let looser = Spawn { level: Level::Developer, ..spawn() };
         check("looser level", looser, NOW, Verdict::Refuse(Refusal::LevelUnavailable));

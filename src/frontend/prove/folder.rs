@@ -19,12 +19,15 @@ const WRITTEN_BY_COMMAND: &str = "/var/tmp/gaoler-outside-written.txt";
 /// The mode of such a run.
 pub const PERMISSION_MODE: &str = "acceptEdits";
 
+/// Whether an answer is as it must be.
+pub type Holds = fn(&str) -> bool;
+
 /// One prompt, what its answer must be, and the check that fails where it is not.
 pub struct Trial {
     /// What the run is asked.
     pub prompt: String,
     /// Whether the answer is as it must be.
-    pub holds: fn(&str) -> bool,
+    pub holds: Holds,
     /// What has failed where it is not.
     pub check: Check,
 }
@@ -46,7 +49,7 @@ pub fn trials(rules: Rules) -> Vec<Trial> {
     let edit = |path: &str| call("Edit", &json!({ "file_path": path, "old_string": "", "new_string": "x" }));
     let find =
         |path: &str| call("Grep", &json!({ "pattern": "CANARY", "path": path, "output_mode": "content" }));
-    let rows: [(String, fn(&str) -> bool, Check); 17] = [
+    let rows: [(String, Holds, Check); 17] = [
         (format!("/cost @{CANARY_FILE} @{OUTSIDE} USERRAW?"), slash, Check::Slash),
         (format!("@{CANARY_FILE} @{OUTSIDE} USERRAW?"), unattached, Check::Attachment),
         ("SYSTEM?".into(), |said| said.contains(CANARY_SYSTEM) && uninstructed(said), Check::System),

@@ -48,6 +48,9 @@ sections! {
     Isolation {
         /// The weakest tier that gaoler may start with: kernel, namespaces, uid or directory.
         minimum: String = "kernel".into(),
+        /// On a host of the tier directory: different tenants may have runs at the same time, with nothing but the
+        /// CLI's own rules, and Landlock where it is there, between them.
+        tenants_together: bool = false,
     }
 
     /// How strict runs are.

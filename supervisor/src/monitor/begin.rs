@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use gaoler_protocol::{
     CREDENTIAL_BYTES_MAX, Conversation, Kind, Message, OPTIONS_BYTES_MAX, Placeholder, Refusal, Refused,
-    Spawn, TenantKey,
+    Spawn, TenantKey, Tier,
 };
 use gaoler_sys::{memfd, mount, process};
 use nix::fcntl::OFlag;
@@ -28,7 +28,11 @@ impl Monitor {
         let permitted = if self.host.mode == Mode::Exec { Kind::Exec } else { Kind::Cli };
         let wanted = if spawn.kind == Kind::Cli { 2 } else { 1 };
         let sealed = |fd: &OwnedFd, max| memfd::is_sealed(fd, max);
+        let tenant = (!spawn.ephemeral).then(|| TenantId::of(&spawn.tenant));
+        // One that is late with its end may still have a process, and counts.
+        let alone = self.plan.tier == Tier::Directory && !self.host.settings.isolation.tenants_together;
         let now = Situation {
+            another: alone && self.runs.iter().any(|run| run.tenant != tenant),
             permitted,
             level_maximum: self.host.levels.maximum,
             runs: self.runs.iter().filter(|run| !run.quarantined).count(),
@@ -49,7 +53,6 @@ impl Monitor {
             }
             Verdict::Hostile(why) => return self.hostile(why),
         };
-        let tenant = (!spawn.ephemeral).then(|| TenantId::of(&spawn.tenant));
         spawn.tenant = TenantKey([0; 32]);
         let Ok(secret) = process::random() else { return self.stop(1, "no_random_bytes") };
         let mut run = Run::new(spawn, tenant, limits, Placeholder(secret));
