@@ -54,7 +54,7 @@ pub struct Environment {
     pub one_start: bool,
     /// Whether tests are root.
     pub root_user: bool,
-    /// How many times longer than elsewhere anything may take: for an emulated processor.
+    /// How many times longer than elsewhere anything may take: for gVisor under ptrace, and an emulated processor.
     pub slower: u32,
 }
 
@@ -117,6 +117,7 @@ pub const ALL: [Environment; 8] = [
         full_proc: false,
         lists: false,
         one_start: true,
+        slower: 3,
         ..KERNEL
     },
     Environment {
@@ -132,7 +133,7 @@ pub const ALL: [Environment; 8] = [
         lists: false,
         one_start: true,
         root_user: false,
-        slower: 1,
+        slower: 3,
     },
 ];
 
