@@ -130,7 +130,7 @@ pub fn run(mode: Mode, inside: bool) -> Result<u8, Fault> {
     let mut uids = Uids::open(&uids_file, settings.uids.run).doing("open the state's uids")?;
     // Held while it is tried, so that no other supervisor's run has it.
     let tried = uids.take().ok_or_else(|| Fault::new("take a run's uid", "the range is used up"))?;
-    let layers = layers::probe(state.as_fd(), uids.uid(&tried));
+    let layers = layers::probe(state.as_fd(), &settings.state.dir, uids.uid(&tried));
     let plan = Plan::of(&layers.rows.iter().collect::<Vec<_>>(), inside);
     let layers = shown(layers, inside);
     if let (Mode::Doctor, Some(peer)) = (mode, &peer) {
@@ -303,7 +303,7 @@ fn look(settings: &Settings) -> Result<Layers, Fault> {
     let dir = std::env::temp_dir().join(format!("gaoler-doctor-{}", std::process::id()));
     let made = DirBuilder::new().mode(0o700).create(&dir);
     made.doing(format!("make the folder {}, to try layers in", dir.display()))?;
-    let layers = folder(&dir).map(|folder| layers::probe(folder.as_fd(), settings.uids.run[0]));
+    let layers = folder(&dir).map(|folder| layers::probe(folder.as_fd(), &dir, settings.uids.run[0]));
     fs::remove_dir(&dir).doing("remove the folder that layers were tried in")?;
     layers
 }

@@ -1,14 +1,16 @@
 //! What this host really enforces: each layer is tried in a throw-away child, and judged by what happened.
 //! It must never believe a return code where the effect can be seen, and never leave anything behind.
 
+use std::ffi::CString;
 use std::fs::File;
 use std::io::{Error, Result, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::linux::net::SocketAddrExt;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::{SocketAddr as SocketName, UnixListener, UnixStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use gaoler_policy::landlock::{self, ABI_IOCTL, ABI_MINIMUM, ABI_SCOPES, ABI_TCP};
@@ -93,9 +95,9 @@ const ATTEMPTS: &[(LayerName, i32, Attempt)] = &[
     }),
     (LayerName::Capabilities, 0, capabilities_hold),
     (LayerName::Rlimits, 0, rlimits_hold),
-    (LayerName::TmpfsSize, libc::CLONE_NEWNS, |_| {
-        own_tmpfs()?;
-        Ok(is(std::fs::write("/tmp/full", [0; 131_072]), Errno::ENOSPC))
+    (LayerName::TmpfsSize, libc::CLONE_NEWNS, |bench| {
+        let place = own_tmpfs(bench)?;
+        Ok(is(std::fs::write(place.join("full"), [0; 131_072]), Errno::ENOSPC))
     }),
     (LayerName::ParentDeath, 0, parent_death_holds),
     (LayerName::Openat2, 0, openat2_holds),
@@ -116,12 +118,12 @@ const ATTEMPTS: &[(LayerName, i32, Attempt)] = &[
     (LayerName::PeerCredentials, 0, peers_hold),
 ];
 
-/// Tries every layer. `state` is a folder in which two files may be made for a moment, `uid` and the one
+/// Tries every layer. `state` is a folder (at `path`) in which files may be made for a moment, `uid` and the one
 /// after it are run uids that nobody uses. The process must have one thread.
 #[must_use]
-pub fn probe(state: BorrowedFd<'_>, uid: u32) -> Layers {
+pub fn probe(state: BorrowedFd<'_>, path: &Path, uid: u32) -> Layers {
     let bench = Bench {
-        ground: Ground::make(state, uid),
+        ground: Ground::make(state, path, uid),
         door: door(),
         landlock: landlock::abi(),
         segment: probe::Segment::make(),
@@ -157,7 +159,8 @@ fn row(name: LayerName, seen: Seen) -> LayerRow {
 
 /// What one attempt showed. A mount or a name that shows outside of the child that made it is none of its own.
 fn seen(flags: i32, bench: &Bench, attempt: Attempt) -> Seen {
-    let mounted = || std::fs::metadata("/tmp").map(|found| found.dev()).ok();
+    let place = bench.ground.as_ref().map(|ground| ground.place.as_path()).unwrap_or(Path::new("/"));
+    let mounted = || std::fs::metadata(place).map(|found| found.dev()).ok();
     let named = || nix::unistd::gethostname().ok();
     let (mount, name) = (mounted(), named());
     let seen = watch(forked(flags, || attempt(bench)));
@@ -165,7 +168,7 @@ fn seen(flags: i32, bench: &Bench, attempt: Attempt) -> Seen {
         // One attempt mounts at most twice. What is below is taken away as long as it is not what was there.
         for _ in 0..4 {
             if mount != mounted() {
-                let _ = umount2("/tmp", MntFlags::MNT_DETACH);
+                let _ = umount2(place, MntFlags::MNT_DETACH);
             }
         }
         return Seen::Refused(0);
@@ -254,17 +257,21 @@ struct Ground {
     state: OwnedFd,
     name: String,
     folder: OwnedFd,
+    /// Where attempts mount, by its path.
+    place: PathBuf,
     uid: u32,
 }
 
 impl Ground {
-    fn make(state: BorrowedFd<'_>, uid: u32) -> Result<Ground> {
+    fn make(state: BorrowedFd<'_>, path: &Path, uid: u32) -> Result<Ground> {
         let state = state.try_clone_to_owned()?;
         let name = format!("gaoler-probe-{}", std::process::id());
         mkdirat(&state, name.as_str(), Mode::S_IRWXU)?;
         let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW;
         let folder = openat(&state, name.as_str(), flags, Mode::empty())?;
-        let ground = Ground { state, name, folder, uid };
+        let place = path.join(&name).join("place");
+        let ground = Ground { state, name, folder, place, uid };
+        mkdirat(&ground.folder, "place", Mode::S_IRWXU)?;
         // The run uid must get as far as the files, whatever the umask.
         fchmod(&ground.folder, Mode::from_bits_truncate(0o711))?;
         for file in ["own", "other"] {
@@ -283,14 +290,15 @@ impl Ground {
         openat(&self.folder, file, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())
     }
 
-    /// Shows this folder on /tmp of a mount namespace of this child's own.
+    /// Shows this folder at its place in a mount namespace of this child's own.
     fn show(&self, attributes: Attributes<'_>) -> Result<()> {
         // The copy is made before the namespace is left: a folder of another namespace gives EINVAL.
         let tree = clone_tree(self.folder.as_fd(), false)?;
         restrict(tree.as_fd(), attributes, false)?;
         unshare(CloneFlags::CLONE_NEWNS)?;
-        own_tmpfs()?;
-        attach(tree.as_fd(), c"/tmp")
+        tmpfs_at(&self.place)?;
+        let place = CString::new(self.place.as_os_str().as_bytes())?;
+        attach(tree.as_fd(), &place)
     }
 }
 
@@ -299,6 +307,7 @@ impl Drop for Ground {
         for file in ["own", "other"] {
             let _ = unlinkat(&self.folder, file, UnlinkatFlags::NoRemoveDir);
         }
+        let _ = unlinkat(&self.folder, "place", UnlinkatFlags::RemoveDir);
         let _ = unlinkat(&self.state, self.name.as_str(), UnlinkatFlags::RemoveDir);
     }
 }
@@ -348,20 +357,26 @@ fn cgroup_namespace() -> Option<PathBuf> {
     std::fs::read_link("/proc/self/ns/cgroup").ok()
 }
 
-/// A small tmpfs on /tmp of a mount namespace of our own. Where mounts cannot be made private (EINVAL), they
-/// must not show outside either: [`seen`] looks.
-fn own_tmpfs() -> Result<()> {
+/// A small tmpfs in a mount namespace of our own, at a place of ours: some hosts make the namespace, and mounts show
+/// outside all the same. [`seen`] looks.
+fn own_tmpfs(bench: &Bench) -> Result<&Path> {
+    let place = &made(&bench.ground)?.place;
+    tmpfs_at(place).map(|()| place.as_path())
+}
+
+fn tmpfs_at(place: &Path) -> Result<()> {
     let none: Option<&str> = None;
+    // Where mounts cannot be made private (EINVAL), they must not show outside either.
     match mount(none, "/", none, MsFlags::MS_PRIVATE | MsFlags::MS_REC, none) {
         Ok(()) | Err(Errno::EINVAL) => {}
         Err(errno) => return Err(errno.into()),
     }
-    Ok(mount(Some("gaoler"), "/tmp", Some("tmpfs"), MsFlags::MS_NOSUID, Some("size=64k"))?)
+    Ok(mount(Some("gaoler"), place, Some("tmpfs"), MsFlags::MS_NOSUID, Some("size=64k"))?)
 }
 
-fn mount_namespace_holds(_: &Bench) -> Result<bool> {
-    own_tmpfs()?;
-    Ok(std::fs::write("/tmp/own", "").is_ok() && std::fs::read_dir("/tmp")?.count() == 1)
+fn mount_namespace_holds(bench: &Bench) -> Result<bool> {
+    let place = own_tmpfs(bench)?;
+    Ok(std::fs::write(place.join("own"), "").is_ok() && std::fs::read_dir(place)?.count() == 1)
 }
 
 fn chroot_holds(_: &Bench) -> Result<bool> {
@@ -370,32 +385,32 @@ fn chroot_holds(_: &Bench) -> Result<bool> {
     Ok(is(File::open("/proc"), Errno::ENOENT) && File::open("/self/status").is_ok())
 }
 
-fn bind_holds(_: &Bench) -> Result<bool> {
-    own_tmpfs()?;
+fn bind_holds(bench: &Bench) -> Result<bool> {
+    let folder = own_tmpfs(bench)?.join("a");
     let none: Option<&str> = None;
-    std::fs::create_dir_all("/tmp/a")?;
-    mount(Some("/tmp/a"), "/tmp/a", none, MsFlags::MS_BIND, none)?;
+    std::fs::create_dir(&folder)?;
+    mount(Some(&folder), &folder, none, MsFlags::MS_BIND, none)?;
     let only_read = MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
-    mount(none, "/tmp/a", none, only_read, none)?;
-    Ok(is(std::fs::write("/tmp/a/b", ""), Errno::EROFS))
+    mount(none, &folder, none, only_read, none)?;
+    Ok(is(std::fs::write(folder.join("b"), ""), Errno::EROFS))
 }
 
 /// Our own entry must be gone for somebody else, whom we become: a host may take the option and ignore it.
 fn hidepid_holds(bench: &Bench) -> Result<bool> {
-    own_tmpfs()?;
-    let options = Some("hidepid=invisible");
-    mount(Some("proc"), "/tmp", Some("proc"), MsFlags::MS_NOSUID, options)?;
+    let place = own_tmpfs(bench)?;
+    mount(Some("proc"), place, Some("proc"), MsFlags::MS_NOSUID, Some("hidepid=invisible"))?;
+    let proc = File::open(place)?;
     let child = forked(0, || {
         become_run(made(&bench.ground)?.uid)?;
-        Ok(is(File::open("/tmp/1/stat"), Errno::ENOENT))
+        let hidden = openat(&proc, "1/stat", OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty());
+        Ok(hidden.err() == Some(Errno::ENOENT))
     });
     // Without another uid there is nobody to hide from.
     Ok(watch(child) == Seen::Held)
 }
 
-fn pivot_holds(_: &Bench) -> Result<bool> {
-    own_tmpfs()?;
-    nix::unistd::chdir("/tmp")?;
+fn pivot_holds(bench: &Bench) -> Result<bool> {
+    nix::unistd::chdir(own_tmpfs(bench)?)?;
     nix::unistd::pivot_root(".", ".")?;
     umount2(".", MntFlags::MNT_DETACH)?;
     nix::unistd::chdir("/")?;
@@ -432,7 +447,7 @@ fn shield_holds(bench: &Bench) -> Result<bool> {
 
 fn mount_api_holds(bench: &Bench) -> Result<bool> {
     made(&bench.ground)?.show(Attributes { read_only: true, ..Attributes::default() })?;
-    Ok(is(File::create("/tmp/own"), Errno::EROFS))
+    Ok(is(File::create(made(&bench.ground)?.place.join("own")), Errno::EROFS))
 }
 
 fn idmap_holds(bench: &Bench) -> Result<bool> {
@@ -441,13 +456,13 @@ fn idmap_holds(bench: &Bench) -> Result<bool> {
     let map = namespaces::user(File::open("/proc")?.as_fd(), ground.uid, ground.uid + 1);
     let map = map.map_err(|fault| fault.error)?;
     ground.show(Attributes { idmap: Some(map.as_fd()), ..Attributes::default() })?;
-    Ok(std::fs::metadata("/tmp/own")?.uid() == ground.uid + 1)
+    Ok(std::fs::metadata(ground.place.join("own"))?.uid() == ground.uid + 1)
 }
 
-fn proc_holds(_: &Bench) -> Result<bool> {
-    own_tmpfs()?;
-    mount(Some("proc"), "/tmp", Some("proc"), MsFlags::MS_NOSUID, None::<&str>)?;
-    let names = std::fs::read_dir("/tmp")?.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+fn proc_holds(bench: &Bench) -> Result<bool> {
+    let place = own_tmpfs(bench)?;
+    mount(Some("proc"), place, Some("proc"), MsFlags::MS_NOSUID, None::<&str>)?;
+    let names = std::fs::read_dir(place)?.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
     let pids: Vec<String> = names.filter(|name| name.bytes().all(|byte| byte.is_ascii_digit())).collect();
     Ok(pids == ["1"])
 }
