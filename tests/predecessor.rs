@@ -110,7 +110,7 @@ fn t63_file_permissions() {
     let said = ran(
         &server,
         "alice",
-        "for at in $PWD ~ ${TMPDIR:-/tmp}; do find $at -maxdepth 0 -printf '%p %m\n'; done; find ~ -name .credentials.json",
+        "for at in $PWD ~ ${TMPDIR:-/tmp}; do /usr/bin/find $at -maxdepth 0 -printf '%p %m\n'; done; /usr/bin/find ~ -name .credentials.json",
     );
     let place = server.workspace("alice");
     let mut private = vec![format!("{place} 700")];

@@ -169,6 +169,7 @@ def main():
     ]
     # An image is run as it is: nothing is made in it, and its own places must do.
     if not given.rootfs:
+        mounts.append(bind(os.path.join(given.folder, "var-tmp"), "/var/tmp", "rw"))
         mounts.append(bind(os.path.join(given.folder, "home"), "/home/user", "rw"))
     sets = ("bounding", "effective", "permitted") if uid == 0 else ("bounding",)
     if gvisor:

@@ -48,10 +48,13 @@ pub struct Environment {
     /// Whether /proc shows what the counts in traces.rs are made of (gVisor's has no locks, NSpid or mnt).
     pub full_proc: bool,
     /// Whether `ls` and `stat` of coreutils work: Debian's gVisor refuses a flag of statx(2) that they use.
+    /// So does the `find` that the CLI puts in front of GNU's.
     pub lists: bool,
+    /// Whether only one server may start at a time.
+    pub one_start: bool,
     /// Whether tests are root.
     pub root_user: bool,
-    /// How many times longer than elsewhere anything may take: for an emulated processor.
+    /// How many times longer than elsewhere anything may take: for gVisor under ptrace, and an emulated processor.
     pub slower: u32,
 }
 
@@ -66,6 +69,7 @@ const KERNEL: Environment = Environment {
     cgroups: true,
     full_proc: true,
     lists: true,
+    one_start: false,
     root_user: true,
     slower: 1,
 };
@@ -119,6 +123,8 @@ pub const ALL: [Environment; 9] = [
         cgroups: false,
         full_proc: false,
         lists: false,
+        one_start: true,
+        slower: 3,
         ..KERNEL
     },
     Environment {
@@ -132,8 +138,9 @@ pub const ALL: [Environment; 9] = [
         cgroups: false,
         full_proc: false,
         lists: false,
+        one_start: true,
         root_user: false,
-        slower: 1,
+        slower: 3,
     },
 ];
 
@@ -150,7 +157,7 @@ pub fn environment() -> Environment {
 impl Environment {
     /// The command that prints the names in the current folder, one a line.
     pub fn list(&self) -> &'static str {
-        if self.lists { "ls -A" } else { "find . -mindepth 1 -maxdepth 1 -printf '%P\\n' | sort" }
+        if self.lists { "ls -A" } else { "/usr/bin/find . -mindepth 1 -maxdepth 1 -printf '%P\\n' | sort" }
     }
 
     /// The agent's uid as itself sees it, where that is not the host's matter.

@@ -240,6 +240,11 @@ impl Server {
         let log = folder.path().join("stderr");
         let stderr = File::create(&log).expect("a log");
         let mut command = options.command(&state);
+        // gVisor takes a mount namespace and keeps one table of mounts: what one start tries shows in another's.
+        let alone = File::create(std::env::temp_dir().join("gaoler-test-start")).expect("a lock");
+        if environment().one_start {
+            alone.lock().expect("locked");
+        }
         let mut child = command.stdout(Stdio::piped()).stderr(stderr).spawn().expect("gaoler");
         // The line comes within a second, or the process ends and the pipe with it; nextest ends a hang.
         let mut line = String::new();
