@@ -27,7 +27,7 @@ use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::socket::getsockopt;
 use nix::sys::socket::sockopt::PeerCredentials;
-use nix::sys::stat::{Mode, fchmod, mkdirat};
+use nix::sys::stat::{FchmodatFlags, Mode, fchmod, fchmodat, mkdirat};
 use nix::unistd::{Gid, Pid, Uid, UnlinkatFlags, fchownat, unlinkat};
 
 use crate::cgroup::Cgroups;
@@ -315,6 +315,17 @@ impl Drop for Ground {
 fn uid_holds(bench: &Bench) -> Result<bool> {
     let ground = made(&bench.ground)?;
     ground.give()?;
+    // The rights that go with another uid are needed too: over its files, and over its processes.
+    fchmodat(&ground.folder, "own", Mode::from_bits_truncate(0o600), FchmodatFlags::FollowSymlink)?;
+    let sleeper = forked(0, || {
+        become_run(ground.uid)?;
+        std::thread::sleep(2 * PATIENCE);
+        Ok(true)
+    })?;
+    // Not before it is somebody else.
+    std::thread::sleep(Duration::from_millis(20));
+    kill(Pid::from_raw(sleeper), Signal::SIGKILL)?;
+    wait(sleeper, 0)?;
     become_run(ground.uid)?;
     ground.read("own")?;
     Ok(ground.read("other").err() == Some(Errno::EACCES))
@@ -426,8 +437,11 @@ fn peers_hold(bench: &Bench) -> Result<bool> {
         become_run(uid)?;
         UnixStream::connect_addr(&name)?;
         Ok(true)
-    })?;
-    wait(child, 0)?;
+    });
+    match watch(child) {
+        Seen::Held => {}
+        Seen::Refused(errno) => return Err(Error::from_raw_os_error(errno.into())),
+    }
     door.set_nonblocking(true)?;
     let (peer, _) = door.accept()?;
     Ok(getsockopt(&peer, PeerCredentials)?.uid() == uid)
@@ -447,6 +461,8 @@ fn shield_holds(bench: &Bench) -> Result<bool> {
 
 fn mount_api_holds(bench: &Bench) -> Result<bool> {
     made(&bench.ground)?.show(Attributes { read_only: true, ..Attributes::default() })?;
+    // To copy a mount of another namespace, that one is entered, which takes a right of its own.
+    setns(File::open("/proc/self/ns/mnt")?, CloneFlags::CLONE_NEWNS)?;
     Ok(is(File::create(made(&bench.ground)?.place.join("own")), Errno::EROFS))
 }
 

@@ -79,13 +79,7 @@ pub const ALL: [Environment; 9] = [
     KERNEL,
     Environment { name: "vm", slower: 10, ..KERNEL },
     Environment { name: "docker-kernel", ..KERNEL },
-    Environment {
-        name: "docker-old",
-        tier: "namespaces",
-        root: Root::Covered,
-        ids: Ids::Tenant,
-        ..KERNEL
-    },
+    Environment { name: "docker-old", tier: "namespaces", root: Root::Covered, ids: Ids::Tenant, ..KERNEL },
     Environment {
         name: "user",
         tier: "namespaces",

@@ -79,7 +79,8 @@ impl Monitor {
         }
     }
 
-    /// What is a process's own: programs and libraries are everybody's. Some hosts tell only the whole.
+    /// What is a process's own: programs and libraries are everybody's. Some hosts tell only the whole, in which the
+    /// CLI's own program is counted for each of its helpers: there half of it is taken.
     fn memory(&self, member: &family::Member) -> u64 {
         let status =
             read_at(self.host.proc_fd.as_fd(), &format!("{}/status", member.pid)).unwrap_or_default();
@@ -88,7 +89,7 @@ impl Monitor {
         };
         match (kib("RssAnon:"), kib("RssShmem:")) {
             (Some(own), shared) => (own + shared.unwrap_or(0)) << 10,
-            _ => member.pages * 4096,
+            _ => member.pages * 4096 / 2,
         }
     }
 
