@@ -47,7 +47,8 @@ Unknown keys end the command. A key such as isolation.minimum is written
   minimum = \"kernel\"
   GAOLER_ISOLATION__MINIMUM=kernel        in the environment
 
-  isolation.minimum     kernel            the weakest tier to start with; only kernel in this release
+  isolation.minimum     kernel            the weakest tier to start with: kernel, namespaces, uid, directory
+  isolation.tenants_together  false       tier directory: runs of different tenants at a time
   level.default         balanced          how strict runs are: paranoid, balanced or developer
   level.maximum         balanced          the loosest that a request may get
   level.file                              a file of yours that changes one level's limits, hosts, env, visible
