@@ -74,8 +74,6 @@ names! {
         Cage = 1, "cage";
         /// Nothing else keeps tenants apart: file tools inside the workspace, and no command.
         Directory = 2, "directory";
-        /// The same, with commands in the CLI's own sandbox.
-        DirectorySandboxed = 3, "directory_sandboxed";
     }
 }
 
