@@ -12,6 +12,9 @@ use crate::fault::Fault;
 use crate::log::event;
 use crate::run::{Phase, Run};
 
+/// How long the frontend may take to tell clients that their runs were ended by a drain.
+const LAST_WORD: Duration = Duration::from_secs(1);
+
 impl Monitor {
     pub(super) fn deadlines(&mut self) {
         let now = Instant::now();
@@ -39,8 +42,19 @@ impl Monitor {
             && self.status.is_none()
             && now >= until
         {
-            // Whoever still runs has had the grace.
-            self.stop(0, "drained");
+            // Whoever still runs has had the grace. Its client is told so, which takes the frontend a moment more.
+            let lasting = |run: &&mut Run| !matches!(run.phase, Phase::Ending(_));
+            let mut ended = 0;
+            for run in self.runs.iter_mut().filter(lasting) {
+                run.ends(Reason::Drained, 0, 0);
+                run.refuse(Refusal::Draining, 0, 0);
+                end(run);
+                ended += 1;
+            }
+            match ended {
+                0 => self.stop(0, "drained"),
+                _ => self.stage = Stage::Draining(now + TEARDOWN + LAST_WORD),
+            }
         }
     }
 
