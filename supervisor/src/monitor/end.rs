@@ -43,19 +43,23 @@ impl Monitor {
             && now >= until
         {
             // Whoever still runs has had the grace. Its client is told so, which takes the frontend a moment more.
-            let lasting = |run: &&mut Run| !matches!(run.phase, Phase::Ending(_));
-            let mut ended = 0;
-            for run in self.runs.iter_mut().filter(lasting) {
-                run.ends(Reason::Drained, 0, 0);
-                run.refuse(Refusal::Draining, 0, 0);
-                end(run);
-                ended += 1;
-            }
-            match ended {
-                0 => self.stop(0, "drained"),
-                _ => self.stage = Stage::Draining(now + TEARDOWN + LAST_WORD),
+            match self.end_runs() {
+                true => self.stage = Stage::Draining(now + TEARDOWN + LAST_WORD),
+                false => self.stop(0, "drained"),
             }
         }
+    }
+
+    /// Ends every run. Whether one of them would have gone on.
+    pub(super) fn end_runs(&mut self) -> bool {
+        let mut lasting = false;
+        for run in &mut self.runs {
+            lasting |= !matches!(run.phase, Phase::Ending(_));
+            run.ends(Reason::Drained, 0, 0);
+            run.refuse(Refusal::Draining, 0, 0);
+            end(run);
+        }
+        lasting
     }
 
     /// One step of every teardown under way.
