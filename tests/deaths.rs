@@ -251,6 +251,24 @@ fn t07_a_run_that_outlasts_the_drain_is_ended_and_its_client_is_told() {
 }
 
 #[test]
+fn t08_a_run_that_nobody_can_resume_ends_with_its_answer_and_one_with_a_session_by_itself() {
+    let server = Server::start(Options::default());
+    let mut resumable = ask("hello");
+    resumable["session_id"] = json!("6f1c0f0e-8d2b-4c7e-9a51-0c2d3e4f5a6b");
+    for (body, reason) in [(ask("hello"), "finished"), (resumable, "exited")] {
+        let answer = server.client().messages("a", &body);
+        assert_eq!(answer.text(), "[embedded] hello", "{answer:?}");
+        let run = answer.header("x-gaoler-run").expect("a run");
+        // The log has its word before the client has the last byte.
+        let lines = server.log();
+        let mut lines = lines.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+        let line =
+            lines.find(|line| line["event"] == "run" && line["run"] == run).expect("a word on the run");
+        assert_eq!((&line["reason"], &line["code"]), (&json!(reason), &json!("end_turn")), "{line}");
+    }
+}
+
+#[test]
 fn r01_a_start_takes_a_running_neighbour_for_a_dead_one() {
     // On version 1 the two may share the pids hierarchy and not the memory hierarchy: a start that knew only
     // its own memory group took the other's groups for a dead instance's, and killed what ran in them.
