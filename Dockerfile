@@ -40,6 +40,6 @@ EXPOSE 8080
 STOPSIGNAL SIGTERM
 # On whatever address it listens, loopback answers; its own certificate need not name it.
 HEALTHCHECK --interval=15s --timeout=5s --start-period=60s \
-    CMD curl -fsS http://127.0.0.1:8080/health || curl -fsSk https://127.0.0.1:8080/health
+    CMD curl -fsS http://127.0.0.1:8080/readyz || curl -fsSk https://127.0.0.1:8080/readyz
 ENTRYPOINT ["/usr/local/bin/gaoler"]
 CMD ["serve"]

@@ -314,6 +314,7 @@ fn t05_a_cli_that_misbehaves_ends_its_own_run_and_nothing_else() {
         Server::start(Options::with_double().with("GAOLER_RUNS__SILENCE_SECONDS", 3 * environment().slower));
     let client = server.client();
     server.says("a", "hello");
+    server.says("b", "hello");
     let baseline = server.baseline();
     let rows = [
         ("CRASH", 500, "cli_exited"),
@@ -332,6 +333,8 @@ fn t05_a_cli_that_misbehaves_ends_its_own_run_and_nothing_else() {
     let all: Vec<_> = rows.iter().flat_map(|row| [(row, false), (row, true)]).collect();
     for some in all.chunks(6) {
         thread::scope(|scope| {
+            // Whatever they do, a neighbour is answered meanwhile.
+            scope.spawn(|| assert_eq!(server.says("b", "a neighbour"), "[embedded] double: a neighbour"));
             for &(&(text, status, code), stream) in some {
                 let client = &client;
                 scope.spawn(move || {

@@ -135,8 +135,8 @@ struct Cli {
 }
 
 impl Cli {
-    fn start(house: &House, upstream: &Upstream, rules: &[&str], settings: &str, path: &str) -> Cli {
-        let mut child = Cli::command(house, upstream, rules, settings, path).spawn().expect("the CLI starts");
+    fn start(house: &House, upstream: &Upstream, rules: &[&str], settings: &str) -> Cli {
+        let mut child = Cli::command(house, upstream, rules, settings).spawn().expect("the CLI starts");
         let stdout = BufReader::new(child.stdout.take().expect("a pipe"));
         let (to, lines) = mpsc::channel();
         std::thread::spawn(move || stdout.lines().map_while(Result::ok).try_for_each(|line| to.send(line)));
@@ -144,7 +144,7 @@ impl Cli {
     }
 
     /// The CLI, about to be started as tenant A.
-    fn command(house: &House, upstream: &Upstream, rules: &[&str], settings: &str, path: &str) -> Command {
+    fn command(house: &House, upstream: &Upstream, rules: &[&str], settings: &str) -> Command {
         let cli = std::env::var_os("GAOLER_TEST_CLI").expect(
             "GAOLER_TEST_CLI must name the Claude Code binary that the test runs (make test sets it)",
         );
@@ -155,7 +155,7 @@ impl Cli {
             .args(["--managed-settings", settings])
             .env_clear()
             .envs(passed.copied())
-            .env("PATH", path)
+            .env("PATH", "/usr/bin:/bin")
             .env("HOME", house.path("a/home"))
             .env("CLAUDE_CODE_TMPDIR", house.path("a/tmp"))
             .env("ANTHROPIC_BASE_URL", format!("http://{}", upstream.address))
@@ -169,11 +169,10 @@ impl Cli {
         command
     }
 
-    /// Under a rule set of the level balanced.
-    fn under(house: &House, upstream: &Upstream, rules: Rules) -> Cli {
-        let (workspace, state) = (house.fill("{W}"), house.fill("{R}"));
-        let settings = BALANCED.managed_settings(rules, &workspace, &state).expect("plain paths");
-        Cli::start(house, upstream, BALANCED.argv(rules), &settings, "/usr/bin:/bin")
+    /// Under the rules for a folder.
+    fn in_folder(house: &House, upstream: &Upstream) -> Cli {
+        let rules = Rules::Directory;
+        Cli::start(house, upstream, BALANCED.argv(rules), BALANCED.managed_settings(rules))
     }
 
     /// The text that answers a prompt.
@@ -330,7 +329,7 @@ fn t01_no_file_tool_leaves_the_workspace_under_the_rules_for_a_folder() {
     // Without rules what can work works, or the refusals below would prove nothing.
     let free = House::new();
     let tools = [BALANCED.argv(Rules::Cage), &["--tools", "Read,Write,Edit,Grep"]].concat();
-    let mut cli = Cli::start(&free, &upstream, &tools, BALANCED.managed_settings, "/usr/bin:/bin");
+    let mut cli = Cli::start(&free, &upstream, &tools, BALANCED.managed_settings(Rules::Cage));
     for (tool, input, without) in ATTEMPTS {
         let before = free.outside();
         let answer = cli.calls(tool, &serde_json::from_str(&free.fill(input)).expect("JSON"));
@@ -339,42 +338,37 @@ fn t01_no_file_tool_leaves_the_workspace_under_the_rules_for_a_folder() {
     }
     drop(cli);
 
-    for rules in [Rules::Directory, Rules::DirectorySandboxed] {
-        let house = House::new();
-        let mut cli = Cli::under(&house, &upstream, rules);
-        let before = house.outside();
-        for (tool, input, _) in ATTEMPTS {
-            let answer = cli.calls(tool, &serde_json::from_str(&house.fill(input)).expect("JSON"));
-            assert!(refused(&answer), "{rules}: {tool} {input}: {answer}");
-            assert_eq!(house.outside(), before, "{rules}: {tool} {input} changed something: {answer}");
-        }
+    let house = House::new();
+    let mut cli = Cli::in_folder(&house, &upstream);
+    let before = house.outside();
+    for (tool, input, _) in ATTEMPTS {
+        let answer = cli.calls(tool, &serde_json::from_str(&house.fill(input)).expect("JSON"));
+        assert!(refused(&answer), "{tool} {input}: {answer}");
+        assert_eq!(house.outside(), before, "{tool} {input} changed something: {answer}");
     }
 }
 
 #[test]
 fn t02_file_tools_work_inside_the_workspace_under_the_rules_for_a_folder() {
     let upstream = Upstream::start();
-    for rules in [Rules::Directory, Rules::DirectorySandboxed] {
-        let house = House::new();
-        let mut cli = Cli::under(&house, &upstream, rules);
-        for (tool, input, part) in [
-            ("Read", r#"{"file_path":"inside.txt"}"#, "INSIDE"),
-            ("Read", r#"{"file_path":"{W}/inside.txt"}"#, "INSIDE"),
-            ("Grep", r#"{"pattern":"INS.DE","output_mode":"content"}"#, "inside.txt:1:INSIDE"),
-            ("Grep", r#"{"pattern":"INS.DE","path":"{W}","output_mode":"content"}"#, "INSIDE"),
-            ("Write", r#"{"file_path":"new.txt","content":"new\n"}"#, "CALLS 1 ok"),
-            ("Write", r#"{"file_path":"{W}/deep/er/new.txt","content":"new\n"}"#, "CALLS 1 ok"),
-            ("Read", r#"{"file_path":"plain.txt"}"#, "plain"),
-            ("Edit", r#"{"file_path":"plain.txt","old_string":"plain","new_string":"fancy"}"#, "CALLS 1 ok"),
-        ] {
-            let answer = cli.calls(tool, &serde_json::from_str(&house.fill(input)).expect("JSON"));
-            assert!(answer.contains(part), "{rules}: {tool} {input}: {answer}");
-        }
-        let read =
-            |name: &str| std::fs::read_to_string(house.path("a/workspace").join(name)).expect("a file");
-        assert_eq!((read("new.txt"), read("deep/er/new.txt")), ("new\n".into(), "new\n".into()));
-        assert_eq!(read("plain.txt"), "fancy\n");
+    let house = House::new();
+    let mut cli = Cli::in_folder(&house, &upstream);
+    for (tool, input, part) in [
+        ("Read", r#"{"file_path":"inside.txt"}"#, "INSIDE"),
+        ("Read", r#"{"file_path":"{W}/inside.txt"}"#, "INSIDE"),
+        ("Grep", r#"{"pattern":"INS.DE","output_mode":"content"}"#, "inside.txt:1:INSIDE"),
+        ("Grep", r#"{"pattern":"INS.DE","path":"{W}","output_mode":"content"}"#, "INSIDE"),
+        ("Write", r#"{"file_path":"new.txt","content":"new\n"}"#, "CALLS 1 ok"),
+        ("Write", r#"{"file_path":"{W}/deep/er/new.txt","content":"new\n"}"#, "CALLS 1 ok"),
+        ("Read", r#"{"file_path":"plain.txt"}"#, "plain"),
+        ("Edit", r#"{"file_path":"plain.txt","old_string":"plain","new_string":"fancy"}"#, "CALLS 1 ok"),
+    ] {
+        let answer = cli.calls(tool, &serde_json::from_str(&house.fill(input)).expect("JSON"));
+        assert!(answer.contains(part), "{tool} {input}: {answer}");
     }
+    let read = |name: &str| std::fs::read_to_string(house.path("a/workspace").join(name)).expect("a file");
+    assert_eq!((read("new.txt"), read("deep/er/new.txt")), ("new\n".into(), "new\n".into()));
+    assert_eq!(read("plain.txt"), "fancy\n");
 }
 
 #[test]
@@ -382,7 +376,7 @@ fn t03_other_tools_and_attachments_are_not_there_under_the_rules_for_a_folder() 
     let upstream = Upstream::start();
     let house = House::new();
     let before = house.outside();
-    let mut cli = Cli::under(&house, &upstream, Rules::Directory);
+    let mut cli = Cli::in_folder(&house, &upstream);
     for (tool, input) in ABSENT {
         let answer = cli.calls(tool, &serde_json::from_str(&house.fill(input)).expect("JSON"));
         assert!(
@@ -412,17 +406,15 @@ fn t03_other_tools_and_attachments_are_not_there_under_the_rules_for_a_folder() 
 #[test]
 fn t04_a_mode_of_another_kind_cannot_be_had_and_the_rules_are_one_for_all_levels() {
     for level in [&PARANOID, &DEVELOPER] {
-        for rules in [Rules::Directory, Rules::DirectorySandboxed] {
-            assert_eq!(level.argv(rules), BALANCED.argv(rules), "{}", level.name);
-            let settings = |of: &gaoler_policy::level::LevelPolicy| of.managed_settings(rules, "/w", "/s");
-            assert_eq!(settings(level), settings(&BALANCED), "{}", level.name);
-        }
+        let rules = Rules::Directory;
+        assert_eq!(level.argv(rules), BALANCED.argv(rules), "{}", level.name);
+        assert_eq!(level.managed_settings(rules), BALANCED.managed_settings(rules), "{}", level.name);
     }
     // With the settings alone, a command line that permits everything is not obeyed.
     let upstream = Upstream::start();
     let house = House::new();
-    let settings = BALANCED.managed_settings(Rules::Directory, "/w", "/s").expect("plain paths");
-    let mut cli = Cli::start(&house, &upstream, BALANCED.argv(Rules::Cage), &settings, "/usr/bin:/bin");
+    let settings = BALANCED.managed_settings(Rules::Directory);
+    let mut cli = Cli::start(&house, &upstream, BALANCED.argv(Rules::Cage), settings);
     for (tool, input) in ABSENT.iter().filter(|(tool, _)| ["Bash", "Glob", "NotebookEdit"].contains(tool)) {
         let answer = cli.calls(tool, &serde_json::from_str(&house.fill(input)).expect("JSON"));
         assert!(refused(&answer), "{tool} {input}: {answer}");
@@ -432,96 +424,10 @@ fn t04_a_mode_of_another_kind_cannot_be_had_and_the_rules_are_one_for_all_levels
     assert!(refused(&answer), "{answer}");
 }
 
-/// Commands that try to read another tenant's file or to write beside it.
-const COMMANDS: &[&str] = &[
-    "cat {R}/b/workspace/secret.txt",
-    "cat < {R}/b/workspace/secret.txt",
-    "cat link dlink/workspace/secret.txt rlink/secret.txt",
-    "tac ../../b/workspace/secret.txt",
-    "head -n1 ../beside.txt",
-    "python3 -c \"print(open('{R}/b/workspace/secret.txt').read())\"",
-    "grep -r CANARY {R}",
-    "find {R} -name secret.txt -exec cat {} +",
-    "dd if={R}/b/workspace/secret.txt",
-    "cp {R}/b/workspace/secret.txt got; cat got",
-    "ln {R}/b/workspace/secret.txt got2; cat got2",
-    "tar cf - -C {R} b | tr -d '\\0'",
-    "bash -c 'while read l; do echo $l; done' < {R}/b/.credentials.json",
-    "cd {R}/b && cat .credentials.json",
-    "cat /proc/*/cwd/../../b/workspace/secret.txt",
-    "cat /proc/1/root{R}/b/workspace/secret.txt",
-    "git diff --no-index /dev/null {R}/b/workspace/secret.txt",
-    "umount {R}; umount -l {R}; cat {R}/b/workspace/secret.txt",
-    "unshare -Urm sh -c 'umount {R}; cat {R}/b/workspace/secret.txt'",
-    "nsenter -t 1 -m cat {R}/b/workspace/secret.txt",
-    "echo x > {R}/b/open/new.txt",
-    "echo x >> ../beside.txt",
-    "mkdir {R}/made; mv inside.txt {R}/b/open/",
-    "rm -rf {R}/b",
-];
-
-#[test]
-fn t05_no_command_leaves_the_clis_own_sandbox() {
-    let upstream = Upstream::start();
-    let run = |cli: &mut Cli, command: &str, house: &House| {
-        cli.calls("Bash", &json!({"command": house.fill(command), "description": "x"}))
-    };
-    // Without the sandbox nearly all of them work.
-    let free = House::new();
-    let mut cli = Cli::under(&free, &upstream, Rules::Cage);
-    let mut worked = 0;
-    for command in COMMANDS {
-        let before = free.outside();
-        let answer = run(&mut cli, command, &free);
-        worked += usize::from(answer.contains(CANARY) || free.outside() != before);
-    }
-    drop(cli);
-    assert!(worked >= COMMANDS.len() * 2 / 3, "only {worked} of {} work at all", COMMANDS.len());
-
-    let house = House::new();
-    let mut cli = Cli::under(&house, &upstream, Rules::DirectorySandboxed);
-    let before = house.outside();
-    let answer = run(&mut cli, "cat inside.txt && echo made > made.txt && id -u", &house);
-    assert!(answer.contains("CALLS 1 ok:\nINSIDE\n1500"), "{answer}");
-    assert_eq!(std::fs::read_to_string(house.path("a/workspace/made.txt")).expect("a file"), "made\n");
-    for command in COMMANDS {
-        let answer = run(&mut cli, command, &house);
-        assert!(!answer.contains(CANARY), "{command}: {answer}");
-        assert_eq!(house.outside(), before, "{command}: {answer}");
-    }
-    // A wish to leave the sandbox is not heard.
-    let input = json!({"command": house.fill("cat {R}/b/workspace/secret.txt"), "description": "x",
-        "dangerouslyDisableSandbox": true});
-    let answer = cli.calls("Bash", &input);
-    assert!(!answer.contains(CANARY), "{answer}");
-    // Nor is there a network: the upstream itself, which listens on this machine, cannot be reached.
-    let probe = format!("exec 3<>/dev/tcp/{} && echo reached", upstream.address.replace(':', "/"));
-    assert!(std::net::TcpStream::connect(&upstream.address).is_ok());
-    let answer = run(&mut cli, &probe, &house);
-    assert!(!answer.contains("reached\n") && answer.contains("error"), "{answer}");
-}
-
-#[test]
-fn t06_without_its_sandbox_the_cli_does_not_start() {
-    let upstream = Upstream::start();
-    let house = House::new();
-    // A search path with neither bwrap nor socat.
-    let empty = house.path("a/tmp");
-    let (workspace, state) = (house.fill("{W}"), house.fill("{R}"));
-    let rules = Rules::DirectorySandboxed;
-    let settings = BALANCED.managed_settings(rules, &workspace, &state).expect("plain paths");
-    let mut cli =
-        Cli::start(&house, &upstream, BALANCED.argv(rules), &settings, empty.to_str().expect("text"));
-    let status = cli.child.wait().expect("an end");
-    assert_eq!(status.code(), Some(1));
-    assert!(cli.lines.iter().all(|line| !line.contains("\"result\":\"[embedded]")));
-}
-
-/// A supervisor that knows one question: what the self-test of these rules finds, with the CLI started so.
+/// A supervisor that knows one question: what the self-test of a folder finds, with the CLI started so.
 struct Prover<'a> {
     house: &'a House,
     upstream: &'a Upstream,
-    rules: Rules,
     argv: Vec<String>,
 }
 
@@ -552,7 +458,7 @@ impl Prover<'_> {
             runtime.block_on(gaoler::frontend::converse(theirs, Settings::default(), secrets));
         });
         assert!(matches!(hear(&control), (Message::Ready(_), _)));
-        let prove = Message::Prove(Prove { rules: self.rules });
+        let prove = Message::Prove(Prove { rules: Rules::Directory });
         channel::send(control.as_fd(), &prove.encode(1), &[]).expect("sent");
         let (Message::Spawn(spawn), fds) = hear(&control) else { panic!("no run was asked for") };
         assert!(spawn.proof && spawn.ephemeral);
@@ -581,12 +487,11 @@ impl Prover<'_> {
             std::fs::write(path, body).expect("a file");
         }
         self.house.each(|path| std::os::unix::fs::lchown(path, Some(UID), Some(UID)).expect("chown"));
-        let settings =
-            BALANCED.managed_settings(self.rules, &workspace, &self.house.fill("{R}")).expect("plain");
         let system = system.display().to_string();
         let more = ["--model", "sonnet", "--append-system-prompt-file", &system, "--resume", &session];
         let argv: Vec<&str> = self.argv.iter().map(String::as_str).chain(more).collect();
-        let mut command = Cli::command(self.house, self.upstream, &argv, &settings, "/usr/bin:/bin");
+        let settings = BALANCED.managed_settings(Rules::Directory);
+        let mut command = Cli::command(self.house, self.upstream, &argv, settings);
         let mut child = command.stderr(Stdio::piped()).spawn().expect("the CLI starts");
         let ours = |fd: OwnedFd| {
             let flags = OFlag::from_bits_retain(fcntl(&fd, FcntlArg::F_GETFL).expect("flags"));
@@ -648,26 +553,25 @@ fn hear(control: &OwnedFd) -> (Message, Vec<OwnedFd>) {
 }
 
 #[test]
-fn t08_the_start_proves_the_rules_of_a_folder_with_the_real_cli_and_fails_without_them() {
+fn t06_the_start_proves_the_rules_of_a_folder_with_the_real_cli_and_fails_without_them() {
     let upstream = Upstream::start();
-    let check = |rules: Rules, argv: Vec<&str>, expected: u32| {
+    let check = |argv: Vec<&str>, expected: u32| {
         let house = House::new();
         std::fs::write(house.path("a/outside-canary.txt"), "CANARY-OUTSIDE\n").expect("a file");
         let argv = argv.into_iter().map(|word| house.fill(word)).collect();
-        let prover = Prover { house: &house, upstream: &upstream, rules, argv };
-        assert_eq!(prover.failed(), expected, "{rules}");
+        let prover = Prover { house: &house, upstream: &upstream, argv };
+        assert_eq!(prover.failed(), expected);
     };
-    let of = |rules: Rules| BALANCED.argv(rules).to_vec();
+    let folder = || BALANCED.argv(Rules::Directory).to_vec();
     let with = |from: &str, to: &'static str| {
-        of(Rules::Directory).into_iter().map(|word| if word == from { to } else { word }).collect::<Vec<_>>()
+        folder().into_iter().map(|word| if word == from { to } else { word }).collect::<Vec<_>>()
     };
-    check(Rules::Directory, of(Rules::Directory), 0);
-    check(Rules::DirectorySandboxed, of(Rules::DirectorySandboxed), 0);
+    check(folder(), 0);
     // Another mode, another set of tools, and one folder more that is called the run's own.
-    check(Rules::Directory, with("acceptEdits", "dontAsk"), Check::PermissionMode as u32);
-    check(Rules::Directory, with("Read,Write,Edit,Grep", "Read,Write,Edit"), Check::ToolSet as u32);
-    let wider = [of(Rules::Directory), vec!["--add-dir", "{R}"]].concat();
-    check(Rules::Directory, wider, Check::ReadOutside as u32);
+    check(with("acceptEdits", "dontAsk"), Check::PermissionMode as u32);
+    check(with("Read,Write,Edit,Grep", "Read,Write,Edit"), Check::ToolSet as u32);
+    let wider = [folder(), vec!["--add-dir", "{R}"]].concat();
+    check(wider, Check::ReadOutside as u32);
 }
 
 /// A careful set of rules for commands, as one would write it: every reader that one thinks of, by name and place.
@@ -732,13 +636,13 @@ const WAYS_AROUND: &[&str] = &[
 ];
 
 #[test]
-fn t07_with_commands_allowed_a_careful_set_of_rules_is_worth_what_the_page_says() {
+fn t05_with_commands_allowed_a_careful_set_of_rules_is_worth_what_the_page_says() {
     let upstream = Upstream::start();
     let house = House::new();
     let argv = ["-p", "--setting-sources", "", "--strict-mcp-config", "--permission-mode", "dontAsk"];
     let stream = ["--input-format", "stream-json", "--output-format", "stream-json", "--verbose"];
     let settings = house.fill(CAREFUL);
-    let mut cli = Cli::start(&house, &upstream, &[&argv[..], &stream].concat(), &settings, "/usr/bin:/bin");
+    let mut cli = Cli::start(&house, &upstream, &[&argv[..], &stream].concat(), &settings);
     let mut beaten = Vec::new();
     for command in WAYS_AROUND {
         let before = house.outside();

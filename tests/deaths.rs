@@ -19,6 +19,18 @@ const CAGE_GONE: Duration = Duration::from_secs(5);
 const ENDLESS: &str =
     "SLOW: 2000 this is an answer of a good many pieces, and each of them lets us wait for two seconds";
 
+/// What the server says of itself at this path.
+fn asks(client: &Client, path: &str) -> (u16, serde_json::Value) {
+    let answer = client.request("GET", path, &[], b"");
+    (answer.status, answer.json())
+}
+
+/// Waits until readiness is red.
+fn drains(client: &Client) {
+    let red = (503, json!({"status": "unready", "reason": "draining"}));
+    until("red readiness", || (asks(client, "/readyz") == red).then_some(()));
+}
+
 /// One whose answer takes some seconds.
 const LASTING: &str = "SLOW: 1000 this is an answer of some seconds, and of six pieces";
 
@@ -176,8 +188,17 @@ fn t05_sigterm_lets_what_runs_finish_and_takes_nothing_new() {
     let mut server = Server::start(Options::default());
     let client = server.client();
     let begun = Begun::new(&client, "a", LASTING);
+    assert_eq!(asks(&client, "/readyz"), (200, json!({"status": "ready"})));
+    assert_eq!(asks(&client, "/health").1["status"], "healthy");
     server.signal(Signal::SIGTERM);
-    until("the listener's end", || client.connect().is_err().then_some(()));
+    // Readiness goes red first, and whoever looks can see it: the run still goes on, and the server is well.
+    drains(&client);
+    assert_eq!(asks(&client, "/livez"), (200, json!({"status": "alive"})));
+    let (status, health) = asks(&client, "/health");
+    assert_eq!((status, &health["status"], &health["level"]), (200, &json!("draining"), &json!("balanced")));
+    let refused = client.messages("b", &ask("hello"));
+    assert_eq!((refused.status, refused.header("retry-after")), (503, Some("5")), "{refused:?}");
+    assert!(refused.header("x-gaoler-run").is_none(), "{refused:?}");
     let (rest, reset) = begun.rest();
     assert!(rest.contains("event: message_stop") && !reset, "{rest}");
     assert_eq!(server.wait().code(), Some(0), "{}", server.log());
@@ -191,7 +212,7 @@ fn t06_a_second_sigterm_waits_for_nothing() {
     let client = server.client();
     let begun = Begun::new(&client, "a", ENDLESS);
     server.signal(Signal::SIGTERM);
-    until("the listener's end", || client.connect().is_err().then_some(()));
+    drains(&client);
     // A signal right after the first one would be the same wish, told to a process and to its group.
     let first = std::time::Instant::now();
     until("a second wish", || (first.elapsed() > std::time::Duration::from_millis(200)).then_some(()));
@@ -200,6 +221,51 @@ fn t06_a_second_sigterm_waits_for_nothing() {
     assert!(!rest.contains("message_stop"), "{rest}");
     assert_eq!(server.wait().code(), Some(0), "{}", server.log());
     assert!(server.traces().is_nothing(), "{:?}", server.traces());
+}
+
+#[test]
+fn t07_a_run_that_outlasts_the_drain_is_ended_and_its_client_is_told() {
+    let mut server = Server::start(Options::default().with("GAOLER_RUNS__DRAIN_SECONDS", 1));
+    let client = server.client();
+    let (begun, whole) = std::thread::scope(|scope| {
+        // One whose status is still to come, and one that has begun: by then both run.
+        let whole = scope.spawn(|| client.messages("b", &ask(ENDLESS)));
+        until("a cage", || (!of(&server, |it| it.role == Role::Init).is_empty()).then_some(()));
+        let begun = Begun::new(&client, "a", ENDLESS);
+        server.signal(Signal::SIGTERM);
+        drains(&client);
+        (begun, whole.join().expect("an answer"))
+    });
+    assert_eq!((whole.status, whole.error().as_str()), (503, "api_error"), "{whole:?}");
+    let (rest, reset) = begun.rest();
+    assert!(rest.contains("event: error") && rest.contains("draining") && !reset, "{rest}");
+    assert!(!rest.contains("message_stop"), "{rest}");
+    assert_eq!(server.wait().code(), Some(0), "{}", server.log());
+    // The supervisor ended both for this, and the frontend heard why.
+    let log = server.log();
+    let told = |event: &str| {
+        log.lines().filter(|it| it.contains(event) && it.contains(r#""reason":"drained""#)).count()
+    };
+    assert_eq!((told(r#""event":"exit""#), told(r#""event":"run""#)), (2, 2), "{log}");
+    assert!(server.traces().is_nothing(), "{:?}", server.traces());
+}
+
+#[test]
+fn t08_a_run_that_nobody_can_resume_ends_with_its_answer_and_one_with_a_session_by_itself() {
+    let server = Server::start(Options::default());
+    let mut resumable = ask("hello");
+    resumable["session_id"] = json!("6f1c0f0e-8d2b-4c7e-9a51-0c2d3e4f5a6b");
+    for (body, reason) in [(ask("hello"), "finished"), (resumable, "exited")] {
+        let answer = server.client().messages("a", &body);
+        assert_eq!(answer.text(), "[embedded] hello", "{answer:?}");
+        let run = answer.header("x-gaoler-run").expect("a run");
+        // The log has its word before the client has the last byte.
+        let lines = server.log();
+        let mut lines = lines.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+        let line =
+            lines.find(|line| line["event"] == "run" && line["run"] == run).expect("a word on the run");
+        assert_eq!((&line["reason"], &line["code"]), (&json!(reason), &json!("end_turn")), "{line}");
+    }
 }
 
 #[test]

@@ -249,6 +249,9 @@ async fn w07_paths_methods_and_encodings() {
     let health = check("GET /health", 200).await.json();
     assert_eq!((&health["status"], &health["security_level"]), (&"healthy".into(), &"BALANCED".into()));
     assert_eq!((&health["tier"], &health["level"]), (&"kernel".into(), &"balanced".into()));
+    assert_eq!(check("GET /livez", 200).await.body, r#"{"status":"alive"}"#);
+    assert_eq!(check("GET /readyz", 200).await.body, r#"{"status":"ready"}"#);
+    check("POST /readyz", 405).await;
     let security = check("GET /v1/security", 200).await.json();
     assert_eq!((&security["tier"], &security["layers"][0]["name"]), (&"kernel".into(), &"uid".into()));
     assert_eq!((&security["level"], &security["operator_file"]), (&"balanced".into(), &false.into()));
@@ -510,6 +513,26 @@ async fn w15_a_drain_lets_runs_finish_and_then_says_so() {
     let mut rest = Vec::new();
     tokio::time::timeout(LONG, idle.read_to_end(&mut rest)).await.expect("in time").expect("read");
     assert!(house.said.try_recv().is_err(), "nothing is drained while a run is alive");
+    // Whoever comes now is told, each on a connection for one answer.
+    for (line, status, body) in [
+        ("GET /readyz", 503, r#"{"reason":"draining","status":"unready"}"#),
+        ("GET /livez", 200, r#"{"status":"alive"}"#),
+        ("GET /health", 200, r#""status":"draining""#),
+        ("POST /v1/messages", 503, r#""error_code":"draining""#),
+    ] {
+        let mut late = tokio::net::TcpStream::connect(("127.0.0.1", house.port)).await.expect("a connection");
+        let request = format!("{line} HTTP/1.1\r\nhost: x\r\n{BEARER}content-length: 0\r\n\r\n");
+        late.write_all(request.as_bytes()).await.expect("written");
+        let mut answer = Vec::new();
+        tokio::time::timeout(LONG, late.read_to_end(&mut answer)).await.expect("in time").expect("read");
+        let answer = String::from_utf8_lossy(&answer);
+        assert!(
+            answer.starts_with(&format!("HTTP/1.1 {status} ")) && answer.contains(body),
+            "{line}: {answer}"
+        );
+    }
+    // One that says nothing is waited for by nobody.
+    let _silent = tokio::net::TcpStream::connect(("127.0.0.1", house.port)).await.expect("a connection");
     told.notify_one();
     tokio::time::timeout(LONG, stream.read_to_end(&mut bytes)).await.expect("in time").expect("read");
     assert!(String::from_utf8_lossy(&bytes).contains("message_stop"));

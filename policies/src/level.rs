@@ -194,7 +194,6 @@ impl LevelPolicy {
         for (place, argv, settings) in [
             (Place::Cage, "argv", "managed_settings"),
             (Place::Directory, "argv_directory", "managed_settings_directory"),
-            (Place::DirectorySandboxed, "argv_directory_sandboxed", "managed_settings_directory_sandboxed"),
         ] {
             rows.push((argv, list(&self.cli.argv(place), |word| format!("{word:?}"))));
             rows.push((settings, format!("{:?}", self.cli.managed(place)?)));
@@ -262,6 +261,9 @@ mod tests {
         check("path = \"/usr\"", "path = \"usr\"", "usr is not absolute");
         check("access = \"read\"", "access = \"write\"", "unknown variant");
         check("view = \"own\"", "view = \"host\"", "unknown variant");
+        check("\"--restricted\",", "", "the rules need --restricted");
+        check("\"acceptEdits\"", "\"bypassPermissions\"", "the rules permit everything");
+        check("Read,Write,Edit,Grep", "Read,Write,Edit,Grep,Bash", "no rules hold a command");
     }
 
     #[test]

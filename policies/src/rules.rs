@@ -6,10 +6,6 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Result, Why};
 
-/// What stands in the settings for the run's workspace and for the instance's state, until a run is begun.
-const WORKSPACE: &str = "@WORKSPACE@";
-const STATE: &str = "@STATE@";
-
 /// How the CLI is called.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -19,7 +15,6 @@ pub(crate) struct Cli {
     deny: Vec<Deny>,
     cage: RuleSet,
     directory: RuleSet,
-    directory_sandboxed: RuleSet,
     #[serde(rename = "why")]
     _why: Why,
 }
@@ -30,10 +25,6 @@ pub(crate) struct Cli {
 struct RuleSet {
     /// Arguments beside those of every run.
     argv: Vec<String>,
-    /// Tools that run without a question, beside what the mode allows.
-    #[serde(default)]
-    allow: Vec<Tool>,
-    sandbox: Option<Sandbox>,
     #[serde(rename = "why")]
     _why: Why,
 }
@@ -56,8 +47,6 @@ pub(crate) enum Place {
     Cage,
     /// In a folder, with nothing else between tenants.
     Directory,
-    /// The same, with commands in the CLI's own sandbox.
-    DirectorySandboxed,
 }
 
 /// A tool of the pinned CLI, by its name there.
@@ -74,38 +63,20 @@ enum Tool {
     Workflow,
 }
 
-/// The CLI's sandbox for commands.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Sandbox {
-    /// Folders that a command finds empty.
-    deny_read: Vec<String>,
-    /// Folders below those that it sees all the same.
-    allow_read: Vec<String>,
-    /// Hosts that it may speak to.
-    allowed_domains: Vec<String>,
-    #[serde(rename = "why")]
-    _why: Why,
-}
-
 /// The policy tier's settings, in the CLI's own words.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Managed<'a> {
+struct Managed {
     allow_managed_hooks_only: bool,
     allow_managed_mcp_servers_only: bool,
     allow_managed_permission_rules_only: bool,
     disable_all_hooks: bool,
-    permissions: Permissions<'a>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    sandbox: Option<ManagedSandbox<'a>>,
+    permissions: Permissions,
 }
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Permissions<'a> {
-    #[serde(skip_serializing_if = "<[Tool]>::is_empty")]
-    allow: &'a [Tool],
+struct Permissions {
     deny: Vec<Tool>,
     #[serde(skip_serializing_if = "Option::is_none")]
     disable_bypass_permissions_mode: Option<Disable>,
@@ -119,36 +90,11 @@ enum Disable {
     Disable,
 }
 
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct ManagedSandbox<'a> {
-    enabled: bool,
-    fail_if_unavailable: bool,
-    allow_unsandboxed_commands: bool,
-    auto_allow_bash_if_sandboxed: bool,
-    filesystem: Filesystem<'a>,
-    network: Network<'a>,
-}
-
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct Filesystem<'a> {
-    deny_read: &'a [String],
-    allow_read: &'a [String],
-}
-
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct Network<'a> {
-    allowed_domains: &'a [String],
-}
-
 impl Cli {
     fn of(&self, place: Place) -> &RuleSet {
         match place {
             Place::Cage => &self.cage,
             Place::Directory => &self.directory,
-            Place::DirectorySandboxed => &self.directory_sandboxed,
         }
     }
 
@@ -159,7 +105,6 @@ impl Cli {
 
     /// The managed settings of a run there: one line of JSON.
     pub(crate) fn managed(&self, place: Place) -> Result<String> {
-        let rules = self.of(place);
         // Where the cage is the boundary, its mode is to permit everything.
         let disable = (place != Place::Cage).then_some(Disable::Disable);
         let denied = self.deny.iter().filter(|deny| deny.rules.contains(&place)).map(|deny| deny.name);
@@ -169,20 +114,10 @@ impl Cli {
             allow_managed_permission_rules_only: true,
             disable_all_hooks: true,
             permissions: Permissions {
-                allow: &rules.allow,
                 deny: denied.collect(),
                 disable_bypass_permissions_mode: disable,
                 disable_auto_mode: disable,
             },
-            // Not one of these four is a choice: without any of them a command could run outside.
-            sandbox: rules.sandbox.as_ref().map(|sandbox| ManagedSandbox {
-                enabled: true,
-                fail_if_unavailable: true,
-                allow_unsandboxed_commands: false,
-                auto_allow_bash_if_sandboxed: true,
-                filesystem: Filesystem { deny_read: &sandbox.deny_read, allow_read: &sandbox.allow_read },
-                network: Network { allowed_domains: &sandbox.allowed_domains },
-            }),
         };
         serde_json::to_string(&settings).map_err(|error| error.to_string())
     }
@@ -192,32 +127,19 @@ impl Cli {
     /// # Errors
     /// The first of it, as a sentence.
     pub(crate) fn check(&self) -> Result<()> {
-        let has = |place, words: &[&str]| self.argv(place).windows(words.len()).any(|found| found == words);
-        for place in [Place::Directory, Place::DirectorySandboxed] {
-            for needed in
-                [&["--restricted"][..], &["--permission-prompts", "none"], &["--setting-sources", ""]]
-            {
-                if !has(place, needed) {
-                    return Err(format!("{place:?}: the rules need {}", needed.join(" ")));
-                }
-            }
-            if has(place, &["bypassPermissions"]) {
-                return Err(format!("{place:?}: the rules permit everything"));
+        let argv = self.argv(Place::Directory);
+        let has = |words: &[&str]| argv.windows(words.len()).any(|found| found == words);
+        for needed in [&["--restricted"][..], &["--permission-prompts", "none"], &["--setting-sources", ""]] {
+            if !has(needed) {
+                return Err(format!("directory: the rules need {}", needed.join(" ")));
             }
         }
-        let commands = |place| self.argv(place).iter().any(|word| word.split(',').any(|tool| tool == "Bash"));
-        if commands(Place::Directory) || self.directory.sandbox.is_some() {
-            return Err("directory: a command belongs into the sandbox".into());
+        if has(&["bypassPermissions"]) {
+            return Err("directory: the rules permit everything".into());
         }
-        match &self.directory_sandboxed.sandbox {
-            Some(sandbox)
-                if sandbox.deny_read.iter().any(|path| path == STATE)
-                    && sandbox.allow_read == [WORKSPACE]
-                    && sandbox.allowed_domains.is_empty() =>
-            {
-                Ok(())
-            }
-            _ => Err(format!("directory_sandboxed: it hides {STATE}, shows {WORKSPACE}, and has no network")),
+        if argv.iter().any(|word| word.split(',').any(|tool| tool == "Bash")) {
+            return Err("directory: no rules hold a command".into());
         }
+        Ok(())
     }
 }

@@ -91,17 +91,12 @@ pub fn listener(socket: OwnedFd) -> io::Result<TcpListener> {
     TcpListener::from_std(socket.into())
 }
 
-/// Accepts connections until the server drains.
+/// Accepts connections to the end, in a drain too: whoever asks then is told, and goes elsewhere.
 pub async fn serve(listener: TcpListener, frontend: App) {
     let connections = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     let router = router(Arc::clone(&frontend));
-    let mut draining = frontend.draining.subscribe();
     loop {
-        let accepted = tokio::select! {
-            _ = draining.wait_for(|&draining| draining) => return,
-            accepted = accept(&listener, &connections) => accepted,
-        };
-        match accepted {
+        match accept(&listener, &connections).await {
             Ok((stream, permit)) => {
                 tokio::spawn(arrival(stream, permit, router.clone(), Arc::clone(&frontend)));
             }
@@ -124,27 +119,24 @@ async fn arrival(stream: TcpStream, permit: OwnedSemaphorePermit, router: Router
     // Small events must not wait for large segments; where this fails they only come later.
     let _ = stream.set_nodelay(true);
     let Some(tls) = frontend.tls.clone() else { return connection(stream, permit, router, frontend).await };
-    let mut draining = frontend.draining.subscribe();
     // A client that fails here has been told why by its own library; a line a failure would be anybody's to write.
-    let stream = tokio::select! {
-        shaken = timeout(HANDSHAKE_WAIT, tls.accept(stream)) => match shaken {
-            Ok(Ok(stream)) => stream,
-            _ => return,
-        },
-        _ = draining.wait_for(|&draining| draining) => return,
-    };
-    connection(stream, permit, router, frontend).await;
+    if let Ok(Ok(stream)) = timeout(HANDSHAKE_WAIT, tls.accept(stream)).await {
+        connection(stream, permit, router, frontend).await;
+    }
 }
 
 async fn connection<S>(stream: S, permit: OwnedSemaphorePermit, router: Router, frontend: App)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let busy = frontend.busy.subscribe();
     let mut draining = frontend.draining.subscribe();
+    // One that comes in a drain gets one answer, and the drain does not wait for it: anybody could hold it up.
+    let late = *draining.borrow();
+    let busy = (!late).then(|| frontend.busy.subscribe());
     let service = tower::util::MapRequest::new(router, without_prefix);
     let serving = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
+        .keep_alive(!late)
         .header_read_timeout(HEAD_WAIT)
         .max_buf_size(HEAD_BYTES_MAX)
         .max_headers(HEAD_FIELDS_MAX)
@@ -152,7 +144,7 @@ where
     let mut serving = std::pin::pin!(serving);
     let ended = tokio::select! {
         ended = serving.as_mut() => Some(ended),
-        _ = draining.wait_for(|&draining| draining) => None,
+        _ = draining.wait_for(|&draining| draining), if !late => None,
     };
     if ended.is_none() {
         serving.as_mut().graceful_shutdown();
@@ -177,6 +169,8 @@ fn router(frontend: App) -> Router {
         .route("/v1/messages", post(messages))
         .route("/v1/security", get(security))
         .route("/health", get(health))
+        .route("/livez", get(live))
+        .route("/readyz", get(ready))
         .route("/", get(health))
         .fallback(not_found)
         .method_not_allowed_fallback(wrong_method)
@@ -207,7 +201,20 @@ async fn wrong_method(Extension(id): Extension<RequestId>) -> Response {
 }
 
 async fn health(State(frontend): State<App>) -> Response {
-    json(StatusCode::OK, &posture::health(frontend.listen.get(), frontend.layers.get()))
+    let draining = *frontend.draining.borrow();
+    json(StatusCode::OK, &posture::health(frontend.listen.get(), frontend.layers.get(), draining))
+}
+
+async fn live() -> Response {
+    json(StatusCode::OK, &posture::live())
+}
+
+async fn ready(State(frontend): State<App>) -> Response {
+    let draining = *frontend.draining.borrow();
+    match posture::unready(frontend.listen.get(), draining) {
+        None => json(StatusCode::OK, &posture::ready(None)),
+        reason => json(StatusCode::SERVICE_UNAVAILABLE, &posture::ready(reason)),
+    }
 }
 
 async fn security(State(frontend): State<App>) -> Response {

@@ -55,7 +55,7 @@ pub struct Frontend {
     layers: OnceLock<Layers>,
     listen: OnceLock<Listen>,
     draining: watch::Sender<bool>,
-    /// One receiver a run that is alive: the frontend is drained when none is left.
+    /// One receiver a run that is alive, and a connection of before a drain: drained is who has none left.
     busy: watch::Sender<()>,
     /// What the listener's connections begin with.
     tls: Option<TlsAcceptor>,

@@ -89,8 +89,6 @@ checks! {
     WriteOutside = 18, "the CLI did not refuse to write outside the workspace: its rules keep no tenants apart here";
     /// There are no commands.
     Command = 19, "the CLI ran a command, or said nothing of its absence, under rules that allow none";
-    /// Commands stay in the CLI's sandbox.
-    Sandbox = 20, "a command left the CLI's own sandbox, or ran as root, or did not run at all; it needs bwrap and socat";
 }
 
 /// Runs the self-test and says what it found. The operator's messages go to the log.
@@ -127,9 +125,7 @@ fn prompts(rules: Rules) -> Vec<String> {
             let raw = format!("/cost @{CANARY_FILE} USERRAW?");
             vec![raw, "RUN: echo .[!.]* *".into(), "SYSTEM?".into(), "HISTORY?".into()]
         }
-        Rules::Directory | Rules::DirectorySandboxed => {
-            folder::trials(rules).into_iter().map(|trial| trial.prompt).collect()
-        }
+        Rules::Directory => folder::trials().into_iter().map(|trial| trial.prompt).collect(),
     }
 }
 
@@ -204,19 +200,19 @@ async fn turns(talk: &mut Talk, rules: Rules, seen: &mut Seen) -> Result<(), Che
 fn judge(seen: &Seen, version: &str, rules: Rules) -> Result<(), Check> {
     match rules {
         Rules::Cage => judge_cage(seen, version),
-        Rules::Directory | Rules::DirectorySandboxed => judge_folder(seen, version, rules),
+        Rules::Directory => judge_folder(seen, version),
     }
 }
 
-fn judge_folder(seen: &Seen, version: &str, rules: Rules) -> Result<(), Check> {
+fn judge_folder(seen: &Seen, version: &str) -> Result<(), Check> {
     let hold = |held: bool, check: Check| if held { Ok(()) } else { Err(check) };
-    let trials = folder::trials(rules);
+    let trials = folder::trials();
     hold(seen.init.claude_code_version == version, Check::Version)?;
     hold(seen.init.permission_mode == folder::PERMISSION_MODE, Check::PermissionMode)?;
     hold(seen.init.mcp_servers == 0, Check::McpConfig)?;
     let mut tools: Vec<&str> = seen.init.tools.iter().map(String::as_str).collect();
     tools.sort_unstable();
-    hold(tools == folder::tools(rules), Check::ToolSet)?;
+    hold(tools == folder::TOOLS, Check::ToolSet)?;
     hold(trials.len() == seen.answers.len(), Check::Answers)?;
     trials.iter().zip(&seen.answers).try_for_each(|(trial, said)| hold((trial.holds)(said), trial.check))
 }
@@ -289,38 +285,36 @@ mod tests {
 
     #[test]
     fn a_folder_is_judged_by_each_of_its_answers() {
-        for rules in [Rules::Directory, Rules::DirectorySandboxed] {
-            let tools = folder::tools(rules).iter().rev().map(ToString::to_string).collect();
-            let good = || Seen {
-                init: Init {
-                    claude_code_version: "2.1.330".into(),
-                    permission_mode: "acceptEdits".into(),
-                    mcp_servers: 0,
-                    tools: Vec::clone(&tools),
-                },
-                answers: folder::tests::good(rules),
-            };
-            let check = |spoil: &dyn Fn(&mut Seen), expected: Result<(), Check>| {
-                let mut seen = good();
-                spoil(&mut seen);
-                assert_eq!(judge(&seen, "2.1.330", rules), expected);
-            };
-            check(&|_| {}, Ok(()));
-            check(&|seen| drop(seen.answers.pop()), Err(Check::Answers));
-            check(&|seen| seen.init.claude_code_version.clear(), Err(Check::Version));
-            check(&|seen| seen.init.permission_mode = "bypassPermissions".into(), Err(Check::PermissionMode));
-            check(&|seen| seen.init.mcp_servers = 1, Err(Check::McpConfig));
-            check(&|seen| seen.init.tools.push("Glob".into()), Err(Check::ToolSet));
-            check(&|seen| drop(seen.init.tools.pop()), Err(Check::ToolSet));
-            for (at, trial) in folder::trials(rules).into_iter().enumerate() {
-                check(&|seen| seen.answers[at].clear(), Err(trial.check));
-            }
+        let tools = folder::TOOLS.iter().rev().map(ToString::to_string).collect();
+        let good = || Seen {
+            init: Init {
+                claude_code_version: "2.1.330".into(),
+                permission_mode: "acceptEdits".into(),
+                mcp_servers: 0,
+                tools: Vec::clone(&tools),
+            },
+            answers: folder::tests::good(),
+        };
+        let check = |spoil: &dyn Fn(&mut Seen), expected: Result<(), Check>| {
+            let mut seen = good();
+            spoil(&mut seen);
+            assert_eq!(judge(&seen, "2.1.330", Rules::Directory), expected);
+        };
+        check(&|_| {}, Ok(()));
+        check(&|seen| drop(seen.answers.pop()), Err(Check::Answers));
+        check(&|seen| seen.init.claude_code_version.clear(), Err(Check::Version));
+        check(&|seen| seen.init.permission_mode = "bypassPermissions".into(), Err(Check::PermissionMode));
+        check(&|seen| seen.init.mcp_servers = 1, Err(Check::McpConfig));
+        check(&|seen| seen.init.tools.push("Glob".into()), Err(Check::ToolSet));
+        check(&|seen| drop(seen.init.tools.pop()), Err(Check::ToolSet));
+        for (at, trial) in folder::trials().into_iter().enumerate() {
+            check(&|seen| seen.answers[at].clear(), Err(trial.check));
         }
     }
 
     #[test]
     fn every_check_has_its_number() {
-        for number in 1..=20 {
+        for number in 1..=19 {
             let check = Check::from_number(number).expect("a check");
             assert_eq!(check as u32, number);
             assert!(!check.message().is_empty());

@@ -462,6 +462,8 @@ impl Talk {
                 return Err(Unheard::Past(Past::Output));
             }
             self.lines.push(&self.read.split());
+            // One read a turn: decoding takes its time, and a CLI that floods would keep a worker from everybody else.
+            tokio::task::yield_now().await;
         }
     }
 
@@ -547,4 +549,55 @@ fn drain(mut stderr: pipe::Receiver, meter: Arc<Metered>) -> oneshot::Receiver<V
         let _ = done.send(first);
     });
     kept
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use gaoler_protocol::{Limits, Tier};
+    use nix::fcntl::{FcntlArg, OFlag, fcntl};
+    use std::io::{PipeReader, PipeWriter, Write};
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    /// Bytes that wait in the pipe before anybody reads: what an ordinary user may have there.
+    const FLOOD_BYTES: usize = 1 << 20;
+
+    #[tokio::test]
+    async fn a_flood_is_read_a_piece_at_a_time_between_its_neighbours_turns() {
+        let pipe = || std::io::pipe().expect("a pipe");
+        let ((flood, mut flooder), (stderr, _), (stdin, writer), (ledger, _)) =
+            (pipe(), pipe(), pipe(), pipe());
+        fcntl(&flooder, FcntlArg::F_SETPIPE_SZ(i32::try_from(FLOOD_BYTES).expect("small"))).expect("a size");
+        let line = "{\"type\":\"novel\"}\n";
+        let lines = FLOOD_BYTES / line.len();
+        flooder.write_all(line.repeat(lines).as_bytes()).expect("it fits");
+        let (lease, _supervisor) = channel::pair().expect("a pair");
+        let (report, _exit) = channel::pair().expect("a pair");
+        let spawned = Spawned { run: RunId([0; 16]), limits: Limits::NONE, launch_us: 0, tier: Tier::Kernel };
+        let (reads, writes) = (|it: PipeReader| OwnedFd::from(it), |it: PipeWriter| OwnedFd::from(it));
+        let fds = [writes(writer), reads(flood), reads(stderr), lease, report, reads(ledger)].map(|fd| {
+            fcntl(&fd, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).expect("a flag");
+            fd
+        });
+        let run = Run::new(spawned, fds.into()).expect("a run");
+        let bounds = Bounds { silence: Duration::from_secs(60), level: Level::Balanced, disposable: true };
+        let mut talk = Talk::new(run, bounds);
+
+        // A neighbour on the same worker, who counts the turns that it gets.
+        let turns = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&turns);
+        let neighbour = tokio::spawn(async move {
+            loop {
+                counted.fetch_add(1, Ordering::Relaxed);
+                tokio::task::yield_now().await;
+            }
+        });
+        for _ in 0..lines {
+            assert_eq!(talk.line().await.expect("a line").expect("no end").len(), line.len() - 1);
+        }
+        let (reads, turns) = (FLOOD_BYTES / READ_BYTES, turns.load(Ordering::Relaxed));
+        assert!(turns >= reads, "{turns} turns of a neighbour beside {reads} reads");
+        neighbour.abort();
+        drop(stdin);
+    }
 }

@@ -17,11 +17,8 @@ pub fn of(
     level: &LevelPolicy,
 ) -> Invocation {
     let mut words: Vec<String> = level.argv(rules).iter().copied().map(String::from).collect();
-    // Settings without the paths that they need would be no settings; those of a folder need none.
-    let settings = level.managed_settings(rules, "", "");
-    let settings = settings.unwrap_or_else(|| level.managed_settings_directory.into());
-    words.extend(["--managed-settings".into(), settings]);
     let mut option = |name: &str, value: &str| words.extend([name.to_owned(), value.to_owned()]);
+    option("--managed-settings", level.managed_settings(rules));
     if !spawn.model.as_str().is_empty() {
         option("--model", spawn.model.as_str());
     }

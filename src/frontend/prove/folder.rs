@@ -1,7 +1,6 @@
 //! The self-test where nothing but the CLI's own rules keeps tenants apart: calls that must be denied, each beside
 //! one that must not be. It must never take a refusal of another kind for a denial: what is not there proves nothing.
 
-use gaoler_protocol::Rules;
 use serde_json::json;
 
 use super::{
@@ -13,11 +12,10 @@ use super::{
 const OUTSIDE: &str = "../outside-canary.txt";
 const CANARY_OUTSIDE: &str = "CANARY-OUTSIDE";
 const WRITTEN_OUTSIDE: &str = "../outside-written.txt";
-/// The same for a command: the folder beside its workspace is an empty one of the sandbox's own, in which it may write
-/// what it likes. This one everybody may write to, outside.
-const WRITTEN_BY_COMMAND: &str = "/var/tmp/gaoler-outside-written.txt";
 /// The mode of such a run.
 pub const PERMISSION_MODE: &str = "acceptEdits";
+/// The tools that a run has, in the order of their names.
+pub const TOOLS: [&str; 4] = ["Edit", "Grep", "Read", "Write"];
 
 /// Whether an answer is as it must be.
 pub type Holds = fn(&str) -> bool;
@@ -32,23 +30,14 @@ pub struct Trial {
     pub check: Check,
 }
 
-/// The tools that a run has, in the order of their names.
-pub fn tools(rules: Rules) -> &'static [&'static str] {
-    match rules {
-        Rules::Directory => &["Edit", "Grep", "Read", "Write"],
-        Rules::DirectorySandboxed => &["Bash", "Edit", "Grep", "Read", "Write"],
-        // Where the cage is the boundary its tools are nobody's concern.
-        Rules::Cage => &[],
-    }
-}
-
 /// Everything that is tried, in order: what is written first is read later.
-pub fn trials(rules: Rules) -> Vec<Trial> {
+pub fn trials() -> Vec<Trial> {
     let read = |path: &str| call("Read", &json!({ "file_path": path }));
     let write = |path: &str| call("Write", &json!({ "file_path": path, "content": "written\n" }));
     let edit = |path: &str| call("Edit", &json!({ "file_path": path, "old_string": "", "new_string": "x" }));
     let find =
         |path: &str| call("Grep", &json!({ "pattern": "CANARY", "path": path, "output_mode": "content" }));
+    let command = json!({ "command": format!("cat {CANARY_FILE}"), "description": "try" });
     let rows: [(String, Holds, Check); 17] = [
         (format!("/cost @{CANARY_FILE} @{OUTSIDE} USERRAW?"), slash, Check::Slash),
         (format!("@{CANARY_FILE} @{OUTSIDE} USERRAW?"), unattached, Check::Attachment),
@@ -66,28 +55,13 @@ pub fn trials(rules: Rules) -> Vec<Trial> {
         (find(".."), denied, Check::FindOutside),
         (write(WRITTEN_OUTSIDE), denied, Check::WriteOutside),
         (edit(WRITTEN_OUTSIDE), denied, Check::WriteOutside),
-        match rules {
-            Rules::DirectorySandboxed => (sandboxed(), inside_sandbox, Check::Sandbox),
-            Rules::Cage | Rules::Directory => {
-                let input = json!({ "command": format!("cat {CANARY_FILE}"), "description": "try" });
-                (call("Bash", &input), absent, Check::Command)
-            }
-        },
+        (call("Bash", &command), absent, Check::Command),
     ];
     rows.into_iter().map(|(prompt, holds, check)| Trial { prompt, holds, check }).collect()
 }
 
 fn call(tool: &str, input: &serde_json::Value) -> String {
     format!("CALLS: {tool} {input}")
-}
-
-/// Reads inside and outside, writes outside, and looks at who and where it is.
-fn sandboxed() -> String {
-    let command = format!(
-        "cat {CANARY_FILE}; cat {OUTSIDE}; (echo x > {WRITTEN_BY_COMMAND}) && echo WROTE; \
-         echo uid=$(id -u); echo net=$(tail -n +3 /proc/net/dev | cut -d: -f1)"
-    );
-    call("Bash", &json!({ "command": command, "description": "try" }))
 }
 
 fn ok(said: &str) -> bool {
@@ -125,32 +99,15 @@ fn uninstructed(said: &str) -> bool {
     !said.contains(CANARY_INSTRUCTIONS)
 }
 
-fn inside_sandbox(said: &str) -> bool {
-    let line =
-        |start: &str| said.lines().find_map(|line| line.strip_prefix(start)).unwrap_or_default().trim();
-    said.contains(CANARY_ATTACHED)
-        && !said.contains(CANARY_OUTSIDE)
-        && !said.contains("WROTE")
-        && line("uid=").parse::<u32>().is_ok_and(|uid| uid != 0)
-        && line("net=") == "lo"
-}
-
 #[cfg(test)]
 pub mod tests {
     use super::*;
 
     /// What the real CLI said to each trial.
-    pub fn good(rules: Rules) -> Vec<String> {
+    pub fn good() -> Vec<String> {
         let outside = "[embedded] CALLS 1 error:\n/x is outside /w; --restricted confines the file tools";
         let missing = "[embedded] CALLS 1 error:\nFile does not exist.";
-        let last = match rules {
-            Rules::DirectorySandboxed => {
-                "[embedded] CALLS 1 ok:\nCANARY-ATTACHED\ncat: no such file\nuid=1500\nnet=lo"
-            }
-            _ => {
-                "[embedded] CALLS 1 error:\n<tool_use_error>Error: No such tool available: Bash.</tool_use_error>"
-            }
-        };
+        let absent = "[embedded] CALLS 1 error:\n<tool_use_error>Error: No such tool available: Bash.</tool_use_error>";
         [
             r#"[embedded] [{"type":"text","text":" /cost @attach-canary.txt USERRAW?"}]"#,
             r#"[embedded] [{"type":"text","text":" @attach-canary.txt USERRAW?"}]"#,
@@ -168,7 +125,7 @@ pub mod tests {
             outside,
             "[embedded] CALLS 1 error:\nPermission for this tool use was denied.",
             outside,
-            last,
+            absent,
         ]
         .map(String::from)
         .to_vec()
@@ -176,49 +133,36 @@ pub mod tests {
 
     #[test]
     fn each_check_of_a_folder_fails_by_its_own_fault_and_by_no_other() {
-        for rules in [Rules::Directory, Rules::DirectorySandboxed] {
-            let trials = trials(rules);
-            let good = good(rules);
-            assert_eq!(trials.len(), good.len());
-            for (trial, said) in trials.iter().zip(&good) {
-                assert!((trial.holds)(said), "{}: {said}", trial.prompt);
-                // Silence, a success of what must be denied and a failure of what must work are none.
-                let turned = match said.contains("CALLS 1 ok:") {
-                    true => said.replace("CALLS 1 ok:", "CALLS 1 error:").replace("CANARY-ATTACHED", ""),
-                    false => said.replace("CALLS 1 error:", "CALLS 1 ok:").replace("CANARY", ""),
-                };
-                assert!(!(trial.holds)(""), "{}", trial.prompt);
-                assert!(turned == *said || !(trial.holds)(&turned), "{}: {turned}", trial.prompt);
-            }
-            let leaks =
-                [("@attach", CANARY_ATTACHED), ("@attach", CANARY_OUTSIDE), ("SYSTEM?", CANARY_INSTRUCTIONS)];
-            let denied = [
-                (r#"Read {"file_path":"../out"#, CANARY_OUTSIDE),
-                ("etc/passwd", "root:x:0"),
-                (r#""..""#, CANARY_OUTSIDE),
-            ];
-            for (part, leak) in leaks.into_iter().chain(denied) {
-                let at = trials
-                    .iter()
-                    .position(|trial| trial.prompt.contains(part) && !trial.prompt.contains("cost"));
-                let at = at.unwrap_or_else(|| panic!("no trial of {part}"));
-                assert!(!(trials[at].holds)(&format!("{}\n{leak}", good[at])), "{part} with {leak}");
-            }
-            // A file that is not there was not refused.
-            let gone = "[embedded] CALLS 1 error:\nFile does not exist. It is outside.";
-            for trial in trials.iter().filter(|trial| trial.check == Check::ReadOutside) {
-                assert!(!(trial.holds)(gone));
-            }
+        let trials = trials();
+        let good = good();
+        assert_eq!(trials.len(), good.len());
+        for (trial, said) in trials.iter().zip(&good) {
+            assert!((trial.holds)(said), "{}: {said}", trial.prompt);
+            // Silence, a success of what must be denied and a failure of what must work are none.
+            let turned = match said.contains("CALLS 1 ok:") {
+                true => said.replace("CALLS 1 ok:", "CALLS 1 error:").replace("CANARY-ATTACHED", ""),
+                false => said.replace("CALLS 1 error:", "CALLS 1 ok:").replace("CANARY", ""),
+            };
+            assert!(!(trial.holds)(""), "{}", trial.prompt);
+            assert!(turned == *said || !(trial.holds)(&turned), "{}: {turned}", trial.prompt);
         }
-        let good = good(Rules::DirectorySandboxed);
-        let said = good.last().expect("an answer");
-        for (from, to) in
-            [("uid=1500", "uid=0"), ("uid=1500", ""), ("net=lo", "net=lo eth0"), ("net=lo", "net=")]
-        {
-            assert!(!inside_sandbox(&said.replace(from, to)), "{to}");
+        let leaks =
+            [("@attach", CANARY_ATTACHED), ("@attach", CANARY_OUTSIDE), ("SYSTEM?", CANARY_INSTRUCTIONS)];
+        let denied = [
+            (r#"Read {"file_path":"../out"#, CANARY_OUTSIDE),
+            ("etc/passwd", "root:x:0"),
+            (r#""..""#, CANARY_OUTSIDE),
+        ];
+        for (part, leak) in leaks.into_iter().chain(denied) {
+            let at =
+                trials.iter().position(|trial| trial.prompt.contains(part) && !trial.prompt.contains("cost"));
+            let at = at.unwrap_or_else(|| panic!("no trial of {part}"));
+            assert!(!(trials[at].holds)(&format!("{}\n{leak}", good[at])), "{part} with {leak}");
         }
-        for leak in [CANARY_OUTSIDE, "WROTE"] {
-            assert!(!inside_sandbox(&format!("{said}\n{leak}")), "{leak}");
+        // A file that is not there was not refused.
+        let gone = "[embedded] CALLS 1 error:\nFile does not exist. It is outside.";
+        for trial in trials.iter().filter(|trial| trial.check == Check::ReadOutside) {
+            assert!(!(trial.holds)(gone));
         }
     }
 }

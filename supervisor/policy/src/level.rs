@@ -49,10 +49,6 @@ pub struct LevelPolicy {
     pub argv_directory: &'static [&'static str],
     /// The settings there.
     pub managed_settings_directory: &'static str,
-    /// The arguments where beside these the CLI's own sandbox holds.
-    pub argv_directory_sandboxed: &'static [&'static str],
-    /// The settings there, with `@WORKSPACE@` and `@STATE@` for two paths.
-    pub managed_settings_directory_sandboxed: &'static str,
 }
 
 impl LevelPolicy {
@@ -61,23 +57,15 @@ impl LevelPolicy {
         match rules {
             Rules::Cage => self.argv,
             Rules::Directory => self.argv_directory,
-            Rules::DirectorySandboxed => self.argv_directory_sandboxed,
         }
     }
 
-    /// The managed settings of a run under these rules, whose workspace and whose instance's state lie there.
-    /// `None` where a path holds a character that has a meaning in JSON or in a pattern: it would name another one.
-    pub fn managed_settings(&self, rules: Rules, workspace: &str, state: &str) -> Option<String> {
-        let text = match rules {
+    /// The managed settings of a CLI run under these rules.
+    pub fn managed_settings(&self, rules: Rules) -> &'static str {
+        match rules {
             Rules::Cage => self.managed_settings,
             Rules::Directory => self.managed_settings_directory,
-            Rules::DirectorySandboxed => self.managed_settings_directory_sandboxed,
-        };
-        let plain = |b: u8| b.is_ascii_alphanumeric() || b"/._-".contains(&b);
-        let absolute = |path: &str| path.starts_with('/') && path.bytes().all(plain);
-        let needs = rules == Rules::DirectorySandboxed;
-        (!needs || (absolute(workspace) && absolute(state)))
-            .then(|| text.replace("@WORKSPACE@", workspace).replace("@STATE@", state))
+        }
     }
 
     /// The limits of a run that wishes for these (0 = the level's own): never above the level's.
@@ -110,25 +98,6 @@ mod tests {
             names.sort_unstable();
             names.dedup();
             assert_eq!(names.len(), all);
-        }
-    }
-
-    #[test]
-    fn t04_paths_are_put_into_settings_only_where_they_mean_themselves() {
-        let rules = Rules::DirectorySandboxed;
-        let text = BALANCED.managed_settings(rules, "/s/t/w", "/s").unwrap();
-        assert!(
-            text.contains(r#""denyRead":["/s","/home""#) && text.contains(r#""allowRead":["/s/t/w"]"#),
-            "{text}"
-        );
-        for bad in ["w", "", "/a\"b", "/a*", "/a b", "/a\\b", "/\u{e9}"] {
-            assert_eq!(BALANCED.managed_settings(rules, bad, "/s"), None, "{bad}");
-            assert_eq!(BALANCED.managed_settings(rules, "/w", bad), None, "{bad}");
-        }
-        for level in [&PARANOID, &BALANCED, &DEVELOPER] {
-            for rules in Rules::ALL {
-                assert!(!level.managed_settings(*rules, "/w", "/s").unwrap().contains('@'));
-            }
         }
     }
 

@@ -74,8 +74,6 @@ names! {
         Cage = 1, "cage";
         /// Nothing else keeps tenants apart: file tools inside the workspace, and no command.
         Directory = 2, "directory";
-        /// The same, with commands in the CLI's own sandbox.
-        DirectorySandboxed = 3, "directory_sandboxed";
     }
 }
 
@@ -452,80 +450,40 @@ bodies! {
     }
 }
 
-impl Limits {
-    /// No wish: the level's own limits.
-    pub const NONE: Limits = Limits {
-        memory_mib: 0,
-        tasks: 0,
-        cpu_percent: 0,
-        wall_ms: 0,
-        tmp_mib: 0,
-        file_mib: 0,
-        open_files: 0,
-        idle_ms: 0,
-        output_mib: 0,
-        disk_mib: 0,
-        disk_kfiles: 0,
-        egress_mib: 0,
+macro_rules! limits {
+    ($($name:ident)*) => {
+        impl Limits {
+            /// No wish: the level's own limits.
+            pub const NONE: Limits = Limits { $($name: 0,)* };
+
+            /// The words that users see for them, in order.
+            pub const NAMES: [&str; 12] = [$(stringify!($name),)*];
+
+            /// The limit with this name.
+            pub fn named(&mut self, name: &str) -> Option<&mut u32> {
+                match name {
+                    $(stringify!($name) => Some(&mut self.$name),)*
+                    _ => None,
+                }
+            }
+
+            /// These limits, none above `most`; a zero is `most`'s own.
+            pub fn within(&self, most: &Limits) -> Limits {
+                let least = |wish: u32, most: u32| if wish == 0 { most } else { wish.min(most) };
+                Limits { $($name: least(self.$name, most.$name),)* }
+            }
+        }
     };
+}
 
-    /// The words that users see for them, in order.
-    pub const NAMES: [&str; 12] = [
-        "memory_mib",
-        "tasks",
-        "cpu_percent",
-        "wall_ms",
-        "tmp_mib",
-        "file_mib",
-        "open_files",
-        "idle_ms",
-        "output_mib",
-        "disk_mib",
-        "disk_kfiles",
-        "egress_mib",
-    ];
+limits! {
+    memory_mib tasks cpu_percent wall_ms tmp_mib file_mib open_files idle_ms output_mib disk_mib disk_kfiles egress_mib
+}
 
-    /// The limit with this name.
-    pub fn named(&mut self, name: &str) -> Option<&mut u32> {
-        Some(match name {
-            "memory_mib" => &mut self.memory_mib,
-            "tasks" => &mut self.tasks,
-            "cpu_percent" => &mut self.cpu_percent,
-            "wall_ms" => &mut self.wall_ms,
-            "tmp_mib" => &mut self.tmp_mib,
-            "file_mib" => &mut self.file_mib,
-            "open_files" => &mut self.open_files,
-            "idle_ms" => &mut self.idle_ms,
-            "output_mib" => &mut self.output_mib,
-            "disk_mib" => &mut self.disk_mib,
-            "disk_kfiles" => &mut self.disk_kfiles,
-            "egress_mib" => &mut self.egress_mib,
-            _ => return None,
-        })
-    }
-
+impl Limits {
     /// Every limit with its name.
     pub fn rows(mut self) -> impl Iterator<Item = (&'static str, u32)> {
         Limits::NAMES.into_iter().filter_map(move |name| Some((name, *self.named(name)?)))
-    }
-
-    /// These limits, none above `most`; a zero is `most`'s own.
-    pub fn within(&self, most: &Limits) -> Limits {
-        let least = |wish: u32, most: u32| if wish == 0 { most } else { wish.min(most) };
-        Limits {
-            memory_mib: least(self.memory_mib, most.memory_mib),
-            tasks: least(self.tasks, most.tasks),
-            cpu_percent: least(self.cpu_percent, most.cpu_percent),
-            wall_ms: least(self.wall_ms, most.wall_ms),
-            tmp_mib: least(self.tmp_mib, most.tmp_mib),
-            file_mib: least(self.file_mib, most.file_mib),
-            open_files: least(self.open_files, most.open_files),
-            idle_ms: least(self.idle_ms, most.idle_ms),
-            output_mib: least(self.output_mib, most.output_mib),
-            disk_mib: least(self.disk_mib, most.disk_mib),
-            disk_kfiles: least(self.disk_kfiles, most.disk_kfiles),
-            egress_mib: least(self.egress_mib, most.egress_mib),
-        }
     }
 }
 

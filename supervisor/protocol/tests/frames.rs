@@ -34,7 +34,7 @@ fn every_message() -> Vec<Message> {
     let layers = LayerName::ALL.iter().map(|&name| LayerRow { name, state: LayerState::Degraded, errno: 38 });
     vec![
         Message::Ready(Ready { role: Role::Egress, threads: 3 }),
-        Message::Prove(Prove { rules: Rules::DirectorySandboxed }),
+        Message::Prove(Prove { rules: Rules::Directory }),
         Message::Proven(Proven { failed: 4, version: [2, 1, 330] }),
         Message::Listen(Listen { tier: Tier::Kernel, level: Level::Balanced, runs_max: 64, embedded: true }),
         Message::Spawn(Spawn {

@@ -12,6 +12,9 @@ use crate::fault::Fault;
 use crate::log::event;
 use crate::run::{Phase, Run};
 
+/// How long the frontend may take to tell clients that their runs were ended by a drain.
+const LAST_WORD: Duration = Duration::from_secs(1);
+
 impl Monitor {
     pub(super) fn deadlines(&mut self) {
         let now = Instant::now();
@@ -39,9 +42,24 @@ impl Monitor {
             && self.status.is_none()
             && now >= until
         {
-            // Whoever still runs has had the grace.
-            self.stop(0, "drained");
+            // Whoever still runs has had the grace. Its client is told so, which takes the frontend a moment more.
+            match self.end_runs() {
+                true => self.stage = Stage::Draining(now + TEARDOWN + LAST_WORD),
+                false => self.stop(0, "drained"),
+            }
         }
+    }
+
+    /// Ends every run. Whether one of them would have gone on.
+    pub(super) fn end_runs(&mut self) -> bool {
+        let mut lasting = false;
+        for run in &mut self.runs {
+            lasting |= !matches!(run.phase, Phase::Ending(_));
+            run.ends(Reason::Drained, 0, 0);
+            run.refuse(Refusal::Draining, 0, 0);
+            end(run);
+        }
+        lasting
     }
 
     /// One step of every teardown under way.

@@ -4,12 +4,11 @@
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
-use gaoler_protocol::{Empty, FRAME_BYTES, Listen, Message, Prove, Reason, Refusal};
+use gaoler_protocol::{Empty, FRAME_BYTES, Listen, Message, Prove};
 use gaoler_sys::channel;
 use gaoler_sys::clone::wait;
 use nix::sys::signal::Signal;
 
-use super::end::end;
 use super::{BURST, Monitor, Stage};
 use crate::boot::Mode;
 use crate::cage::attest::{Posture, place, rights};
@@ -91,11 +90,7 @@ impl Monitor {
         if let Some(frontend) = &self.frontend {
             frontend.child.kill();
         }
-        for run in &mut self.runs {
-            run.ends(Reason::Drained, 0, 0);
-            run.refuse(Refusal::Draining, 0, 0);
-            end(run);
-        }
+        self.end_runs();
         self.peer = None;
     }
 
