@@ -194,8 +194,8 @@ fn t75_memory_and_tasks_of_a_run_are_bounded_on_every_host() {
     // The command is refused its forks, the CLI ends for want of them, or the watchdog ends the run: what it never
     // had is more than its bound.
     let log = server.log();
-    let runs = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-    let run = runs.filter(|line| line["event"] == "run").last().expect("a run's line");
+    let mut runs = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let run = runs.rfind(|line| line["event"] == "run").expect("a run's line");
     let peak = run["tasks_peak"].as_u64().expect("a peak");
     let bound = if environment().cgroups { 40 } else { 41 };
     assert!(peak <= bound, "{run}");
