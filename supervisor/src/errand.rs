@@ -13,14 +13,16 @@ use gaoler_sys::process;
 use nix::dir::{Dir, Type};
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, openat, renameat};
-use nix::sys::stat::{Mode, fchmod, fstatat};
+use nix::sys::stat::{Mode, fchmod, fstat, fstatat};
 use nix::unistd::{Gid, Uid, UnlinkatFlags, setgroups, setresgid, setresuid, unlinkat};
 
 use crate::fault::{Doing, Fault};
 use crate::plan::{Ids, Plan};
 
-/// How deep folders may nest before a measurement stops looking and says that it did.
-const DEPTH_MAX: usize = 500;
+/// How many folders a measurement holds open, one below the other; it finds its way back from deeper ones.
+const OPEN_MAX: usize = 500;
+/// What a measurement looks at before it stops and says that it did. No level permits nearly as much.
+const ENTRIES_MAX: u64 = 16_000_000;
 
 /// What is to be done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -131,7 +133,15 @@ fn enter(parent: &impl AsFd, name: &CStr) -> nix::Result<OwnedFd> {
             )?;
             openat(parent.as_fd(), name, flags, Mode::empty())
         }
-        opened => opened,
+        opened => {
+            let folder = opened?;
+            let mode = Mode::from_bits_truncate(fstat(&folder)?.st_mode);
+            // Without the right to pass through, what lies there has no size.
+            if !mode.contains(Mode::S_IXUSR) {
+                fchmod(&folder, mode | Mode::S_IXUSR)?;
+            }
+            Ok(folder)
+        }
     }
 }
 
@@ -170,27 +180,45 @@ fn wiped(top: &impl AsFd) -> std::io::Result<()> {
     }
 }
 
+/// Which folder it is, wherever it has been moved.
+fn identity(folder: &impl AsFd) -> nix::Result<(u64, u64)> {
+    fstat(folder).map(|found| (found.st_dev, found.st_ino))
+}
+
 /// Sums what lies below a folder. What goes away meanwhile is not counted, and what cannot be looked at is not ours.
 fn measured(top: &impl AsFd) -> std::io::Result<Usage> {
     let mut usage = Usage::default();
-    let mut open: Vec<(OwnedFd, Vec<(CString, bool)>)> =
-        vec![(top.as_fd().try_clone_to_owned()?, entries(top)?)];
-    while let Some((folder, left)) = open.last_mut() {
+    let too_much = |usage: Usage| Ok(Usage { files: u64::MAX, ..usage });
+    // A folder, the way to know it again, and its entries that are left. Of deep ones only the lowest stays open.
+    let mut levels = vec![(Some(top.as_fd().try_clone_to_owned()?), identity(top)?, entries(top)?)];
+    while let Some((folder, _, left)) = levels.last_mut() {
+        let Some(here) = folder else { return too_much(usage) };
         let Some((name, is_folder)) = left.pop() else {
-            open.pop();
+            let deep = levels.len() > OPEN_MAX + 1;
+            let Some((Some(here), ..)) = levels.pop() else { return too_much(usage) };
+            if deep && let Some((folder, known, _)) = levels.last_mut() {
+                // Where ours was moved meanwhile, this leads elsewhere.
+                let above = openat(&here, "..", OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty());
+                *folder = above.ok().filter(|above| identity(above) == Ok(*known));
+            }
             continue;
         };
         usage.files += 1;
-        if let Ok(found) = fstatat(&*folder, &*name, AtFlags::AT_SYMLINK_NOFOLLOW) {
+        if usage.files > ENTRIES_MAX {
+            return too_much(usage);
+        }
+        if let Ok(found) = fstatat(&*here, &*name, AtFlags::AT_SYMLINK_NOFOLLOW) {
             // A file with several names is counted once for each: never too little.
             usage.bytes += found.st_blocks.max(0) as u64 * 512;
         }
-        if is_folder && let Ok(inner) = enter(folder, &name) {
-            if open.len() >= DEPTH_MAX {
-                return Ok(Usage { files: u64::MAX, ..usage });
+        if is_folder && let Ok(inner) = enter(here, &name) {
+            let level = (identity(&inner)?, entries(&inner).unwrap_or_default());
+            if levels.len() > OPEN_MAX
+                && let Some((folder, ..)) = levels.last_mut()
+            {
+                *folder = None;
             }
-            let list = entries(&inner).unwrap_or_default();
-            open.push((inner, list));
+            levels.push((Some(inner), level.0, level.1));
         }
     }
     Ok(usage)
@@ -207,18 +235,22 @@ mod tests {
         std::fs::create_dir_all(dir.path().join("a/b/c")).unwrap();
         std::fs::write(dir.path().join("a/b/big"), vec![1; 1 << 20]).unwrap();
         std::os::unix::fs::symlink("/etc", dir.path().join("a/link")).unwrap();
+        use std::os::unix::fs::PermissionsExt;
+        let closed = |mode| std::fs::set_permissions(dir.path().join("a/b"), PermissionsExt::from_mode(mode));
+        closed(0o400).unwrap();
         let usage = measured(&top).unwrap();
         assert_eq!(usage.files, 5);
         assert!((1 << 20..2 << 20).contains(&usage.bytes), "{usage:?}");
 
         let mut folder: OwnedFd = top.try_clone().unwrap().into();
-        for _ in 0..DEPTH_MAX + 20 {
+        for _ in 0..OPEN_MAX + 20 {
             nix::sys::stat::mkdirat(&folder, "deep", Mode::S_IRWXU).unwrap();
+            // Two on each level: one of them is looked at on the way back.
+            nix::sys::stat::mkdirat(&folder, "beside", Mode::S_IRWXU).unwrap();
             folder = enter(&folder, c"deep").unwrap();
         }
-        assert_eq!(measured(&top).unwrap().files, u64::MAX);
-        use std::os::unix::fs::PermissionsExt;
-        std::fs::set_permissions(dir.path().join("a/b"), std::fs::Permissions::from_mode(0o000)).unwrap();
+        assert_eq!(measured(&top).unwrap().files, 5 + 2 * (OPEN_MAX as u64 + 20));
+        closed(0o000).unwrap();
         wiped(&top).unwrap();
         assert!(entries(&top).unwrap().is_empty());
         assert!(std::path::Path::new("/etc/passwd").exists());
