@@ -227,11 +227,10 @@ impl Monitor {
         run.token = token.is_some();
         run.peer = if plan.root == Root::Host && plan.peers { run.uid } else { 0 };
         run.family = !plan.has_pids();
-        let ahead = run
-            .set
-            .as_ref()
-            .and_then(|set| set.ahead.as_ref())
-            .map(|[user, network]| -> std::io::Result<_> { Ok([user.try_clone()?, network.try_clone()?]) });
+        let ahead =
+            run.set.as_ref().and_then(|set| set.ahead.as_ref()).map(
+                |[user, network]| -> std::io::Result<_> { Ok([user.try_clone()?, network.try_clone()?]) },
+            );
         let ahead = ahead.transpose().doing("copy a namespace's descriptor")?;
         let command = match run.spawn.kind {
             Kind::Cli => {

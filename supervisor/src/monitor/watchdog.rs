@@ -146,13 +146,14 @@ impl Monitor {
         let over = |most: Usage| usage.bytes > most.bytes || usage.files > most.files;
         let (bound, most) = (times(1), times(OVER_MAX));
         let ended = self.far_over.get(id).copied().unwrap_or(0);
-        let allowed = *run.disk.allowed.get_or_insert(match over(bound) && (!over(most) || ended < CHANCES) {
-            true => Usage {
-                bytes: usage.bytes.saturating_add(BYTES_NEW).max(bound.bytes),
-                files: usage.files.saturating_add(FILES_NEW).max(bound.files),
-            },
-            false => bound,
-        });
+        let allowed =
+            *run.disk.allowed.get_or_insert(match over(bound) && (!over(most) || ended < CHANCES) {
+                true => Usage {
+                    bytes: usage.bytes.saturating_add(BYTES_NEW).max(bound.bytes),
+                    files: usage.files.saturating_add(FILES_NEW).max(bound.files),
+                },
+                false => bound,
+            });
         run.disk_peak = run.disk_peak.max(usage.bytes);
         if over(allowed) {
             if over(most) {
