@@ -79,7 +79,9 @@ impl Plan {
         let text = match random.below(4) {
             0 => format!("hello {number}"),
             1 => format!("SLOW: {}", random.below(3)),
-            2 => format!("RUN: echo {number} > mine-{number}; sleep 600 & cat mine-{number}"),
+            2 => {
+                format!("RUN: echo {number} > mine-{number}; sleep 600 > /dev/null 2>&1 & cat mine-{number}")
+            }
             _ => format!(
                 "RUN: mkdir -p /tmp/a/b; echo {number} > /tmp/a/b/c; head -c 3000000 /dev/zero > $HOME/d"
             ),
@@ -90,11 +92,12 @@ impl Plan {
             body["session_id"] = json!(format!("00000000-0000-4000-8000-{number:012}"));
         }
         let pick = random.below(1 << 20) as usize;
-        let fate = match random.below(9) {
-            0 => Fate::ClientGoes(random.moment()),
-            1 => Fate::Killed(Role::Egress, random.moment(), pick),
-            2 => Fate::Killed(Role::Init, random.moment(), pick),
-            _ => Fate::Ends,
+        // One in three is killed, one way or the other.
+        let fate = match (number % 3, random.below(3)) {
+            (1.., _) => Fate::Ends,
+            (_, 0) => Fate::ClientGoes(random.moment()),
+            (_, 1) => Fate::Killed(Role::Egress, random.moment(), pick),
+            (_, _) => Fate::Killed(Role::Init, random.moment(), pick),
         };
         Plan { tenant: format!("leaks-{}", number % TENANTS), body, fate }
     }
@@ -268,7 +271,7 @@ fn t01_a_thousand_runs_a_third_of_them_killed_leave_nothing() {
     for role in [Role::Frontend, Role::Supervisor, Role::Frontend, Role::Supervisor, Role::Supervisor] {
         let (server, before) = begin(&options);
         assert_eq!(before, first, "a start finds more than the first one did");
-        all(&server, plans(random, runs() / 10 - WORKERS), tally);
+        all(&server, plans(random, runs() / 10), tally);
         server.settles_to(&before);
         let more = plans(random, WORKERS).len();
         pids.push(cut_short(server, role, random, 10_000 + more));
@@ -291,12 +294,12 @@ fn t01_a_thousand_runs_a_third_of_them_killed_leave_nothing() {
         .collect();
     assert!(names.len() == TENANTS && names.iter().all(|name| !name.starts_with('.')), "{names:?}");
 
-    // The control: as many were killed as were to be, and the others were answered.
+    // The control: nearly as many were killed as were to be. A few had ended before their moment came.
     let count = |counter: &AtomicUsize| counter.load(Ordering::Relaxed);
     let (answered, broken) = (count(&tally.answered), count(&tally.broken));
     let (gone, killed) = (count(&tally.gone), count(&tally.killed));
     println!("answered {answered}, broken {broken}, clients gone {gone}, processes killed {killed}");
-    assert!(gone + killed >= runs() / 5, "{tally:?}");
+    assert!(gone + killed >= runs() / 4, "{tally:?}");
     assert!(broken > 0 && broken <= killed, "{tally:?}");
 }
 

@@ -19,18 +19,19 @@ use nix::unistd::{Gid, Uid, UnlinkatFlags, setgroups, setresgid, setresuid, unli
 use crate::fault::{Doing, Fault};
 use crate::plan::{Ids, Plan};
 
-/// How many folders a measurement holds open, one below the other; it finds its way back from deeper ones.
-const OPEN_MAX: usize = 500;
-/// What a measurement looks at before it stops and says that it did. No level permits nearly as much.
-const ENTRIES_MAX: u64 = 16_000_000;
+/// How deep folders may nest below a tenant's own. A look at a deeper one would cost more with each level: Landlock
+/// walks up from it every time. So a measurement moves it up, and its tenant finds it there.
+const DEPTH_MAX: usize = 500;
+/// Where it is moved to: the workspace or the session, below `<tenant>/workspaces` or `<tenant>/sessions`.
+const OWN: usize = 2;
 
 /// What is to be done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Deed {
     /// Everything below the folder is removed.
     Wipe,
-    /// What it takes of the disk is summed.
-    Measure,
+    /// What it takes of the disk is summed, up to so many files.
+    Measure(u64),
 }
 
 /// An errand under way.
@@ -71,7 +72,7 @@ impl Errand {
                 wipe();
                 let done = confine(plan, &folder, uid, &told).and_then(|()| match deed {
                     Deed::Wipe => wiped(&folder).map(|()| Usage::default()),
-                    Deed::Measure => measured(&folder),
+                    Deed::Measure(files_max) => measured(&folder, files_max),
                 });
                 let Ok(usage) = done else { process::exit(1) };
                 let words = [usage.bytes.to_le_bytes(), usage.files.to_le_bytes()].concat();
@@ -180,48 +181,48 @@ fn wiped(top: &impl AsFd) -> std::io::Result<()> {
     }
 }
 
-/// Which folder it is, wherever it has been moved.
-fn identity(folder: &impl AsFd) -> nix::Result<(u64, u64)> {
-    fstat(folder).map(|found| (found.st_dev, found.st_ino))
-}
-
 /// Sums what lies below a folder. What goes away meanwhile is not counted, and what cannot be looked at is not ours.
-fn measured(top: &impl AsFd) -> std::io::Result<Usage> {
+fn measured(top: &impl AsFd, files_max: u64) -> std::io::Result<Usage> {
     let mut usage = Usage::default();
-    let too_much = |usage: Usage| Ok(Usage { files: u64::MAX, ..usage });
-    // A folder, the way to know it again, and its entries that are left. Of deep ones only the lowest stays open.
-    let mut levels = vec![(Some(top.as_fd().try_clone_to_owned()?), identity(top)?, entries(top)?)];
-    while let Some((folder, _, left)) = levels.last_mut() {
-        let Some(here) = folder else { return too_much(usage) };
+    let mut open: Vec<(OwnedFd, Vec<(CString, bool)>)> =
+        vec![(top.as_fd().try_clone_to_owned()?, entries(top)?)];
+    while let Some((folder, left)) = open.last_mut() {
         let Some((name, is_folder)) = left.pop() else {
-            let deep = levels.len() > OPEN_MAX + 1;
-            let Some((Some(here), ..)) = levels.pop() else { return too_much(usage) };
-            if deep && let Some((folder, known, _)) = levels.last_mut() {
-                // Where ours was moved meanwhile, this leads elsewhere.
-                let above = openat(&here, "..", OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty());
-                *folder = above.ok().filter(|above| identity(above) == Ok(*known));
-            }
+            open.pop();
             continue;
         };
         usage.files += 1;
-        if usage.files > ENTRIES_MAX {
-            return too_much(usage);
+        if usage.files > files_max {
+            return Ok(Usage { files: u64::MAX, ..usage });
         }
-        if let Ok(found) = fstatat(&*here, &*name, AtFlags::AT_SYMLINK_NOFOLLOW) {
+        if let Ok(found) = fstatat(&*folder, &*name, AtFlags::AT_SYMLINK_NOFOLLOW) {
             // A file with several names is counted once for each: never too little.
             usage.bytes += found.st_blocks.max(0) as u64 * 512;
         }
-        if is_folder && let Ok(inner) = enter(here, &name) {
-            let level = (identity(&inner)?, entries(&inner).unwrap_or_default());
-            if levels.len() > OPEN_MAX
-                && let Some((folder, ..)) = levels.last_mut()
+        if is_folder && let Ok(inner) = enter(folder, &name) {
+            if open.len() < DEPTH_MAX {
+                let list = entries(&inner).unwrap_or_default();
+                open.push((inner, list));
+            } else if let Some(raised) = raise(&open, &name, &inner)
+                && let Some((_, left)) = open.get_mut(OWN)
             {
-                *folder = None;
+                left.push((raised, true));
+            } else {
+                return Ok(Usage { files: u64::MAX, ..usage });
             }
-            levels.push((Some(inner), level.0, level.1));
         }
     }
     Ok(usage)
+}
+
+/// Moves a folder of the lowest open one up; its new name.
+fn raise(open: &[(OwnedFd, Vec<(CString, bool)>)], name: &CStr, inner: &OwnedFd) -> Option<CString> {
+    let ((own, _), (folder, _)) = (open.get(OWN)?, open.last()?);
+    let raised = CString::new(format!(".gaoler-deep-{}", fstat(inner).ok()?.st_ino)).ok()?;
+    // To move a folder takes the right to write into it, and into the one that it is in.
+    [inner, folder].into_iter().try_for_each(|it| fchmod(it, Mode::S_IRWXU)).ok()?;
+    renameat(folder, name, own, &*raised).ok()?;
+    Some(raised)
 }
 
 #[cfg(test)]
@@ -238,18 +239,22 @@ mod tests {
         use std::os::unix::fs::PermissionsExt;
         let closed = |mode| std::fs::set_permissions(dir.path().join("a/b"), PermissionsExt::from_mode(mode));
         closed(0o400).unwrap();
-        let usage = measured(&top).unwrap();
+        let usage = measured(&top, 5000).unwrap();
         assert_eq!(usage.files, 5);
         assert!((1 << 20..2 << 20).contains(&usage.bytes), "{usage:?}");
 
         let mut folder: OwnedFd = top.try_clone().unwrap().into();
-        for _ in 0..OPEN_MAX + 20 {
+        for _ in 0..DEPTH_MAX + 20 {
             nix::sys::stat::mkdirat(&folder, "deep", Mode::S_IRWXU).unwrap();
-            // Two on each level: one of them is looked at on the way back.
-            nix::sys::stat::mkdirat(&folder, "beside", Mode::S_IRWXU).unwrap();
             folder = enter(&folder, c"deep").unwrap();
         }
-        assert_eq!(measured(&top).unwrap().files, 5 + 2 * (OPEN_MAX as u64 + 20));
+        // One of them is met twice: where it was, and where it is now.
+        assert_eq!(measured(&top, 5000).unwrap().files, 5 + DEPTH_MAX as u64 + 20 + 1);
+        assert_eq!(measured(&top, 5000).unwrap().files, 5 + DEPTH_MAX as u64 + 20);
+        assert_eq!(measured(&top, 500).unwrap().files, u64::MAX);
+        let raised = std::fs::read_dir(dir.path().join("deep/deep")).unwrap();
+        let raised: Vec<_> = raised.map(|it| it.unwrap().file_name().into_string().unwrap()).collect();
+        assert!(raised.len() == 2 && raised.iter().any(|it| it.starts_with(".gaoler-deep-")), "{raised:?}");
         closed(0o000).unwrap();
         wiped(&top).unwrap();
         assert!(entries(&top).unwrap().is_empty());

@@ -27,6 +27,8 @@ const MEASURE_LATEST: Duration = Duration::from_secs(5);
 /// look would miss; but at so many times the bound no more often than this.
 const OVER_MAX: u64 = 2;
 const CHANCES: u8 = 3;
+/// A measurement stops at so many times the bound: somebody who moves folders ahead of it would keep it for ever.
+const FILES_TIMES_MAX: u64 = 8;
 
 /// What is known of a run's use of the disk.
 #[derive(Debug, Default)]
@@ -111,8 +113,9 @@ impl Monitor {
         if run.errand.is_some() || !due {
             return;
         }
+        let files_max = u64::from(run.limits.disk_kfiles) * 1000 * FILES_TIMES_MAX;
         let (runs, placeholder) = (&mut self.runs, &mut run.placeholder);
-        let sent = Errand::start(&self.plan, Deed::Measure, &tenant.folder, tenant.uid, || {
+        let sent = Errand::start(&self.plan, Deed::Measure(files_max), &tenant.folder, tenant.uid, || {
             *placeholder = gaoler_protocol::Placeholder([0; 32]);
             runs.iter_mut().for_each(Run::wipe);
         });
@@ -129,7 +132,7 @@ impl Monitor {
         let usage = errand.answer().filter(|_| succeeded);
         match (deed, usage) {
             (Deed::Wipe, Some(_)) => run.wiped = true,
-            (Deed::Measure, Some(usage)) if run.phase == Phase::Running => self.judge(run, usage),
+            (Deed::Measure(_), Some(usage)) if run.phase == Phase::Running => self.judge(run, usage),
             (_, Some(_)) => {}
             // The run was killed meanwhile, or its folder does not let itself be looked at: the next look tries again.
             (_, None) => event("errand_failed", &[("run", &run.id())]),
