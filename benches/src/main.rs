@@ -3,6 +3,7 @@
 
 #![forbid(unsafe_code)]
 
+mod bombs;
 mod launch;
 mod request;
 mod table;
@@ -13,15 +14,18 @@ use std::process::ExitCode;
 use clap::Parser;
 use serde_json::json;
 
-/// Measures the launch of a cage and a whole request. Needs root, bubblewrap, and an otherwise idle machine.
+/// Measures the launch of a cage, a whole request, and a request beside a bomb. Needs root, bubblewrap, and an otherwise idle machine.
 #[derive(Parser)]
-struct Asked {
+struct Flags {
     /// Launches of each contender, back to back, and again with 30 ms gaps
     #[arg(long, default_value_t = 200)]
     launches: u32,
     /// Whole requests of each contender; 0 = none
     #[arg(long, default_value_t = 20)]
     requests: u32,
+    /// Times that each bomb runs beside a neighbour; 0 = none
+    #[arg(long, default_value_t = 2)]
+    bombs: u32,
     /// The Claude Code CLI
     #[arg(long)]
     cli: PathBuf,
@@ -31,7 +35,7 @@ struct Asked {
 }
 
 fn main() -> ExitCode {
-    let asked = Asked::parse();
+    let asked = Flags::parse();
     match measure(&asked) {
         Ok(()) => ExitCode::SUCCESS,
         Err(why) => {
@@ -41,7 +45,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn measure(asked: &Asked) -> Result<(), String> {
+fn measure(asked: &Flags) -> Result<(), String> {
     let mut tables = Vec::new();
     tables.push(launch::back_to_back(asked.launches)?);
     tables.push(launch::with_gaps(asked.launches)?);
@@ -51,16 +55,23 @@ fn measure(asked: &Asked) -> Result<(), String> {
         tables.push(table);
         memory = Some(rss_kib);
     }
+    let bombs = (asked.bombs > 0).then(|| bombs::beside(asked.bombs, &asked.cli)).transpose()?;
     let machine = machine();
     if asked.json {
         let tables: Vec<_> = tables.iter().map(table::Table::json).collect();
-        println!("{:#}", json!({ "machine": machine, "tables": tables, "supervisor_rss_kib": memory }));
+        let bombs = bombs.as_ref().map(bombs::Bombs::json);
+        let all =
+            json!({ "machine": machine, "tables": tables, "supervisor_rss_kib": memory, "bombs": bombs });
+        println!("{all:#}");
         return Ok(());
     }
     println!("{machine}");
     tables.iter().for_each(|table| println!("\n{table}"));
     if let Some(rss_kib) = memory {
         println!("\nsupervisor, resident after these requests: {rss_kib} KiB");
+    }
+    if let Some(bombs) = bombs {
+        println!("\n{bombs}");
     }
     Ok(())
 }

@@ -22,6 +22,8 @@ const READY_WAIT: Duration = Duration::from_secs(120);
 /// A uid that owns nothing.
 const NOBODY: u32 = 65_534;
 const TOKEN: &str = "sk-ant-oat01-bench-0000000000000000000000000000000000000000";
+/// What the embedded upstream says first.
+const MARK: &str = "[embedded]";
 const PROMPT: &str = "ECHO: hello";
 const MODEL: &str = "claude-sonnet-5";
 
@@ -35,12 +37,13 @@ pub fn whole(rounds: u32, cli: &Path) -> Result<(Table, u64), String> {
     let server = Server::start(folder.path(), &cli)?;
     let upstream = Upstream::start()?;
     let bare = Bare::new(folder.path(), cli, &upstream.address)?;
+    let asked = Asked { tenant: "whole", limits: None, prompt: PROMPT };
     let mut rows = [Row::new("gaoler, over HTTP"), Row::new("bare CLI")];
     for round in 0..rounds + WARM_UP {
         // Two contenders: a coin says who begins.
         let ours_first = rand::random::<bool>();
         for contender in if ours_first { [0, 1] } else { [1, 0] } {
-            let (first, end) = if contender == 0 { server.request()? } else { bare.run()? };
+            let (first, end) = if contender == 0 { server.request(asked)? } else { bare.run()? };
             if round >= WARM_UP {
                 rows[contender].first.push(first);
                 rows[contender].end.push(end);
@@ -52,14 +55,29 @@ pub fn whole(rounds: u32, cli: &Path) -> Result<(Table, u64), String> {
     Ok((Table { title: format!("whole request, streamed: {rounds} rounds"), rows: rows.into() }, rss_kib))
 }
 
+/// One request.
+#[derive(Debug, Clone, Copy)]
+pub struct Asked<'a> {
+    /// Who asks: a part of a token.
+    pub tenant: &'a str,
+    /// The limits that are wished for.
+    pub limits: Option<&'a str>,
+    /// What is said.
+    pub prompt: &'a str,
+}
+
 /// `gaoler serve`, whose process id becomes the supervisor's.
-struct Server {
+pub struct Server {
     child: Child,
     address: String,
 }
 
 impl Server {
-    fn start(folder: &Path, cli: &Path) -> Result<Server, String> {
+    /// Starts one with a state in this folder.
+    ///
+    /// # Errors
+    /// Why it did not start.
+    pub fn start(folder: &Path, cli: &Path) -> Result<Server, String> {
         // Its log is of interest only where it does not start.
         let log = folder.join("serve.log");
         let complaints = std::fs::File::create(&log).map_err(|error| format!("a log: {error}"))?;
@@ -85,20 +103,41 @@ impl Server {
     }
 
     /// To the first byte of text, and to the end of the response, which comes after the run's Exit.
-    fn request(&self) -> Result<(Duration, Duration), String> {
-        let body = format!(
-            r#"{{"model":"{MODEL}","max_tokens":64,"stream":true,"messages":[{{"role":"user","content":"{PROMPT}"}}]}}"#
-        );
+    ///
+    /// # Errors
+    /// A connection that broke, or an answer that is none.
+    pub fn request(&self, asked: Asked<'_>) -> Result<(Duration, Duration), String> {
+        let body = serde_json::json!({
+            "model": MODEL, "max_tokens": 64, "stream": true,
+            "messages": [{ "role": "user", "content": asked.prompt }],
+        });
+        let body = body.to_string();
+        let token = format!("sk-ant-oat01-bench-{}-00000000000000000000000000000000", asked.tenant);
+        let limits = asked.limits.map(|limits| format!("x-gaoler-limits: {limits}\r\n")).unwrap_or_default();
         let started = Instant::now();
         let mut stream = TcpStream::connect(&self.address).map_err(|error| format!("connect: {error}"))?;
         let head = format!(
-            "POST /v1/messages HTTP/1.1\r\nhost: {}\r\nauthorization: Bearer {TOKEN}\r\n\
+            "POST /v1/messages HTTP/1.1\r\nhost: {}\r\nauthorization: Bearer {token}\r\n{limits}\
              content-type: application/json\r\ncontent-length: {}\r\nconnection: close\r\n\r\n",
             self.address,
             body.len()
         );
         stream.write_all(format!("{head}{body}").as_bytes()).map_err(|error| format!("send: {error}"))?;
-        until_end(stream, started, "[embedded]", "message_stop")
+        until_end(stream, started, MARK, "message_stop")
+    }
+
+    /// How long a health check takes.
+    ///
+    /// # Errors
+    /// One that failed.
+    pub fn health(&self) -> Result<Duration, String> {
+        let started = Instant::now();
+        let mut stream = TcpStream::connect(&self.address).map_err(|error| format!("connect: {error}"))?;
+        let head = format!("GET /health HTTP/1.1\r\nhost: {}\r\nconnection: close\r\n\r\n", self.address);
+        stream.write_all(head.as_bytes()).map_err(|error| format!("send: {error}"))?;
+        let mut text = String::new();
+        stream.read_to_string(&mut text).map_err(|error| format!("read: {error}"))?;
+        if text.starts_with("HTTP/1.1 200 ") { Ok(started.elapsed()) } else { Err(format!("health: {text}")) }
     }
 
     fn rss_kib(&self) -> Result<u64, String> {
@@ -108,7 +147,11 @@ impl Server {
         line.and_then(|line| line.split_whitespace().next()?.parse().ok()).ok_or_else(|| "no VmRSS".into())
     }
 
-    fn end(mut self) -> Result<(), String> {
+    /// Ends it politely.
+    ///
+    /// # Errors
+    /// An end that is not a clean one.
+    pub fn end(mut self) -> Result<(), String> {
         let pid = i32::try_from(self.child.id()).map_err(|error| error.to_string())?;
         kill(Pid::from_raw(pid), Signal::SIGTERM).map_err(|errno| format!("kill: {errno}"))?;
         let status = self.child.wait().map_err(|error| format!("wait: {error}"))?;
@@ -202,7 +245,7 @@ impl Bare {
         writeln!(stdin, "{line}").map_err(|error| format!("stdin: {error}"))?;
         drop(stdin);
         let stdout = child.stdout.take().ok_or("no stdout")?;
-        let (first, _) = until_end(stdout, started, "[embedded]", "\"type\":\"result\"")?;
+        let (first, _) = until_end(stdout, started, MARK, "\"type\":\"result\"")?;
         child.wait().map_err(|error| format!("wait: {error}"))?;
         Ok((first, started.elapsed()))
     }

@@ -77,14 +77,15 @@ impl std::fmt::Display for Table {
 }
 
 /// The percentile of these times by nearest rank, in milliseconds.
-fn at(times: &[Duration], percent: usize) -> f64 {
+pub fn at(times: &[Duration], percent: usize) -> f64 {
     let mut sorted = times.to_vec();
     sorted.sort_unstable();
     let rank = (sorted.len() * percent).div_ceil(100).max(1);
     sorted.get(rank - 1).map_or(f64::NAN, |time| time.as_secs_f64() * 1000.0)
 }
 
-fn ratio(ours: &[Duration], theirs: &[Duration]) -> f64 {
+/// The ratio of their medians.
+pub fn ratio(ours: &[Duration], theirs: &[Duration]) -> f64 {
     at(ours, 50) / at(theirs, 50)
 }
 

@@ -220,6 +220,7 @@ pub fn run(mode: Mode, inside: bool) -> Result<u8, Fault> {
         said: 0,
         pool: Pool::default(),
         next_look: std::time::Instant::now(),
+        far_over: std::collections::BTreeMap::new(),
         alone: true,
         runs: Vec::new(),
         status: None,

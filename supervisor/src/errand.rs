@@ -13,22 +13,25 @@ use gaoler_sys::process;
 use nix::dir::{Dir, Type};
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, openat, renameat};
-use nix::sys::stat::{Mode, fchmod, fstatat};
+use nix::sys::stat::{Mode, fchmod, fstat, fstatat};
 use nix::unistd::{Gid, Uid, UnlinkatFlags, setgroups, setresgid, setresuid, unlinkat};
 
 use crate::fault::{Doing, Fault};
 use crate::plan::{Ids, Plan};
 
-/// How deep folders may nest before a measurement stops looking and says that it did.
+/// How deep folders may nest below a tenant's own. A look at a deeper one would cost more with each level: Landlock
+/// walks up from it every time. So a measurement moves it up, and its tenant finds it there.
 const DEPTH_MAX: usize = 500;
+/// Where it is moved to: the workspace or the session, below `<tenant>/workspaces` or `<tenant>/sessions`.
+const OWN: usize = 2;
 
 /// What is to be done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Deed {
     /// Everything below the folder is removed.
     Wipe,
-    /// What it takes of the disk is summed.
-    Measure,
+    /// What it takes of the disk is summed, up to so many files.
+    Measure(u64),
 }
 
 /// An errand under way.
@@ -69,7 +72,7 @@ impl Errand {
                 wipe();
                 let done = confine(plan, &folder, uid, &told).and_then(|()| match deed {
                     Deed::Wipe => wiped(&folder).map(|()| Usage::default()),
-                    Deed::Measure => measured(&folder),
+                    Deed::Measure(files_max) => measured(&folder, files_max),
                 });
                 let Ok(usage) = done else { process::exit(1) };
                 let words = [usage.bytes.to_le_bytes(), usage.files.to_le_bytes()].concat();
@@ -131,7 +134,15 @@ fn enter(parent: &impl AsFd, name: &CStr) -> nix::Result<OwnedFd> {
             )?;
             openat(parent.as_fd(), name, flags, Mode::empty())
         }
-        opened => opened,
+        opened => {
+            let folder = opened?;
+            let mode = Mode::from_bits_truncate(fstat(&folder)?.st_mode);
+            // Without the right to pass through, what lies there has no size.
+            if !mode.contains(Mode::S_IXUSR) {
+                fchmod(&folder, mode | Mode::S_IXUSR)?;
+            }
+            Ok(folder)
+        }
     }
 }
 
@@ -171,7 +182,7 @@ fn wiped(top: &impl AsFd) -> std::io::Result<()> {
 }
 
 /// Sums what lies below a folder. What goes away meanwhile is not counted, and what cannot be looked at is not ours.
-fn measured(top: &impl AsFd) -> std::io::Result<Usage> {
+fn measured(top: &impl AsFd, files_max: u64) -> std::io::Result<Usage> {
     let mut usage = Usage::default();
     let mut open: Vec<(OwnedFd, Vec<(CString, bool)>)> =
         vec![(top.as_fd().try_clone_to_owned()?, entries(top)?)];
@@ -181,19 +192,37 @@ fn measured(top: &impl AsFd) -> std::io::Result<Usage> {
             continue;
         };
         usage.files += 1;
+        if usage.files > files_max {
+            return Ok(Usage { files: u64::MAX, ..usage });
+        }
         if let Ok(found) = fstatat(&*folder, &*name, AtFlags::AT_SYMLINK_NOFOLLOW) {
             // A file with several names is counted once for each: never too little.
             usage.bytes += found.st_blocks.max(0) as u64 * 512;
         }
         if is_folder && let Ok(inner) = enter(folder, &name) {
-            if open.len() >= DEPTH_MAX {
+            if open.len() < DEPTH_MAX {
+                let list = entries(&inner).unwrap_or_default();
+                open.push((inner, list));
+            } else if let Some(raised) = raise(&open, &name, &inner)
+                && let Some((_, left)) = open.get_mut(OWN)
+            {
+                left.push((raised, true));
+            } else {
                 return Ok(Usage { files: u64::MAX, ..usage });
             }
-            let list = entries(&inner).unwrap_or_default();
-            open.push((inner, list));
         }
     }
     Ok(usage)
+}
+
+/// Moves a folder of the lowest open one up; its new name.
+fn raise(open: &[(OwnedFd, Vec<(CString, bool)>)], name: &CStr, inner: &OwnedFd) -> Option<CString> {
+    let ((own, _), (folder, _)) = (open.get(OWN)?, open.last()?);
+    let raised = CString::new(format!(".gaoler-deep-{}", fstat(inner).ok()?.st_ino)).ok()?;
+    // To move a folder takes the right to write into it, and into the one that it is in.
+    [inner, folder].into_iter().try_for_each(|it| fchmod(it, Mode::S_IRWXU)).ok()?;
+    renameat(folder, name, own, &*raised).ok()?;
+    Some(raised)
 }
 
 #[cfg(test)]
@@ -207,7 +236,10 @@ mod tests {
         std::fs::create_dir_all(dir.path().join("a/b/c")).unwrap();
         std::fs::write(dir.path().join("a/b/big"), vec![1; 1 << 20]).unwrap();
         std::os::unix::fs::symlink("/etc", dir.path().join("a/link")).unwrap();
-        let usage = measured(&top).unwrap();
+        use std::os::unix::fs::PermissionsExt;
+        let closed = |mode| std::fs::set_permissions(dir.path().join("a/b"), PermissionsExt::from_mode(mode));
+        closed(0o400).unwrap();
+        let usage = measured(&top, 5000).unwrap();
         assert_eq!(usage.files, 5);
         assert!((1 << 20..2 << 20).contains(&usage.bytes), "{usage:?}");
 
@@ -216,9 +248,14 @@ mod tests {
             nix::sys::stat::mkdirat(&folder, "deep", Mode::S_IRWXU).unwrap();
             folder = enter(&folder, c"deep").unwrap();
         }
-        assert_eq!(measured(&top).unwrap().files, u64::MAX);
-        use std::os::unix::fs::PermissionsExt;
-        std::fs::set_permissions(dir.path().join("a/b"), std::fs::Permissions::from_mode(0o000)).unwrap();
+        // One of them is met twice: where it was, and where it is now.
+        assert_eq!(measured(&top, 5000).unwrap().files, 5 + DEPTH_MAX as u64 + 20 + 1);
+        assert_eq!(measured(&top, 5000).unwrap().files, 5 + DEPTH_MAX as u64 + 20);
+        assert_eq!(measured(&top, 500).unwrap().files, u64::MAX);
+        let raised = std::fs::read_dir(dir.path().join("deep/deep")).unwrap();
+        let raised: Vec<_> = raised.map(|it| it.unwrap().file_name().into_string().unwrap()).collect();
+        assert!(raised.len() == 2 && raised.iter().any(|it| it.starts_with(".gaoler-deep-")), "{raised:?}");
+        closed(0o000).unwrap();
         wiped(&top).unwrap();
         assert!(entries(&top).unwrap().is_empty());
         assert!(std::path::Path::new("/etc/passwd").exists());

@@ -56,6 +56,17 @@ pub struct Source<'a> {
 }
 
 impl Set {
+    /// Puts it under these limits.
+    ///
+    /// # Errors
+    /// A limit that does not hold.
+    pub fn bound(&mut self, limits: Limits) -> Result<(), Fault> {
+        match &mut self.leaf {
+            Some(leaf) if leaf.limits() != limits => leaf.bound(limits),
+            _ => Ok(()),
+        }
+    }
+
     /// Gives it to another uid than that of its slot, before it is used.
     ///
     /// # Errors
@@ -88,21 +99,16 @@ impl Pool {
         Ok(())
     }
 
-    /// A set under these limits, from the pool or made now.
+    /// A set, from the pool or made now.
     ///
     /// # Errors
     /// No uid left, or the kernel's refusal.
-    pub fn take(&mut self, source: Source<'_>, limits: Limits) -> Result<Set, Fault> {
+    pub fn take(&mut self, source: Source<'_>) -> Result<Set, Fault> {
         self.failed = false;
-        let mut set = match self.ready.pop() {
-            Some(set) => set,
-            None => make(source)?,
-        };
-        match &mut set.leaf {
-            Some(leaf) if leaf.limits() != limits => leaf.bound(limits)?,
-            _ => {}
+        match self.ready.pop() {
+            Some(set) => Ok(set),
+            None => make(source),
         }
-        Ok(set)
     }
 
     /// Empties the pool.

@@ -15,7 +15,7 @@ use sha2::{Digest, Sha256};
 use crate::fault::{Doing, Fault};
 
 /// The truncated SHA-256 of a tenant key, in hexadecimal: what names the folder, and what logs show.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct TenantId(pub String);
 
 impl TenantId {

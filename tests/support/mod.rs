@@ -356,6 +356,10 @@ impl Drop for Server {
         }
         if std::thread::panicking() {
             eprintln!("---- stderr of the server ----\n{}", self.log());
+            // A run may have left folders that are deeper than our own stack.
+            if let Some(folder) = &self.folder {
+                let _ = Command::new("rm").arg("-rf").arg(folder.path()).status();
+            }
         }
         drop(self.folder.take());
     }

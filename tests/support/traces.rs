@@ -48,6 +48,10 @@ pub struct Traces {
     pub networks: usize,
     /// Mount namespaces that a process is in: each has a temporary home.
     pub homes: usize,
+    /// Namespaces of any kind that a process is in or that the supervisor holds open.
+    pub namespaces: usize,
+    /// Runs' own folders in the state, where they have no file system of their own.
+    pub folders: usize,
     /// Locked bytes of the state's uids.
     pub uid_locks: usize,
     /// The supervisor's open descriptors.
@@ -58,19 +62,17 @@ impl Traces {
     /// Those of the server with this supervisor, these uids and this state.
     pub fn of(supervisor: i32, uids: Uids, state: &Path) -> Traces {
         let processes = processes(supervisor, uids);
-        let links = |folder: &str| -> Vec<String> {
-            let entries =
-                fs::read_dir(format!("/proc/{supervisor}/{folder}")).into_iter().flatten().flatten();
-            entries
-                .filter_map(|entry| Some(fs::read_link(entry.path()).ok()?.display().to_string()))
-                .collect()
-        };
         let namespaces = |name: &str| -> BTreeSet<String> {
             let link = |process: &Process| fs::read_link(format!("/proc/{}/ns/{name}", process.pid)).ok();
             processes.iter().filter_map(link).map(|link| link.display().to_string()).collect()
         };
-        let descriptors = links("fd");
+        let descriptors = links_below(&format!("/proc/{supervisor}/fd"));
         let held = descriptors.iter().filter(|link| link.starts_with("net:")).cloned();
+        let is_namespace = |link: &&String| {
+            link.contains(":[") && !["/", "socket:", "pipe:"].iter().any(|other| link.starts_with(other))
+        };
+        let all = processes.iter().flat_map(|it| links_below(&format!("/proc/{}/ns", it.pid)));
+        let all: BTreeSet<String> = all.chain(descriptors.iter().filter(is_namespace).cloned()).collect();
         let mut names: Vec<String> = processes.iter().map(who).collect();
         names.sort();
         Traces {
@@ -82,6 +84,8 @@ impl Traces {
                 .count(),
             networks: namespaces("net").into_iter().chain(held).collect::<BTreeSet<_>>().len(),
             homes: namespaces("mnt").len(),
+            namespaces: all.len(),
+            folders: fs::read_dir(state.join("runs")).into_iter().flatten().count(),
             uid_locks: uid_locks(state),
             descriptors: descriptors.len(),
         }
@@ -91,6 +95,26 @@ impl Traces {
     pub fn is_nothing(&self) -> bool {
         self.processes.is_empty() && self.cgroups == 0 && self.uid_locks == 0
     }
+}
+
+/// What the links in a folder of /proc lead to.
+fn links_below(folder: &str) -> Vec<String> {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    entries.filter_map(|entry| Some(fs::read_link(entry.path()).ok()?.display().to_string())).collect()
+}
+
+/// Descriptors of a process; 0 where it cannot be looked at.
+pub fn descriptors(pid: i32) -> usize {
+    links_below(&format!("/proc/{pid}/fd")).len()
+}
+
+/// Memory that is a process's own, KiB; of the whole where the kernel does not tell them apart.
+pub fn memory_kib(pid: i32) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let kib = |name: &str| -> Option<u64> {
+        status.lines().find_map(|line| line.strip_prefix(name)?.trim().strip_suffix(" kB")?.parse().ok())
+    };
+    kib("RssAnon:").or(kib("VmRSS:")).unwrap_or_default()
 }
 
 fn who(process: &Process) -> String {

@@ -174,7 +174,9 @@ impl Monitor {
         let limits = run.limits;
         let level = self.host.levels.get(self.host.levels.default).limits;
         let (pool, source) = self.source(level);
-        let mut set = pool.take(source, limits)?;
+        // The run's from here on: what fails below is given back by its teardown, and by nobody else.
+        let set = run.set.insert(pool.take(source)?);
+        set.bound(limits)?;
         run.uid = set.uid;
         let plan = self.plan;
         let (mut workspace, mut session, mut workspace_path, mut session_path) = (None, None, None, None);
@@ -228,12 +230,11 @@ impl Monitor {
         run.token = token.is_some();
         run.peer = if plan.root == Root::Host && plan.peers { run.uid } else { 0 };
         run.family = !plan.has_pids();
-        let ahead = set
-            .ahead
-            .as_ref()
-            .map(|[user, network]| -> std::io::Result<_> { Ok([user.try_clone()?, network.try_clone()?]) });
-        let ahead = ahead.transpose().doing("copy a namespace's descriptor");
-        run.set = Some(set);
+        let ahead =
+            run.set.as_ref().and_then(|set| set.ahead.as_ref()).map(
+                |[user, network]| -> std::io::Result<_> { Ok([user.try_clone()?, network.try_clone()?]) },
+            );
+        let ahead = ahead.transpose().doing("copy a namespace's descriptor")?;
         let command = match run.spawn.kind {
             Kind::Cli => {
                 let policy = self.host.levels.get(run.spawn.level).policy;
@@ -243,7 +244,7 @@ impl Monitor {
         };
         let blueprint = Blueprint {
             uid: run.uid,
-            ahead: ahead?,
+            ahead,
             places,
             workspace,
             session,

@@ -7,6 +7,7 @@ mod hear;
 mod peer;
 mod watchdog;
 
+use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
@@ -27,7 +28,7 @@ use crate::plan::{Ids, Plan};
 use crate::pool::{Pool, Source};
 use crate::run::{Phase, Run};
 use crate::spawn::Attended;
-use crate::tenants::Tenants;
+use crate::tenants::{TenantId, Tenants};
 use crate::uids::Uids;
 
 use end::{deadline, end};
@@ -98,6 +99,8 @@ pub struct Monitor {
     pub pool: Pool,
     /// When the watchdog looks again.
     pub next_look: Instant,
+    /// How often a run of these tenants was ended far over its bound of the disk, since they were last seen below.
+    pub far_over: BTreeMap<TenantId, u8>,
     /// Nobody has come to us whom the end of a cage left without a parent.
     pub alone: bool,
     /// Every run that has not been forgotten.

@@ -1,0 +1,158 @@
+//! What a bomb in one tenant's run costs the next tenant: its requests, and the health check, while the bomb is at work
+//! and while nothing is, by turns. It must never count a request that began before its bomb, or ended after it.
+
+use std::fmt::{Display, Formatter};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use crate::request::{Asked, Server};
+use crate::table::{at, ratio};
+
+/// What each is: a name, the limits of its run, and its prompt. Each lasts until its limits end it.
+const BOMBS: [(&str, &str, &str); 6] = [
+    ("forks", "tasks=256,wall_ms=10000", "RUN: bash -c 'bomb() { bomb | bomb & }; bomb; sleep 600'"),
+    (
+        "memory, again and again",
+        "memory_mib=768,wall_ms=10000",
+        "RUN: while :; do python3 -ISc 'b\"x\" * 4_000_000_000'; done",
+    ),
+    (
+        "temporary files",
+        "memory_mib=768,tmp_mib=256,wall_ms=10000",
+        "RUN: while :; do dd if=/dev/zero of=/tmp/f bs=1M count=300; rm /tmp/f; done 2>/dev/null",
+    ),
+    (
+        "disk",
+        "disk_mib=4096,file_mib=200,wall_ms=10000",
+        "RUN: while :; do dd if=/dev/zero of=f bs=1M count=150; rm f; done 2>/dev/null",
+    ),
+    (
+        "files",
+        "wall_ms=10000",
+        "RUN: while :; do mkdir d; for n in $(seq 5000); do : > d/$n; done; rm -r d; done",
+    ),
+    ("output", "output_mib=4096,wall_ms=10000", "RUN: yes | cat >&2"),
+];
+/// The CLI needs about this long before its tool begins.
+const FUSE: Duration = Duration::from_millis(1500);
+/// The time of a health check that is too long.
+const HEALTH_MS_MAX: f64 = 100.0;
+/// How much slower than in quiet a neighbour may be.
+const RATIO_MAX: f64 = 2.0;
+
+/// The neighbour of one bomb.
+struct Row {
+    name: &'static str,
+    quiet: Vec<Duration>,
+    beside: Vec<Duration>,
+    health: Vec<Duration>,
+}
+
+/// Every bomb's.
+pub struct Bombs(Vec<Row>);
+
+/// Runs each bomb so many times.
+///
+/// # Errors
+/// Whatever could not be started, or a neighbour who was answered wrongly.
+pub fn beside(rounds: u32, cli: &Path) -> Result<Bombs, String> {
+    let folder = tempfile::tempdir().map_err(|error| format!("a folder: {error}"))?;
+    let server = Server::start(folder.path(), cli)?;
+    let neighbour = Asked { tenant: "neighbour", limits: None, prompt: "ECHO: hello" };
+    // The first request of a tenant also makes its folder.
+    for _ in 0..2 {
+        server.request(neighbour)?;
+        server.request(Asked { tenant: "bomber", ..neighbour })?;
+    }
+    let row = |name| Row { name, quiet: Vec::new(), beside: Vec::new(), health: Vec::new() };
+    let mut rows: Vec<Row> = BOMBS.iter().map(|bomb| row(bomb.0)).collect();
+    for _ in 0..rounds {
+        for ((_, limits, prompt), row) in BOMBS.iter().zip(&mut rows) {
+            let over = AtomicBool::new(false);
+            thread::scope(|scope| -> Result<(), String> {
+                let bomb = scope.spawn(|| {
+                    // How it ends is its limits' business.
+                    let _ = server.request(Asked { tenant: "bomber", limits: Some(limits), prompt });
+                    over.store(true, Ordering::Relaxed);
+                });
+                thread::sleep(FUSE);
+                let health = scope.spawn(|| -> Result<Vec<Duration>, String> {
+                    let mut took = Vec::new();
+                    while !over.load(Ordering::Relaxed) {
+                        took.push(server.health()?);
+                        thread::sleep(Duration::from_millis(20));
+                    }
+                    Ok(took)
+                });
+                while !over.load(Ordering::Relaxed) {
+                    let (_, end) = server.request(neighbour)?;
+                    if !over.load(Ordering::Relaxed) {
+                        row.beside.push(end);
+                    }
+                }
+                row.health.extend(health.join().map_err(|_| "a health check failed")??);
+                bomb.join().map_err(|_| "a bomb did not come back").map_err(ToOwned::to_owned)
+            })?;
+            // As many in quiet, right afterwards: the machine is the same.
+            let settled = Instant::now() + Duration::from_millis(500);
+            thread::sleep(settled.saturating_duration_since(Instant::now()));
+            while row.quiet.len() < row.beside.len() {
+                row.quiet.push(server.request(neighbour)?.1);
+            }
+        }
+    }
+    server.end()?;
+    Ok(Bombs(rows))
+}
+
+impl Bombs {
+    /// For programs; milliseconds.
+    pub fn json(&self) -> Value {
+        let rows = self.0.iter().map(|row| {
+            json!({
+                "bomb": row.name, "requests": row.beside.len(), "health_checks": row.health.len(),
+                "quiet_p50_ms": at(&row.quiet, 50), "quiet_p99_ms": at(&row.quiet, 99),
+                "beside_p50_ms": at(&row.beside, 50), "beside_p99_ms": at(&row.beside, 99),
+                "p50_ratio": ratio(&row.beside, &row.quiet),
+                "health_p50_ms": at(&row.health, 50), "health_max_ms": at(&row.health, 100),
+            })
+        });
+        rows.collect()
+    }
+}
+
+impl Display for Bombs {
+    fn fmt(&self, f: &mut Formatter<'_>) -> std::fmt::Result {
+        writeln!(
+            f,
+            "a neighbour's whole request while a bomb is at work, and in quiet; health checks meanwhile"
+        )?;
+        let heads = ["requests", "quiet p50", "p99", "beside p50", "p99", "ratio", "health p50", "max"];
+        write!(f, "{:<26}", "ms")?;
+        heads.iter().try_for_each(|head| write!(f, "{head:>11}"))?;
+        writeln!(f)?;
+        for row in &self.0 {
+            let (ratio, health) = (ratio(&row.beside, &row.quiet), at(&row.health, 100));
+            let held = ratio <= RATIO_MAX && health <= HEALTH_MS_MAX;
+            writeln!(
+                f,
+                "{:<26}{:>11}{:>11.0}{:>11.0}{:>11.0}{:>11.0}{:>11.2}{:>11.1}{:>11.1}{}",
+                row.name,
+                row.beside.len(),
+                at(&row.quiet, 50),
+                at(&row.quiet, 99),
+                at(&row.beside, 50),
+                at(&row.beside, 99),
+                ratio,
+                at(&row.health, 50),
+                health,
+                if held { "" } else { "  more than 2 times, or a health check of more than 100 ms" }
+            )?;
+        }
+        Ok(())
+    }
+}
