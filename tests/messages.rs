@@ -414,7 +414,8 @@ fn t07_the_upstreams_errors_keep_their_status() {
 
 #[test]
 fn t08_a_silent_upstream_ends_in_an_error_and_a_slow_one_does_not() {
-    let server = Server::start(Options::default().with("GAOLER_RUNS__SILENCE_SECONDS", 4));
+    let slower = environment().slower;
+    let server = Server::start(Options::default().with("GAOLER_RUNS__SILENCE_SECONDS", 4 * slower));
     let client = server.client();
     let baseline = server.baseline();
     let silent = client.messages("a", &ask("SILENT:"));
@@ -429,9 +430,10 @@ fn t08_a_silent_upstream_ends_in_an_error_and_a_slow_one_does_not() {
         "{stalled:?}"
     );
     // Five pauses of a second are longer than the silence that is allowed, but none of them alone is.
-    let slow = "SLOW: 1000 a text of some fifty bytes comes in five pieces";
-    assert_eq!(server.says("a", slow), "[embedded] a text of some fifty bytes comes in five pieces");
+    let slow = format!("SLOW: {} a text of some fifty bytes comes in five pieces", 1000 * slower);
+    assert_eq!(server.says("a", &slow), "[embedded] a text of some fifty bytes comes in five pieces");
     // A tool may be silent for longer than the upstream.
-    assert_eq!(server.says("a", "RUN: sleep 5; echo done"), "[embedded] RUN ok:\ndone");
+    let silent = format!("RUN: sleep {}; echo done", 5 * slower);
+    assert_eq!(server.says("a", &silent), "[embedded] RUN ok:\ndone");
     server.settles_to(&baseline);
 }

@@ -79,7 +79,14 @@ fn t61_token_not_in_ps() {
     assert!(!running.is_finished(), "alice's command was over too soon");
     ran(&server, "alice", "touch go");
     assert_eq!(running.join().expect("an answer").status, 200);
-    assert!(!said.contains("alice") && !said.contains(&token("bob")), "{said}");
+    assert!(!said.contains(&token("alice")) && !said.contains(&token("bob")), "{said}");
+    if environment().root == Root::Host {
+        // Names and command lines of others can be listed there, in gVisor environments too: none holds a secret, and
+        // what stands for one in an own network is in no environment at all.
+        assert!(!environment().network || !said.contains("sk-ant-"), "{said}");
+    } else {
+        assert!(!said.contains("alice"), "{said}");
+    }
 }
 
 #[test]

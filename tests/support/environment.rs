@@ -112,7 +112,8 @@ pub const ALL: [Environment; 9] = [
     Environment {
         name: "gvisor-root",
         tier: "uid",
-        root: Root::Covered,
+        // It makes mount namespaces that isolate nothing.
+        root: Root::Host,
         ids: Ids::Tenant,
         cgroups: false,
         full_proc: false,
@@ -127,8 +128,8 @@ pub const ALL: [Environment; 9] = [
         root: Root::Host,
         ids: Ids::Same,
         commands: false,
-        network: false,
-        pids: false,
+        network: true,
+        pids: true,
         cgroups: false,
         full_proc: false,
         lists: false,
