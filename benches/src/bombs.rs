@@ -14,28 +14,28 @@ use crate::table::{at, ratio};
 
 /// What each is: a name, the limits of its run, and its prompt. Each lasts until its limits end it.
 const BOMBS: [(&str, &str, &str); 6] = [
-    ("forks", "tasks=256,wall_ms=10000", "RUN: bash -c 'bomb() { bomb | bomb & }; bomb; sleep 600'"),
+    ("forks", "tasks=256,wall_ms=20000", "RUN: bash -c 'bomb() { bomb | bomb & }; bomb; sleep 600'"),
     (
         "memory, again and again",
-        "memory_mib=768,wall_ms=10000",
+        "memory_mib=768,wall_ms=20000",
         "RUN: while :; do python3 -ISc 'b\"x\" * 4_000_000_000'; done",
     ),
     (
         "temporary files",
-        "memory_mib=768,tmp_mib=256,wall_ms=10000",
+        "memory_mib=768,tmp_mib=256,wall_ms=20000",
         "RUN: while :; do dd if=/dev/zero of=/tmp/f bs=1M count=300; rm /tmp/f; done 2>/dev/null",
     ),
     (
         "disk",
-        "disk_mib=4096,file_mib=200,wall_ms=10000",
+        "disk_mib=4096,file_mib=200,wall_ms=20000",
         "RUN: while :; do dd if=/dev/zero of=f bs=1M count=150; rm f; done 2>/dev/null",
     ),
     (
         "files",
-        "wall_ms=10000",
+        "wall_ms=20000",
         "RUN: while :; do mkdir d; for n in $(seq 5000); do : > d/$n; done; rm -r d; done",
     ),
-    ("output", "output_mib=4096,wall_ms=10000", "RUN: yes | cat >&2"),
+    ("output", "output_mib=4096,wall_ms=20000", "RUN: yes | cat >&2"),
 ];
 /// The CLI needs about this long before its tool begins.
 const FUSE: Duration = Duration::from_millis(1500);

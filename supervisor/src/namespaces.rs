@@ -3,7 +3,7 @@
 
 use std::fs::File;
 use std::io::Write;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use gaoler_sys::clone::{Side, fork};
 use nix::fcntl::{OFlag, openat};
@@ -17,10 +17,9 @@ use crate::fault::{Doing, Fault};
 /// # Errors
 /// Those of clone(2) with CLONE_NEWUSER and of the writes to uid_map and gid_map.
 pub fn user(proc_fd: BorrowedFd<'_>, inside: u32, outside: u32) -> Result<OwnedFd, Fault> {
+    let (ends, held) = nix::unistd::pipe2(OFlag::O_CLOEXEC).doing("make a pipe")?;
     let child = match fork(libc::CLONE_NEWUSER, None).doing("make a user namespace")? {
-        Side::Child => loop {
-            nix::unistd::pause();
-        },
+        Side::Child => until_its_end(ends),
         Side::Parent(child) => child,
     };
     let map = format!("{inside} {outside} 1");
@@ -36,8 +35,18 @@ pub fn user(proc_fd: BorrowedFd<'_>, inside: u32, outside: u32) -> Result<OwnedF
         .and_then(|()| write("gid_map").doing("write gid_map"))
         .and_then(|()| open("ns/user", OFlag::O_RDONLY).doing("open a user namespace"));
     child.kill();
+    drop(held);
     child.reap_blocking().doing("reap the maker of a user namespace")?;
     namespace
+}
+
+/// In a child that only holds a namespace: waits for the supervisor's end, should that come before it is killed. It
+/// gives up every other descriptor, or it would keep what the supervisor held: locks, and other runs' credentials.
+fn until_its_end(ends: OwnedFd) -> ! {
+    if gaoler_sys::process::close_all_but(&[ends.as_raw_fd()]).is_ok() {
+        let _ = nix::unistd::read(&ends, &mut [0]);
+    }
+    gaoler_sys::process::exit(0)
 }
 
 /// A network namespace with loopback up. Made by leaving our own for a moment: the supervisor has one thread.
@@ -53,13 +62,12 @@ pub fn network(proc_fd: BorrowedFd<'_>, inside: bool) -> Result<OwnedFd, Fault> 
     };
     if inside {
         let (ready, told) = nix::unistd::pipe2(OFlag::O_CLOEXEC).doing("make a pipe")?;
+        let (ends, held) = nix::unistd::pipe2(OFlag::O_CLOEXEC).doing("make a pipe")?;
         let child = match fork(libc::CLONE_NEWNET, None).doing("make a network namespace")? {
             Side::Child => {
                 let up = gaoler_sys::process::loopback_up().is_ok();
                 let _ = nix::unistd::write(&told, &[u8::from(up)]);
-                loop {
-                    nix::unistd::pause();
-                }
+                until_its_end(ends)
             }
             Side::Parent(child) => child,
         };
@@ -68,6 +76,7 @@ pub fn network(proc_fd: BorrowedFd<'_>, inside: bool) -> Result<OwnedFd, Fault> 
         let heard = nix::unistd::read(&ready, &mut up);
         let made = open(&child.pid.to_string());
         child.kill();
+        drop(held);
         child.reap_blocking().doing("reap the maker of a network namespace")?;
         return match (heard, up) {
             (Ok(1), [1]) => made,
