@@ -10,6 +10,7 @@ use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
 use gaoler_sys::mount::{Attributes, attach, clone_tree, restrict};
+use nix::errno::Errno;
 use nix::fcntl::{OFlag, openat};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, setns, unshare};
@@ -145,7 +146,8 @@ fn etc(folder: &Path, level: &LevelPolicy) -> Result<(), Fault> {
 
 /// What covers the host's folders: an empty file system on each, and on /etc a synthetic one.
 pub struct Covers {
-    folders: Vec<PathBuf>,
+    shown: Vec<PathBuf>,
+    kept: Vec<PathBuf>,
     files: Vec<(PathBuf, Vec<u8>)>,
     links: Vec<(PathBuf, PathBuf)>,
     level: &'static LevelPolicy,
@@ -173,7 +175,8 @@ impl Covers {
             let link = |path: PathBuf| Some((path.clone(), fs::read_link(&path).ok()?));
             links.extend(entries.filter_map(|entry| link(entry.ok()?.path())));
         }
-        Ok(Covers { folders: covered(&shown, kept)?, files, links, level })
+        let owned = |paths: &[&Path]| paths.iter().map(PathBuf::from).collect();
+        Ok(Covers { shown: owned(&shown), kept: owned(kept), files, links, level })
     }
 
     /// Covers them in the own mount namespace, and makes the folders that a run mounts something on.
@@ -182,9 +185,13 @@ impl Covers {
     /// Those of mount(2) and of making files.
     pub fn put(&self) -> std::io::Result<()> {
         let hardened = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
-        for path in &self.folders {
+        // Listed anew for each run: what has come since must be covered too, and what has gone needs no cover.
+        for path in &covered(&self.shown, &self.kept)? {
             let options = if path == Path::new("/etc") { "mode=755,size=8m" } else { "mode=755,size=64k" };
-            mount(Some("gaoler"), path, Some("tmpfs"), hardened, Some(options))?;
+            match mount(Some("gaoler"), path, Some("tmpfs"), hardened, Some(options)) {
+                Err(Errno::ENOENT) => {}
+                mounted => mounted?,
+            }
         }
         for folder in
             ["/home/agent", "/run/gaoler", "/etc/claude-code", "/etc/alternatives", "/etc/ssl/certs"]
@@ -199,15 +206,17 @@ impl Covers {
 
 /// Which folders of the host must be covered so that only `shown` and what leads to `kept` is left. A folder on the
 /// way to a kept one cannot be covered itself, so its other entries are.
-fn covered(shown: &[&Path], kept: &[&Path]) -> Result<Vec<PathBuf>, Fault> {
+fn covered(shown: &[PathBuf], kept: &[PathBuf]) -> std::io::Result<Vec<PathBuf>> {
     let mut covers = Vec::new();
     let mut open = vec![PathBuf::from("/")];
     while let Some(folder) = open.pop() {
-        let entries = fs::read_dir(&folder).doing(format!("list {}", folder.display()))?;
+        let entries = match fs::read_dir(&folder) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
+            entries => entries?,
+        };
         for path in entries.filter_map(|entry| Some(entry.ok()?.path())) {
             let is_folder = fs::symlink_metadata(&path).is_ok_and(|found| found.is_dir());
-            let stays = |whole: &[&Path]| whole.iter().any(|it| *it == path);
-            if !is_folder || stays(shown) || stays(kept) {
+            if !is_folder || shown.contains(&path) || kept.contains(&path) {
                 continue;
             }
             match kept.iter().any(|kept| kept.starts_with(&path)) {
