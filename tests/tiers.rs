@@ -205,3 +205,21 @@ fn t75_memory_and_tasks_of_a_run_are_bounded_on_every_host() {
     let quiet = || server.says("alice", "RUN: ps ax 2>/dev/null | grep -c '[s]leep 20'; echo it-ran");
     until("no sleeper", || quiet().contains("ok:\n0\n").then_some(()));
 }
+
+#[test]
+fn t76_a_tenant_can_shut_out_neither_itself_nor_the_measuring_of_its_disk() {
+    if !environment().commands {
+        // Without a command no mode is changed; that there is none, the answer shows.
+        let server = Server::start(Options::default());
+        assert!(server.says("alice", "RUN: true").contains("offers no tool Bash"));
+        return;
+    }
+    let server = Server::start(Options::default());
+    let asked = [bearer("alice"), ("x-gaoler-limits", "disk_mib=64".into())];
+    let flood = "RUN: for n in 1 2 3; do dd if=/dev/zero of=$n bs=1M count=60 2>/dev/null; done; \
+                 for n in 1 2 3 4 5 6 7 8 9; do chmod 000 ../.. .. . 2>/dev/null; sleep 2; done";
+    let response = server.client().post(&asked, ask(flood).to_string().as_bytes());
+    assert_ne!(response.status, 200, "{response:?}");
+    assert!(server.log().contains("\"reason\":\"disk\""), "{}", server.log());
+    assert_eq!(server.says("alice", "RUN: rm -f 1 2 3; echo mine-again"), "[embedded] RUN ok:\nmine-again");
+}

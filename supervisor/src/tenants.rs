@@ -209,10 +209,15 @@ impl Tenant {
     /// # Errors
     /// ELOOP or ENOENT where the tenant's tree is not what this module made.
     pub fn workspace(&self) -> Result<OwnedFd, Fault> {
-        let folder = beneath(&self.folder, "workspaces/default").doing("open a workspace")?;
-        // Its owner may have taken every right from it, and would then never get a cage again.
-        fchmod(&folder, Mode::S_IRWXU).doing("open a workspace to its owner")?;
-        Ok(folder)
+        let open = |path: &str| -> Result<OwnedFd, Fault> {
+            let folder = beneath(&self.folder, path).doing("open a workspace")?;
+            // Its owner may have taken every right from it, and would then never get a cage again.
+            fchmod(&folder, Mode::S_IRWXU).doing("open a workspace to its owner")?;
+            Ok(folder)
+        };
+        // On some hosts cages see these two as well, and walk through them.
+        [".", "workspaces"].into_iter().try_for_each(|path| open(path).map(drop))?;
+        open("workspaces/default")
     }
 
     /// The folder of a session, made if there is none, and locked for this run.
@@ -221,6 +226,7 @@ impl Tenant {
     /// `EWOULDBLOCK` where another run holds the session.
     pub fn session(&self, session: &str) -> Result<Flock<File>, Fault> {
         let sessions = beneath(&self.folder, "sessions").doing("open the sessions")?;
+        fchmod(&sessions, Mode::S_IRWXU).doing("open the sessions to their owner")?;
         let folder = match beneath(&sessions, session) {
             Err(Errno::ENOENT) => private(&sessions, session, self.uid)?,
             other => other.doing("open a session")?,

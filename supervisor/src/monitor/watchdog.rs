@@ -30,6 +30,11 @@ const CHANCES: u8 = 3;
 /// A measurement stops at so many times the bound: somebody who moves folders ahead of it would keep it for ever.
 const FILES_TIMES_MAX: u64 = 8;
 
+/// A measurement that takes longer is ended, and so many without an answer end the run: somebody whose uid the errand
+/// has may have stopped it, or shut it out.
+const ERRAND_LATEST: Duration = Duration::from_secs(60);
+const UNANSWERED_MAX: u8 = 3;
+
 /// What is known of a run's use of the disk.
 #[derive(Debug, Default)]
 pub struct Disk {
@@ -37,6 +42,8 @@ pub struct Disk {
     seen: Option<(Instant, Usage)>,
     /// What it may take: the bound, or what it had before.
     allowed: Option<Usage>,
+    /// Measurements without an answer since the last one.
+    unanswered: u8,
 }
 
 impl Monitor {
@@ -111,7 +118,13 @@ impl Monitor {
                 || before.bytes.saturating_sub(free.bytes) > BYTES_NEW
                 || before.files.saturating_sub(free.files) > FILES_NEW
         });
-        if run.errand.is_some() || !due {
+        if let Some(errand) = &run.errand {
+            if run.disk.seen.is_some_and(|(at, _)| at.elapsed() > ERRAND_LATEST) {
+                errand.child.kill();
+            }
+            return;
+        }
+        if !due {
             return;
         }
         let files_max = u64::from(run.limits.disk_kfiles) * 1000 * FILES_TIMES_MAX;
@@ -135,14 +148,22 @@ impl Monitor {
             (Deed::Wipe, Some(_)) => run.wiped = true,
             (Deed::Measure(_), Some(usage)) if run.phase == Phase::Running => self.judge(run, usage),
             (_, Some(_)) => {}
-            // The run was killed meanwhile, or its folder does not let itself be looked at: the next look tries again.
-            (_, None) => event("errand_failed", &[("run", &run.id())]),
+            // The next look tries again, but not for ever: an unmeasured run is an unbounded one.
+            (_, None) => {
+                event("errand_failed", &[("run", &run.id())]);
+                run.disk.unanswered = run.disk.unanswered.saturating_add(1);
+                if run.phase == Phase::Running && run.disk.unanswered >= UNANSWERED_MAX {
+                    run.ends(Reason::Disk, 0, libc::SIGKILL as u8);
+                    end(run);
+                }
+            }
         }
     }
 
     /// Ends a run that takes more than it may.
     fn judge(&mut self, run: &mut Run, usage: Usage) {
         let Some(id) = &run.tenant else { return };
+        run.disk.unanswered = 0;
         let times = |n: u64| Usage {
             bytes: (u64::from(run.limits.disk_mib) << 20) * n,
             files: u64::from(run.limits.disk_kfiles) * 1000 * n,
