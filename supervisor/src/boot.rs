@@ -30,7 +30,7 @@ use crate::pool::Pool;
 use crate::spawn::{self, Attended, Network};
 use crate::template::Views;
 use crate::tenants::{self, Folder, Tenants};
-use crate::uids::Uids;
+use crate::uids::{self, Uids};
 use crate::{inside, layers, template, tiers};
 
 /// Bytes of settings, at most: a table of a few dozen short keys.
@@ -260,7 +260,7 @@ fn walkable(state: &OwnedFd, path: &Path, uid: u32) -> Result<(), Fault> {
     nix::sys::stat::fchmod(state, FileMode::from_bits_truncate(0o711))
         .doing("open the state to passing through")?;
     let passes = || -> nix::Result<()> {
-        nix::unistd::setresuid(uid.into(), uid.into(), uid.into())?;
+        uids::become_uid(uid)?;
         nix::fcntl::open(path, OFlag::O_PATH | OFlag::O_CLOEXEC, FileMode::empty())?;
         nix::sys::stat::stat(&path.join(".")).map(drop)
     };

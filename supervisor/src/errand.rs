@@ -14,10 +14,11 @@ use nix::dir::{Dir, Type};
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, openat, renameat};
 use nix::sys::stat::{Mode, fchmod, fstat, fstatat};
-use nix::unistd::{Gid, Uid, UnlinkatFlags, setgroups, setresgid, setresuid, unlinkat};
+use nix::unistd::{UnlinkatFlags, unlinkat};
 
 use crate::fault::{Doing, Fault};
 use crate::plan::{Ids, Plan};
+use crate::uids::become_uid;
 
 /// How deep folders may nest below a tenant's own. A look at a deeper one would cost more with each level: Landlock
 /// walks up from it every time. So a measurement moves it up, and its tenant finds it there.
@@ -97,10 +98,7 @@ fn confine(plan: &Plan, folder: &impl AsFd, uid: u32, told: &OwnedFd) -> std::io
     keep.sort_unstable();
     process::close_all_but(&keep)?;
     if plan.ids != Ids::Same {
-        let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(uid));
-        setgroups(&[])?;
-        setresgid(gid, gid, gid)?;
-        setresuid(uid, uid, uid)?;
+        become_uid(uid)?;
     }
     process::die_with_parent()?;
     process::not_dumpable()?;

@@ -32,6 +32,7 @@ use nix::unistd::{Gid, Pid, Uid, UnlinkatFlags, fchownat, unlinkat};
 
 use crate::cgroup::Cgroups;
 use crate::fault::{Doing, Fault};
+use crate::uids::become_uid;
 use crate::{namespaces, tiers};
 
 /// How long one attempt may take. The slowest that was measured needs 20 ms.
@@ -318,7 +319,7 @@ fn uid_holds(bench: &Bench) -> Result<bool> {
     // The rights that go with another uid are needed too: over its files, and over its processes.
     fchmodat(&ground.folder, "own", Mode::from_bits_truncate(0o600), FchmodatFlags::FollowSymlink)?;
     let sleeper = forked(0, || {
-        become_run(ground.uid)?;
+        become_uid(ground.uid)?;
         std::thread::sleep(2 * PATIENCE);
         Ok(true)
     })?;
@@ -326,16 +327,9 @@ fn uid_holds(bench: &Bench) -> Result<bool> {
     std::thread::sleep(Duration::from_millis(20));
     kill(Pid::from_raw(sleeper), Signal::SIGKILL)?;
     wait(sleeper, 0)?;
-    become_run(ground.uid)?;
+    become_uid(ground.uid)?;
     ground.read("own")?;
     Ok(ground.read("other").err() == Some(Errno::EACCES))
-}
-
-fn become_run(uid: u32) -> nix::Result<()> {
-    let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(uid));
-    nix::unistd::setgroups(&[])?;
-    nix::unistd::setresgid(gid, gid, gid)?;
-    nix::unistd::setresuid(uid, uid, uid)
 }
 
 /// As a cage does it: made by another process, entered by this one, who is then somebody else.
@@ -412,7 +406,7 @@ fn hidepid_holds(bench: &Bench) -> Result<bool> {
     mount(Some("proc"), place, Some("proc"), MsFlags::MS_NOSUID, Some("hidepid=invisible"))?;
     let proc = File::open(place)?;
     let child = forked(0, || {
-        become_run(made(&bench.ground)?.uid)?;
+        become_uid(made(&bench.ground)?.uid)?;
         let hidden = openat(&proc, "1/stat", OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty());
         Ok(hidden.err() == Some(Errno::ENOENT))
     });
@@ -434,7 +428,7 @@ fn peers_hold(bench: &Bench) -> Result<bool> {
     let name = SocketName::from_abstract_name(format!("gaoler-probe-{}", std::process::id()))?;
     let door = UnixListener::bind_addr(&name)?;
     let child = forked(0, || {
-        become_run(uid)?;
+        become_uid(uid)?;
         UnixStream::connect_addr(&name)?;
         Ok(true)
     });
@@ -450,7 +444,7 @@ fn peers_hold(bench: &Bench) -> Result<bool> {
 /// Confined as far as this host can, a child must neither signal us nor open our memory.
 fn shield_holds(bench: &Bench) -> Result<bool> {
     let parent = nix::unistd::getppid();
-    let _ = become_run(made(&bench.ground)?.uid);
+    let _ = become_uid(made(&bench.ground)?.uid);
     process::drop_permitted()?;
     process::no_new_privs()?;
     let memory = || File::options().read(true).write(true).open(format!("/proc/{parent}/mem"));

@@ -8,6 +8,18 @@ use std::path::Path;
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
+use nix::unistd::{Gid, Uid, setgroups, setresgid, setresuid};
+
+/// Becomes this uid, and the gid of the same number, in all three ids, with no other group.
+///
+/// # Errors
+/// Those of setgroups(2), setresgid(2) and setresuid(2).
+pub fn become_uid(uid: u32) -> nix::Result<()> {
+    let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(uid));
+    setgroups(&[])?;
+    setresgid(gid, gid, gid)?;
+    setresuid(uid, uid, uid)
+}
 
 /// The range, and which of it this supervisor holds.
 #[derive(Debug)]
