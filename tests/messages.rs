@@ -221,7 +221,9 @@ fn t03_everything_that_a_request_says_reaches_the_model() {
     assert_eq!(full["model"], "claude-haiku-4-5-20251001");
     let look = "RUN: for f in /proc/[0-9]*/cmdline; do tr '\\0' ' ' < $f; done | grep -o -E -e '--(effort|max-turns) [a-z0-9]+' | sort -u";
     let started = answer(&with(look, json!({"output_config": {"effort": "low"}, "max_turns": 7}))).text();
-    assert_eq!(started, "[embedded] RUN ok:\n--effort low\n--max-turns 7");
+    // Where /proc is everybody's, others' are there too.
+    let asked = |flag| started.lines().any(|line| line == flag);
+    assert!(asked("--effort low") && asked("--max-turns 7"), "{started}");
     let cut = answer(&with("STEPS: true ;; true ;; true", json!({"max_turns": 1}))).json();
     assert_eq!(cut["stop_reason"], "pause_turn", "{cut}");
 

@@ -137,7 +137,7 @@ fn t73_no_process_of_gaolers_can_be_signalled_or_read_from_a_run() {
 
 #[test]
 fn t74_where_nothing_else_separates_tenants_one_runs_at_a_time() {
-    let alone = environment().tier == "directory";
+    let alone = !environment().together;
     let slow = |server: &Server| {
         let client = server.client();
         std::thread::spawn(move || client.messages("alice", &ask("SLOW: 2000")))

@@ -39,6 +39,8 @@ pub struct Environment {
     pub ids: Ids,
     /// Whether the agent may run commands. Where it may not, the CLI's file tools are all that it has.
     pub commands: bool,
+    /// Whether runs of different tenants run beside each other, where the operator does not say otherwise.
+    pub together: bool,
     /// Whether runs have a network namespace of their own.
     pub network: bool,
     /// Whether runs have pids of their own.
@@ -64,6 +66,7 @@ const KERNEL: Environment = Environment {
     root: Root::Own,
     ids: Ids::Run,
     commands: true,
+    together: true,
     network: true,
     pids: true,
     cgroups: true,
@@ -103,6 +106,7 @@ pub const ALL: [Environment; 9] = [
         tier: "directory",
         root: Root::Host,
         ids: Ids::Same,
+        together: false,
         network: false,
         pids: false,
         cgroups: false,
@@ -128,6 +132,7 @@ pub const ALL: [Environment; 9] = [
         root: Root::Host,
         ids: Ids::Same,
         commands: false,
+        together: false,
         network: true,
         pids: true,
         cgroups: false,
