@@ -68,6 +68,9 @@ Unknown keys end the command. A key such as isolation.minimum is written
   cli.path              /usr/local/lib/gaoler/claude
   cli.version           2.1.330           what the CLI must say of itself
   runs.max              64                at the same time
+  runs.tenant_max       16                of one tenant at the same time
+  runs.queue_max        128               requests that wait for a run; 0 = none
+  runs.queue_seconds    30                that one waits
   runs.drain_seconds    30                after SIGTERM
   runs.silence_seconds  120               of the upstream, after which a run is ended
 

@@ -304,6 +304,9 @@ fn check(mut settings: Settings, place: &dyn Fn(&str) -> String) -> Result<Setti
     }
     let bounds = [
         ("runs.max", s.runs.max, 1, s.uids.run[1].min(s.uids.egress[1]).min(1024)),
+        ("runs.tenant_max", s.runs.tenant_max, 1, 1024),
+        ("runs.queue_max", s.runs.queue_max, 0, 4096),
+        ("runs.queue_seconds", s.runs.queue_seconds, 1, 600),
         ("runs.drain_seconds", s.runs.drain_seconds, 1, 3600),
         ("runs.silence_seconds", s.runs.silence_seconds, 1, 3600),
     ];

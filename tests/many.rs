@@ -95,7 +95,8 @@ fn t02_a_hundred_runs_of_the_double_leave_nothing() {
 
 #[test]
 fn t03_more_runs_than_allowed_are_told_to_come_back() {
-    let server = Server::start(Options::with_double().with("GAOLER_RUNS__MAX", 3));
+    let server =
+        Server::start(Options::with_double().with("GAOLER_RUNS__MAX", 3).with("GAOLER_RUNS__QUEUE_MAX", 0));
     let client = &server.client();
     server.says("a", "hello");
     let baseline = server.baseline();
@@ -130,4 +131,71 @@ fn t03_more_runs_than_allowed_are_told_to_come_back() {
     });
     server.settles_to(&baseline);
     assert_eq!(server.says("a", "hello"), "[embedded] double: hello");
+}
+
+#[test]
+fn t04_a_quiet_tenant_waits_for_one_run_of_a_loud_one_and_no_more() {
+    let options = Options::with_double().with("GAOLER_RUNS__MAX", 2).with("GAOLER_RUNS__TENANT_MAX", 1);
+    let server = Server::start(options);
+    let client = &Client { patience: Duration::from_secs(120), ..server.client() };
+    for tenant in ["loud", "quiet"] {
+        server.says(tenant, "hello");
+    }
+    let baseline = server.baseline();
+    let load = || {
+        let runs = client.request("GET", "/health", &[], b"").json()["runs"].clone();
+        (runs["running"].as_u64(), runs["waiting"].as_u64())
+    };
+    thread::scope(|scope| {
+        let loud: Vec<_> =
+            (0..6).map(|_| scope.spawn(move || client.messages("loud", &ask("RUN: sleep 0.4")))).collect();
+        // One runs although two could: the other place is another tenant's to have.
+        until("the queue", || (load() == (Some(1), Some(5))).then_some(()));
+        let quiet = client.messages("quiet", &ask("hello"));
+        assert_eq!(quiet.status, 200, "{quiet:?}");
+        let waiting = load().1.expect("a number");
+        assert!(waiting >= 1, "the loud one's queue was over before the quiet one was answered");
+        let mut waits = Vec::new();
+        for one in loud {
+            let response = one.join().expect("no panic");
+            assert_eq!(response.status, 200, "{response:?}");
+            waits.push(
+                response.header("x-gaoler-queue-ms").and_then(|ms| ms.parse::<u64>().ok()).expect("a number"),
+            );
+        }
+        waits.sort_unstable();
+        assert!(waits[0] < 300 && waits[5] >= 5 * 300, "{waits:?}");
+    });
+    assert_eq!(load(), (Some(0), Some(0)));
+    // Who goes away from the queue leaves no place behind, and starts nothing.
+    thread::scope(|scope| {
+        let running = scope.spawn(|| client.messages("loud", &ask("RUN: sleep 2")));
+        until("its run", || (load() == (Some(1), Some(0))).then_some(()));
+        let stream = client.connect().expect("a connection");
+        client
+            .send(&stream, "POST", "/v1/messages", &[bearer("loud")], ask("hello").to_string().as_bytes())
+            .expect("sent");
+        until("the queue", || (load() == (Some(1), Some(1))).then_some(()));
+        drop(stream);
+        until("nobody in it", || (load() == (Some(1), Some(0))).then_some(()));
+        assert_eq!(running.join().expect("no panic").status, 200);
+    });
+    server.settles_to(&baseline);
+    // With no place to wait, the tenant's own bound is said.
+    drop(server);
+    let options = Options::with_double().with("GAOLER_RUNS__TENANT_MAX", 1).with("GAOLER_RUNS__QUEUE_MAX", 0);
+    let server = Server::start(options);
+    let client = &server.client();
+    thread::scope(|scope| {
+        let running = scope.spawn(|| client.messages("loud", &ask("RUN: sleep 2")));
+        let log =
+            || server.log().contains("\"run\"") && server.traces().processes.iter().any(|it| it == "init");
+        until("its run", || log().then_some(()));
+        let more = client.messages("loud", &ask("hello"));
+        assert_eq!((more.status, more.error().as_str()), (429, "rate_limit_error"), "{more:?}");
+        let after: u64 = more.header("retry-after").and_then(|it| it.parse().ok()).expect("seconds");
+        assert!((1..=60).contains(&after), "{after}");
+        assert_eq!(client.messages("other", &ask("hello")).status, 200);
+        assert_eq!(running.join().expect("no panic").status, 200);
+    });
 }

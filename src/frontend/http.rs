@@ -76,6 +76,8 @@ const RUN_ID: HeaderName = HeaderName::from_static("x-gaoler-run");
 /// Of a request: the level and the limits that it wishes for. Of an answer: those that its run had.
 const LEVEL: HeaderName = HeaderName::from_static("x-gaoler-level");
 const LIMITS: HeaderName = HeaderName::from_static("x-gaoler-limits");
+/// Milliseconds that the request waited for a run.
+const QUEUED: HeaderName = HeaderName::from_static("x-gaoler-queue-ms");
 const BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
 
 type App = Arc<Frontend>;
@@ -202,7 +204,10 @@ async fn wrong_method(Extension(id): Extension<RequestId>) -> Response {
 
 async fn health(State(frontend): State<App>) -> Response {
     let draining = *frontend.draining.borrow();
-    json(StatusCode::OK, &posture::health(frontend.listen.get(), frontend.layers.get(), draining))
+    json(
+        StatusCode::OK,
+        &posture::health(frontend.listen.get(), frontend.layers.get(), draining, frontend.admission.load()),
+    )
 }
 
 async fn live() -> Response {
@@ -258,7 +263,7 @@ async fn answer(
     let job = job::parse(&body);
     // It may hold a token.
     body.as_mut().zeroize();
-    drop((body, budget));
+    drop(body);
     let job = job?;
     let credential = match early {
         Some(credential) => credential,
@@ -267,7 +272,8 @@ async fn answer(
     let level = level(frontend, headers, job.level)?;
     let limits = limits(headers, &job.limits)?;
 
-    let order = Order::new(&job, credential.tenant(&frontend.secret), level, limits);
+    let tenant = credential.tenant(&frontend.secret);
+    let order = Order::new(&job, tenant, level, limits);
     let fds = order.fds(&job, &credential, &frontend.settings.cli.version)?;
     drop(credential);
     let heading = Heading {
@@ -281,7 +287,11 @@ async fn answer(
     let (shape, thinking, ignored) = (job.shape, job.thinking, job.ignored.join(","));
     drop(job);
 
-    let busy = frontend.busy.subscribe();
+    // What waits still takes memory, so it keeps its part of the budget.
+    let place = frontend.admission.enter(tenant, frontend.draining.subscribe()).await?;
+    drop(budget);
+    let waited = place.waited.as_millis().to_string();
+    let busy = (frontend.busy.subscribe(), place);
     let run =
         frontend.supervisor.spawn(order.spawn, fds).await.map_err(|refused| ApiError::refused(&refused))?;
     let run_id = heading.run;
@@ -302,7 +312,7 @@ async fn answer(
         headers.insert(IGNORED, value);
     }
     headers.insert(LEVEL, HeaderValue::from_static(level.name()));
-    for (name, value) in [(RUN_ID, run_id.to_string()), (LIMITS, in_force)] {
+    for (name, value) in [(RUN_ID, run_id.to_string()), (LIMITS, in_force), (QUEUED, waited)] {
         if let Ok(value) = HeaderValue::from_str(&value) {
             headers.insert(name, value);
         }

@@ -1,6 +1,7 @@
 //! The frontend: it speaks HTTP with clients, and asks the supervisor for everything else.
 //! It must never open a file, connect to anything or execute anything; it starts by taking that from itself.
 
+mod admission;
 mod answer;
 pub mod cli;
 mod error;
@@ -32,6 +33,7 @@ use gaoler_policy::settings::Settings;
 use gaoler_protocol::{Empty, Layers, Listen, Message, Proven, Ready, Refusal, Refused, Role, RunId};
 use gaoler_sys::{channel, memfd};
 
+use admission::Admission;
 pub use prove::Check;
 use run::{Ask, Run, Socket, Supervisor};
 use tenant::Secret;
@@ -59,6 +61,8 @@ pub struct Frontend {
     busy: watch::Sender<()>,
     /// What the listener's connections begin with.
     tls: Option<TlsAcceptor>,
+    /// Who may start a run, and who waits.
+    admission: Arc<Admission>,
     /// KiB that bodies may take together.
     bodies: Semaphore,
 }
@@ -165,6 +169,7 @@ pub async fn converse(control: OwnedFd, settings: Settings, secrets: Secrets) {
     let pending_max = settings.runs.max as usize + PENDING_EXTRA;
     let (supervisor, asks) = Supervisor::new(pending_max);
     let frontend = Arc::new(Frontend {
+        admission: Admission::new(&settings.runs),
         settings,
         secret: Secret::new(secrets.server),
         tls: secrets.tls,

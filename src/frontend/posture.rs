@@ -7,7 +7,12 @@ use gaoler_policy::settings::Levels;
 use gaoler_protocol::{Layers, Level, Listen};
 
 /// `GET /health`.
-pub fn health(listen: Option<&Listen>, layers: Option<&Layers>, draining: bool) -> Value {
+pub fn health(
+    listen: Option<&Listen>,
+    layers: Option<&Layers>,
+    draining: bool,
+    load: (usize, usize),
+) -> Value {
     let level = listen.map_or(Level::Balanced, |listen| listen.level);
     json!({
         "status": if draining { "draining" } else { "healthy" },
@@ -15,6 +20,7 @@ pub fn health(listen: Option<&Listen>, layers: Option<&Layers>, draining: bool) 
         "security_level": level.name().to_ascii_uppercase(),
         "tier": listen.map(|listen| listen.tier.name()).or(layers.map(|layers| layers.tier.name())),
         "level": level.name(),
+        "runs": { "running": load.0, "waiting": load.1 },
         "embedded": listen.is_some_and(|listen| listen.embedded),
     })
 }

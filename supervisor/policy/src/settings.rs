@@ -155,6 +155,12 @@ sections! {
     Runs {
         /// Runs at the same time, at most.
         max: u32 = 64,
+        /// Of those, one tenant's, at most.
+        tenant_max: u32 = 16,
+        /// Requests that wait for a run, at most; 0 = none.
+        queue_max: u32 = 128,
+        /// Seconds that one waits, at most.
+        queue_seconds: u32 = 30,
         /// Seconds that a drain waits for runs to finish.
         drain_seconds: u32 = 30,
         /// Seconds of silence of the upstream after which a run is ended.
