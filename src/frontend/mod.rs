@@ -4,6 +4,7 @@
 mod admission;
 mod answer;
 pub mod cli;
+mod connections;
 mod error;
 mod http;
 mod id;
@@ -15,6 +16,7 @@ mod run;
 mod sse;
 mod tenant;
 pub mod tls;
+mod way;
 
 use std::collections::HashMap;
 use std::convert::Infallible;
@@ -178,7 +180,7 @@ pub async fn converse(control: OwnedFd, settings: Settings, secrets: Secrets) {
         listen: OnceLock::new(),
         draining: watch::Sender::new(false),
         busy: watch::Sender::new(()),
-        bodies: Semaphore::new(http::BODIES_KIB_MAX),
+        bodies: Semaphore::new(way::BODIES_KIB_MAX),
     });
     let control = match Socket::new(control) {
         Ok(control) => control,
@@ -250,8 +252,8 @@ impl Control {
             Message::Listen(listen) => {
                 let socket = fds.pop().ok_or_else(|| out_of_turn(&message))?;
                 frontend.listen.set(listen).map_err(|_| out_of_turn(&message))?;
-                let listener = http::listener(socket)?;
-                tokio::spawn(http::serve(listener, Arc::clone(frontend)));
+                let listener = connections::listener(socket)?;
+                tokio::spawn(connections::serve(listener, Arc::clone(frontend)));
             }
             Message::Drain(_) => {
                 frontend.draining.send_replace(true);

@@ -15,7 +15,7 @@ use super::cli::input;
 use super::job::{self, Block, Job, Shape, Thinking};
 use super::run::Talk;
 use super::tenant::Credential;
-use super::{Frontend, http, id, log};
+use super::{Frontend, id, log, way};
 
 /// How long all of it may take. It takes about one second; a CLI that hangs must not hang the start.
 const PROOF_WAIT: Duration = Duration::from_secs(60);
@@ -135,11 +135,11 @@ async fn look(frontend: &Frontend, rules: Rules, seen: &mut Seen) -> Result<(), 
     let level = gaoler_protocol::Level::from_name(&frontend.settings.level.default)
         .unwrap_or(gaoler_protocol::Level::Balanced);
     let version = &frontend.settings.cli.version;
-    let order = http::Order::new(&job, credential.tenant(&frontend.secret), level, Limits::NONE);
+    let order = way::Order::new(&job, credential.tenant(&frontend.secret), level, Limits::NONE);
     let spawn = Spawn { ephemeral: true, proof: true, ..order.spawn };
     let fds = order.fds(&job, &credential, version).map_err(|_| Check::Starts)?;
     let run = frontend.supervisor.spawn(spawn, fds).await.map_err(not_started)?;
-    let mut talk = Talk::new(run, http::bounds(frontend, level, false));
+    let mut talk = Talk::new(run, way::bounds(frontend, level, false));
     let result = turns(&mut talk, rules, seen).await;
     let (_, stderr) = talk.end_with_stderr().await;
     if result.is_err() {

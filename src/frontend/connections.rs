@@ -1,0 +1,114 @@
+//! Connections: where they come from, what they may cost, and how they end.
+//! It must never hold more of them than their bound, nor wait for a silent one without a deadline.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use http::Uri;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::timeout;
+
+use super::http::{App, router};
+use super::tls::HANDSHAKE_WAIT;
+
+/// Connections at the same time, at most. Each costs a descriptor and a few KiB; more wait in the backlog.
+const CONNECTIONS_MAX: usize = 512;
+/// How long a client may take for the head of a request, and how long an idle connection is kept.
+const HEAD_WAIT: Duration = Duration::from_secs(30);
+/// Bytes of a request's head, at most.
+const HEAD_BYTES_MAX: usize = 64 * 1024;
+/// Fields of a request's head, at most.
+const HEAD_FIELDS_MAX: usize = 100;
+/// A pause after a failed accept(2), so that a lack of descriptors is no busy loop.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// The listening socket that the supervisor handed over.
+///
+/// # Errors
+/// A descriptor that is no such socket.
+pub fn listener(socket: OwnedFd) -> io::Result<TcpListener> {
+    // By fcntl(2), not ioctl(2): the frontend's filter knows no ioctl.
+    let flags = OFlag::from_bits_retain(fcntl(&socket, FcntlArg::F_GETFL)?);
+    fcntl(&socket, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
+    TcpListener::from_std(socket.into())
+}
+
+/// Accepts connections to the end, in a drain too: whoever asks then is told, and goes elsewhere.
+pub async fn serve(listener: TcpListener, frontend: App) {
+    let connections = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let router = router(Arc::clone(&frontend));
+    loop {
+        match accept(&listener, &connections).await {
+            Ok((stream, permit)) => {
+                tokio::spawn(arrival(stream, permit, router.clone(), Arc::clone(&frontend)));
+            }
+            Err(_) => tokio::time::sleep(ACCEPT_PAUSE).await,
+        }
+    }
+}
+
+async fn accept(
+    listener: &TcpListener,
+    connections: &Arc<Semaphore>,
+) -> io::Result<(TcpStream, OwnedSemaphorePermit)> {
+    let permit = Arc::clone(connections).acquire_owned().await.map_err(io::Error::other)?;
+    let (stream, _) = listener.accept().await?;
+    Ok((stream, permit))
+}
+
+/// A connection from its first byte: under TLS where the listener has it, and never without it there.
+async fn arrival(stream: TcpStream, permit: OwnedSemaphorePermit, router: Router, frontend: App) {
+    // Small events must not wait for large segments; where this fails they only come later.
+    let _ = stream.set_nodelay(true);
+    let Some(tls) = frontend.tls.clone() else { return connection(stream, permit, router, frontend).await };
+    // A client that fails here has been told why by its own library; a line a failure would be anybody's to write.
+    if let Ok(Ok(stream)) = timeout(HANDSHAKE_WAIT, tls.accept(stream)).await {
+        connection(stream, permit, router, frontend).await;
+    }
+}
+
+async fn connection<S>(stream: S, permit: OwnedSemaphorePermit, router: Router, frontend: App)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let mut draining = frontend.draining.subscribe();
+    // One that comes in a drain gets one answer, and the drain does not wait for it: anybody could hold it up.
+    let late = *draining.borrow();
+    let busy = (!late).then(|| frontend.busy.subscribe());
+    let service = tower::util::MapRequest::new(router, without_prefix);
+    let serving = hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .keep_alive(!late)
+        .header_read_timeout(HEAD_WAIT)
+        .max_buf_size(HEAD_BYTES_MAX)
+        .max_headers(HEAD_FIELDS_MAX)
+        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(service));
+    let mut serving = std::pin::pin!(serving);
+    let ended = tokio::select! {
+        ended = serving.as_mut() => Some(ended),
+        _ = draining.wait_for(|&draining| draining), if !late => None,
+    };
+    if ended.is_none() {
+        serving.as_mut().graceful_shutdown();
+        let _ = serving.await;
+    }
+    drop((permit, busy));
+}
+
+/// A base URL may have a prefix of its own, which a proxy in front of us may have left there.
+fn without_prefix<B>(mut request: http::Request<B>) -> http::Request<B> {
+    let path = request.uri().path();
+    let stripped = path.find("/v1/messages").filter(|&at| at > 0).map(|at| path[at..].to_string());
+    if let Some(uri) = stripped.and_then(|path| Uri::try_from(path).ok()) {
+        *request.uri_mut() = uri;
+    }
+    request
+}
