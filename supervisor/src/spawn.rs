@@ -10,10 +10,10 @@ use gaoler_sys::channel;
 use gaoler_sys::clone::{Child, Side, fork};
 use gaoler_sys::process::{self, Strings};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
-use nix::unistd::{Gid, Uid, setgroups, setresgid, setresuid};
 
 use crate::fault::{Doing, Fault};
 use crate::plan::{Ids, Plan};
+use crate::uids::become_uid;
 
 /// Above every number that a descriptor is placed at: 0 to 2, the control socket, and at most four more.
 const ABOVE: i32 = 64;
@@ -73,14 +73,11 @@ fn become_it(plan: &Plan, program: BorrowedFd<'_>, argv: &[&str], uid: u32, fds:
     let words = argv.iter().filter_map(|word| CString::new(*word).ok()).collect();
     let (argv, environment) = (Strings::new(words), Strings::new(Vec::new()));
     let given_up = || -> Result<ManuallyDrop<OwnedFd>, Fault> {
-        let (owner, group) = (Uid::from_raw(uid), Gid::from_raw(uid));
         if plan.bounds() {
             process::empty_bounding_set().doing("empty the bounding set")?;
         }
         if plan.ids != Ids::Same {
-            setgroups(&[]).doing("drop groups")?;
-            setresgid(group, group, group).doing("change gid")?;
-            setresuid(owner, owner, owner).doing("change uid")?;
+            become_uid(uid).doing("change uid, gid and groups")?;
         }
         process::die_with_parent().doing("ask for the parent's death signal")?;
         process::not_dumpable().doing("become untraceable")?;

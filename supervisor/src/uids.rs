@@ -15,8 +15,16 @@ use nix::unistd::{Gid, Uid, setgroups, setresgid, setresuid};
 /// # Errors
 /// Those of setgroups(2), setresgid(2) and setresuid(2).
 pub fn become_uid(uid: u32) -> nix::Result<()> {
-    let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(uid));
     setgroups(&[])?;
+    become_ids(uid)
+}
+
+/// The same where groups cannot be changed: in a user namespace that denies it.
+///
+/// # Errors
+/// Those of setresgid(2) and setresuid(2).
+pub fn become_ids(uid: u32) -> nix::Result<()> {
+    let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(uid));
     setresgid(gid, gid, gid)?;
     setresuid(uid, uid, uid)
 }

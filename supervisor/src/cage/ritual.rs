@@ -18,12 +18,13 @@ use nix::fcntl::{OFlag, openat};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::stat::Mode;
-use nix::unistd::{Gid, Uid, setgroups, setresgid, setresuid};
+use nix::unistd::{Gid, Uid};
 
 use super::word::{Step, Word, say};
 use super::{Blueprint, Command, Common, Ends, init, worker};
 use crate::plan::{Ids, Root};
 use crate::template::INSIDE;
+use crate::uids::{become_ids, become_uid};
 
 /// The proxy's port, where the network is the cage's own.
 const PROXY: u16 = 3128;
@@ -203,7 +204,8 @@ fn leave(common: &Common, blueprint: &Blueprint, bounds: Option<OwnedFd>) -> Res
         uid = INSIDE;
     }
     if blueprint.ahead.is_some() || common.plan.ids != Ids::Same {
-        become_(uid, common.plan.inside).at(Step::Ids)?;
+        // An ordinary user's namespace has no other groups to drop, and may not.
+        if common.plan.inside { become_ids(uid) } else { become_uid(uid) }.at(Step::Ids)?;
     }
     process::die_with_parent().at(Step::Privileges)?;
     process::not_dumpable().at(Step::Privileges)?;
@@ -223,16 +225,6 @@ fn leave(common: &Common, blueprint: &Blueprint, bounds: Option<OwnedFd>) -> Res
     let options = blueprint.options.try_clone().at(Step::Options)?;
     let bytes = memfd::read(options, OPTIONS_BYTES_MAX).at(Step::Options)?;
     unpack(common, blueprint, &bytes).at(Step::Options)
-}
-
-/// All three of each id. An ordinary user's namespace has no other groups to drop, and may not.
-fn become_(uid: u32, inside: bool) -> nix::Result<()> {
-    let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(uid));
-    if !inside {
-        setgroups(&[])?;
-    }
-    setresgid(gid, gid, gid)?;
-    setresuid(uid, uid, uid)
 }
 
 /// Copies the options into files at constant paths.

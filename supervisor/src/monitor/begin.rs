@@ -104,10 +104,7 @@ impl Monitor {
         let program =
             self.host.egress.as_ref().ok_or_else(|| Fault::new("start egress", "its program is missing"))?;
         let runs = &mut self.runs;
-        let wipe = || {
-            run.placeholder = Placeholder([0; 32]);
-            runs.iter_mut().for_each(Run::wipe);
-        };
+        let wipe = || Run::wipe_all(&mut run.placeholder, runs);
         let process = spawn::start(&self.plan, program.as_fd(), &argv, uid, Network::Host, &[], wipe);
         match process {
             Ok(process) => {
@@ -260,10 +257,7 @@ impl Monitor {
         let leaf = run.set.as_ref().and_then(|set| set.leaf.as_ref());
         let common = self.commons.get(run.spawn.level as usize - 1);
         let common = common.ok_or_else(|| Fault::new("make a cage", "its level is not there"))?;
-        let begun = cage::begin(common, &blueprint, leaf, || {
-            *placeholder = Placeholder([0; 32]);
-            runs.iter_mut().for_each(Run::wipe);
-        })?;
+        let begun = cage::begin(common, &blueprint, leaf, || Run::wipe_all(placeholder, runs))?;
         let cage::Begun { init, line, gate, stdin, stdout, stderr } = begun;
         run.init = Some(init);
         run.line = Some(line);

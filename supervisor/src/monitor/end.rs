@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use gaoler_protocol::{Empty, Message, Placeholder, Reason, Refusal};
+use gaoler_protocol::{Empty, Message, Reason, Refusal};
 
 use super::{LAUNCH, Monitor, Stage, TEARDOWN, VOUCH};
 use crate::cage::word::Step;
@@ -127,8 +127,7 @@ impl Monitor {
         run.wiped = false;
         let (runs, placeholder) = (&mut self.runs, &mut run.placeholder);
         let sent = Errand::start(&self.plan, Deed::Wipe, &*folder.lock, run.uid, || {
-            *placeholder = Placeholder([0; 32]);
-            runs.iter_mut().for_each(Run::wipe);
+            Run::wipe_all(placeholder, runs)
         });
         match sent {
             Ok(errand) => run.errand = Some(errand),

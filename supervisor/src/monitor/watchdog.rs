@@ -130,8 +130,7 @@ impl Monitor {
         let files_max = u64::from(run.limits.disk_kfiles) * 1000 * FILES_TIMES_MAX;
         let (runs, placeholder) = (&mut self.runs, &mut run.placeholder);
         let sent = Errand::start(&self.plan, Deed::Measure(files_max), &tenant.folder, tenant.uid, || {
-            *placeholder = gaoler_protocol::Placeholder([0; 32]);
-            runs.iter_mut().for_each(Run::wipe);
+            Run::wipe_all(placeholder, runs)
         });
         match sent {
             Ok(errand) => (run.errand, run.disk.seen) = (Some(errand), Some((Instant::now(), free))),
