@@ -156,8 +156,9 @@ pub fn fix(row: &LayerRow, layers: &Layers) -> Option<String> {
             kernel("5.10", namespace(name).unwrap_or_default().1)
         }
         (Uid, Errno::EINVAL) => {
-            "an ordinary user has one uid: start gaoler as root (sudo gaoler doctor, or a systemd unit without User=), and \
-             outside of a rootless container"
+            "an ordinary user has one uid: have the host lend it more (apt-get install uidmap, and for USER \
+             in /etc/subuid and /etc/subgid a line USER:100000:65536), or start gaoler as root (sudo gaoler doctor, or a \
+             systemd unit without User=), outside of a rootless container"
                 .into()
         }
         (IdMappedMounts, Errno::EINVAL) => {

@@ -179,9 +179,10 @@ mod tests {
     use gaoler_protocol::{LayerRow, Rows, Tier};
 
     /// The hosts that the suites run on, by the snapshots of what doctor says there: a name for each column.
-    const HOSTS: [(&str, &str, &str); 6] = [
+    const HOSTS: [(&str, &str, &str); 7] = [
         ("kernel", "kernel", "root on a machine"),
         ("user", "namespaces", "an ordinary user on it"),
+        ("user-ids", "namespaces", "such a user, with ids that the host lends"),
         ("docker-root", "uid", "root in Docker's default container"),
         ("gvisor-root", "uid", "root in gVisor of 2022"),
         ("docker-user", "directory", "an ordinary user in the container"),

@@ -100,7 +100,7 @@ fn t72_a_tenant_reads_its_own_file_and_no_other_tenants() {
     let tenants = std::fs::read_dir(server.state.join("tenants")).expect("tenants");
     let folder = tenants.map(|entry| entry.expect("an entry").path()).next().expect("alice's");
     let whole = folder.join("workspaces/default/own.txt");
-    assert!(whole.exists());
+    assert_eq!(whole.exists(), environment().sees, "{whole:?}");
     for path in
         [whole.display().to_string(), "../../../*/workspaces/default/own.txt".into(), "own.txt".into()]
     {

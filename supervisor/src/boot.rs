@@ -104,16 +104,17 @@ impl Host {
 /// # Errors
 /// The first thing that this host refuses.
 pub fn run(mode: Mode, inside: bool) -> Result<u8, Fault> {
-    if inside {
-        inside::check()?;
-    } else if !nix::unistd::geteuid().is_root() {
-        inside::enter()?;
+    if !inside && !nix::unistd::geteuid().is_root() {
+        inside::enter(&preview()?.uids)?;
     }
     let tls = handed_on(mode);
     let signals = signals()?;
     nix::sys::stat::umask(FileMode::from_bits_truncate(0o022));
     process::not_dumpable().doing("become untraceable")?;
-    let settings = settings()?;
+    let mut settings = settings()?;
+    if inside {
+        inside::check(&mut settings.uids)?;
+    }
     crate::log::decisions(mode == Mode::Serve);
     let mut peer = None;
     if mode != Mode::Serve {
@@ -389,7 +390,16 @@ fn settings() -> Result<Settings, Fault> {
     let fd = channel::take_inherited(4, &TAKEN).ok_or_else(|| {
         Fault::new("take the settings", "descriptor 4 is not open; start this by `gaoler serve`")
     })?;
-    let bytes = memfd::read(fd, SETTINGS_BYTES_MAX).doing("read the settings")?;
+    parsed(memfd::read(fd, SETTINGS_BYTES_MAX).doing("read the settings")?)
+}
+
+/// The same before this program starts anew, which takes them a second time.
+fn preview() -> Result<Settings, Fault> {
+    let file = File::open("/proc/self/fd/4").doing("look at the settings; start this by `gaoler serve`")?;
+    parsed(memfd::read(file.into(), SETTINGS_BYTES_MAX).doing("read the settings")?)
+}
+
+fn parsed(bytes: Vec<u8>) -> Result<Settings, Fault> {
     let text = String::from_utf8(bytes).map_err(|_| Fault::new("read the settings", "they are not UTF-8"))?;
     toml::from_str(&text).map_err(|why| Fault::new("parse the settings", why.to_string()))
 }

@@ -8,7 +8,7 @@ use gaoler_protocol::TenantKey;
 use nix::dir::Dir;
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, Flock, FlockArg, OFlag, openat};
-use nix::sys::stat::{FileStat, Mode, fchmod, fstat, fstatat, mkdirat};
+use nix::sys::stat::{Mode, fchmod, fstat, fstatat, mkdirat};
 use nix::unistd::{Gid, Uid, UnlinkatFlags, fchown, unlinkat};
 use sha2::{Digest, Sha256};
 
@@ -132,7 +132,29 @@ impl Tenants {
         let folder = private(state, "tenants", nix::unistd::geteuid().as_raw())?;
         let mode = if walked { 0o711 } else { 0o700 };
         fchmod(&folder, Mode::from_bits_truncate(mode)).doing("set the mode of the tenants' folder")?;
-        Ok(Tenants { folder, range, same })
+        let tenants = Tenants { folder, range, same };
+        let own = nix::unistd::geteuid().as_raw();
+        if tenants.owners()?.iter().any(|uid| (*uid == own) != same) {
+            let why = "there are folders of tenants who had other uids than this host gives them now (with the ids that \
+                       /etc/subuid lends to an ordinary user, or without); bring those back, or choose another --state";
+            return Err(Fault::new("open the tenants' folder", why));
+        }
+        Ok(tenants)
+    }
+
+    /// The owner of each folder here.
+    fn owners(&self) -> Result<Vec<u32>, Fault> {
+        let mut list = Dir::openat(&self.folder, ".", OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())
+            .doing("list the tenants' folder")?;
+        let mut owners = Vec::new();
+        for entry in list.iter() {
+            let entry = entry.doing("list the tenants' folder")?;
+            if ![c".", c".."].contains(&entry.file_name()) {
+                let stat = fstatat(&self.folder, entry.file_name(), AtFlags::AT_SYMLINK_NOFOLLOW);
+                owners.push(stat.doing("look at a tenant's folder")?.st_uid);
+            }
+        }
+        Ok(owners)
     }
 
     /// The folder of a tenant who has one.
@@ -189,13 +211,8 @@ impl Tenants {
     fn free_uid(&self) -> Result<Option<u32>, Fault> {
         let [first, count] = self.range;
         let mut taken = vec![false; count as usize];
-        let mut list = Dir::openat(&self.folder, ".", OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())
-            .doing("list the tenants' folder")?;
-        for entry in list.iter() {
-            let entry = entry.doing("list the tenants' folder")?;
-            let stat: FileStat = fstatat(&self.folder, entry.file_name(), AtFlags::AT_SYMLINK_NOFOLLOW)
-                .doing("look at a tenant's folder")?;
-            if let Some(slot) = stat.st_uid.checked_sub(first).and_then(|n| taken.get_mut(n as usize)) {
+        for uid in self.owners()? {
+            if let Some(slot) = uid.checked_sub(first).and_then(|n| taken.get_mut(n as usize)) {
                 *slot = true;
             }
         }
@@ -307,6 +324,17 @@ mod tests {
         std::fs::set_permissions(&workspace, std::fs::Permissions::from_mode(0o000)).unwrap();
         tenant.workspace().unwrap();
         assert_eq!(std::fs::metadata(&workspace).unwrap().permissions().mode() & 0o7777, 0o700);
+    }
+
+    #[test]
+    fn tenants_of_another_kind_of_uid_stop_the_start() {
+        let (dir, tenants) = state([2_000_000, 2]);
+        let again =
+            |same| Tenants::open(&OwnedFd::from(File::open(dir.path()).unwrap()), tenants.range, same, false);
+        assert!(again(true).is_ok() && again(false).is_ok());
+        tenants.admit(&id(1)).unwrap();
+        assert!(again(false).is_ok());
+        assert!(again(true).unwrap_err().to_string().contains("another --state"));
     }
 
     #[test]

@@ -39,6 +39,8 @@ pub struct Environment {
     pub ids: Ids,
     /// Whether the agent may run commands. Where it may not, the CLI's file tools are all that it has.
     pub commands: bool,
+    /// Whether whoever runs gaoler, and so these tests, sees tenants' files.
+    pub sees: bool,
     /// Whether runs of different tenants run beside each other, where the operator does not say otherwise.
     pub together: bool,
     /// Whether runs have a network namespace of their own.
@@ -66,6 +68,7 @@ const KERNEL: Environment = Environment {
     root: Root::Own,
     ids: Ids::Run,
     commands: true,
+    sees: true,
     together: true,
     network: true,
     pids: true,
@@ -78,7 +81,7 @@ const KERNEL: Environment = Environment {
 };
 
 /// Every environment of tests/environments/run.
-pub const ALL: [Environment; 9] = [
+pub const ALL: [Environment; 10] = [
     KERNEL,
     Environment { name: "vm", slower: 10, ..KERNEL },
     Environment { name: "docker-kernel", ..KERNEL },
@@ -87,6 +90,15 @@ pub const ALL: [Environment; 9] = [
         name: "user",
         tier: "namespaces",
         ids: Ids::Same,
+        cgroups: false,
+        root_user: false,
+        ..KERNEL
+    },
+    Environment {
+        name: "user-ids",
+        tier: "namespaces",
+        ids: Ids::Tenant,
+        sees: false,
         cgroups: false,
         root_user: false,
         ..KERNEL
@@ -132,6 +144,7 @@ pub const ALL: [Environment; 9] = [
         root: Root::Host,
         ids: Ids::Same,
         commands: false,
+        sees: true,
         together: false,
         network: true,
         pids: true,

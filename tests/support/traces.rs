@@ -7,7 +7,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use super::Uids;
-use super::environment::{Ids, environment};
+use super::environment::environment;
 
 /// One process.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -148,7 +148,7 @@ pub enum Role {
 
 /// By its uid; where all have one, by its program.
 fn role(process: &Process, uids: Uids, supervisor: i32) -> Role {
-    if environment().ids == Ids::Same {
+    if !environment().root_user {
         return match process.program.as_str() {
             _ if process.pid == supervisor => Role::Supervisor,
             "gaoler-egress" => Role::Egress,
@@ -174,7 +174,7 @@ pub fn processes(supervisor: i32, uids: Uids) -> Vec<Process> {
         .filter_map(|entry| process(entry.file_name().to_str()?.parse().ok()?))
         .collect();
     // Where all have one uid, an orphan is known by its parent alone: whoever is above us is none.
-    let shared = environment().ids == Ids::Same;
+    let shared = !environment().root_user;
     let own = nix::unistd::getuid().as_raw();
     let mut above = BTreeSet::from([std::process::id().cast_signed()]);
     while let Some(next) = all.iter().find(|it| above.contains(&it.pid) && !above.contains(&it.parent)) {
