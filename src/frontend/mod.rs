@@ -3,12 +3,15 @@
 
 mod answer;
 pub mod cli;
+mod completions;
 mod connections;
+mod dialect;
 mod error;
 mod http;
 mod id;
 pub mod job;
 mod log;
+mod models;
 mod posture;
 mod prove;
 mod run;
