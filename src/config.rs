@@ -5,10 +5,11 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
-use gaoler_policy::settings::Settings;
+use gaoler_policy::settings::{ListedModel, Settings};
 use gaoler_protocol::{Level, Tier};
 use toml::{Table, Value};
 
+use crate::frontend::job;
 use crate::operator;
 
 /// The prefix of every environment variable that gaoler reads.
@@ -17,6 +18,10 @@ const PREFIX: &str = "GAOLER_";
 const TEST_PREFIX: &str = "GAOLER_TEST_";
 /// A configuration file is a page of text; anything larger is not one.
 const FILE_BYTES_MAX: u64 = 1024 * 1024;
+/// Models that an operator may list. Every client reads the whole list.
+const MODELS_MAX: usize = 100;
+/// Bytes of a model's name.
+const MODEL_NAME_BYTES_MAX: usize = 100;
 
 /// The settings of a command, by the key that each flag stands for. Paths may be relative.
 #[derive(Debug, Default, Clone)]
@@ -160,10 +165,13 @@ impl Layers {
         })
     }
 
-    /// Types were checked before, so what serde still refuses is a number that does not fit.
+    /// Types were checked before, so what serde still refuses is a number that does not fit, or an entry's key.
     fn out_of_range(&self, error: &str) -> Wrong {
         let numbers = |value: &Value| match value {
             Value::Integer(n) => u32::try_from(*n).is_err(),
+            Value::Array(list) if list.iter().any(Value::is_table) => {
+                value.clone().try_into::<Vec<ListedModel>>().is_err()
+            }
             // A list of numbers or of texts; one of anything else is neither.
             Value::Array(list) => {
                 let texts = list.iter().all(Value::is_str);
@@ -295,6 +303,9 @@ fn check(mut settings: Settings, place: &dyn Fn(&str) -> String) -> Result<Setti
     if let Err(what) = upstream(&s.upstream.url) {
         return wrong("upstream.url", what);
     }
+    if let Err(what) = models(&s.models.list) {
+        return wrong("models.list", what);
+    }
     let version = s.cli.version.split('.').map(str::parse::<u16>).collect::<Result<Vec<_>, _>>();
     if !version.is_ok_and(|numbers| numbers.len() == 3) {
         return wrong("cli.version", format!("`{}` is not a version such as 2.1.330", s.cli.version));
@@ -329,6 +340,28 @@ fn tier(name: &str) -> Result<Tier, String> {
 pub fn level(name: &str) -> Result<Level, String> {
     let known = || Level::ALL.iter().map(|level| level.name()).collect::<Vec<_>>().join(", ");
     Level::from_name(name).ok_or_else(|| format!("`{name}` is not a level; the levels are {}", known()))
+}
+
+/// What `GET /v1/models` may list: models that a request may name, each once.
+fn models(list: &[ListedModel]) -> Result<(), String> {
+    if list.len() > MODELS_MAX {
+        return Err(format!("{} entries; at most {MODELS_MAX} are listed", list.len()));
+    }
+    for (at, ListedModel { id, display_name }) in list.iter().enumerate() {
+        if !job::is_model(id) {
+            return Err(format!("entry {at}: `{id}` is not a full id such as claude-sonnet-5"));
+        }
+        // What is not a full id is an alias, and those are always listed.
+        if !id.starts_with("claude-") || list[..at].iter().any(|other| other.id == *id) {
+            return Err(format!("entry {at}: `{id}` is listed already"));
+        }
+        if display_name.len() > MODEL_NAME_BYTES_MAX || display_name.chars().any(char::is_control) {
+            return Err(format!(
+                "entry {at}: display_name must be one line of at most {MODEL_NAME_BYTES_MAX} bytes"
+            ));
+        }
+    }
+    Ok(())
 }
 
 fn hosts(list: &[String]) -> Result<(), (usize, String)> {
@@ -527,6 +560,20 @@ mod tests {
     }
 
     #[test]
+    fn an_operator_lists_models_in_the_file_or_in_the_environment() {
+        let file = "[[models.list]]\nid = 'claude-opus-4-8'\ndisplay_name = 'Claude Opus 4.8'\n\
+                    [[models.list]]\nid = 'claude-sonnet-5[1m]'";
+        let settings = resolved(None, &[], Some(file)).expect("good values");
+        let listed: Vec<(&str, &str)> =
+            settings.models.list.iter().map(|m| (m.id.as_str(), m.display_name.as_str())).collect();
+        assert_eq!(listed, [("claude-opus-4-8", "Claude Opus 4.8"), ("claude-sonnet-5[1m]", "")]);
+        let sealed = toml::to_string(&settings).expect("TOML");
+        assert_eq!(toml::from_str::<Settings>(&sealed).expect("settings"), settings);
+        let env = [("GAOLER_MODELS__LIST", "[{ id = 'claude-x' }]")];
+        assert_eq!(resolved(None, &env, Some(file)).expect("good values").models.list.len(), 1);
+    }
+
+    #[test]
     fn relative_paths_become_absolute() {
         let settings = resolved(None, &[("GAOLER_CLI__PATH", "bin/claude")], None).expect("good values");
         assert_eq!(settings.cli.path, std::env::current_dir().expect("a folder").join("bin/claude"));
@@ -546,7 +593,7 @@ mod tests {
                 &[],
                 Some("[sever]\nlisten = 'x'"),
                 "FILE: unknown key `sever`; the sections are cli, \
-              credentials, isolation, level, runs, server, state, uids, upstream",
+              credentials, isolation, level, models, runs, server, state, uids, upstream",
             ),
             (
                 None,
@@ -664,6 +711,48 @@ mod tests {
                 &[],
                 Some("[level]\nown = {}"),
                 "FILE: unknown key `level.own`; [level] knows default, file, hosts, maximum",
+            ),
+            (
+                None,
+                &[("GAOLER_MODELS__LIST", "x")],
+                None,
+                "GAOLER_MODELS__LIST: must be a list, not a string",
+            ),
+            (
+                None,
+                &[],
+                Some("[[models.list]]\nid = 'claude-x'\nname = 'x'"),
+                "FILE: models.list: unknown field `name`, expected `id` or `display_name` in `models.list`",
+            ),
+            (
+                None,
+                &[("GAOLER_RUNS__MAX", "5000000000")],
+                Some("[[models.list]]\nid = 'claude-x'"),
+                "GAOLER_RUNS__MAX: invalid value: integer `5000000000`, expected u32 in `runs.max`",
+            ),
+            (
+                None,
+                &[("GAOLER_MODELS__LIST", "[{ id = 'gpt-4' }]")],
+                None,
+                "GAOLER_MODELS__LIST: entry 0: `gpt-4` is not a full id such as claude-sonnet-5",
+            ),
+            (
+                None,
+                &[("GAOLER_MODELS__LIST", "[{ id = 'opus' }]")],
+                None,
+                "GAOLER_MODELS__LIST: entry 0: `opus` is listed already",
+            ),
+            (
+                None,
+                &[("GAOLER_MODELS__LIST", "[{ id = 'claude-x' }, { id = 'claude-x' }]")],
+                None,
+                "GAOLER_MODELS__LIST: entry 1: `claude-x` is listed already",
+            ),
+            (
+                None,
+                &[("GAOLER_MODELS__LIST", "[{ id = 'claude-x', display_name = \"a\\nb\" }]")],
+                None,
+                "GAOLER_MODELS__LIST: entry 0: display_name must be one line of at most 100 bytes",
             ),
             (
                 None,

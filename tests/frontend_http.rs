@@ -539,3 +539,314 @@ async fn w15_a_drain_lets_runs_finish_and_then_says_so() {
     let said = tokio::time::timeout(LONG, house.said.recv()).await.expect("in time");
     assert!(matches!(said, Some(Message::Drained(_))), "{said:?}");
 }
+
+/// POST /v1/chat/completions with more lines in its head.
+async fn completions(house: &House, head: &str, body: &str) -> fake::Reply {
+    let line = "POST /v1/chat/completions HTTP/1.1\r\n";
+    house.request(&format!("{line}{BEARER}{head}"), body.as_bytes()).await
+}
+
+#[tokio::test]
+async fn w18_models_are_listed_for_both_families_and_start_nothing() {
+    let mut settings = settings(120);
+    let (id, display_name) = ("claude-opus-4-8[1m]".to_string(), "Claude Opus 4.8".to_string());
+    settings.models.list = vec![gaoler_policy::settings::ListedModel { id, display_name }];
+    let house = House::new(settings, vec![]).await;
+    let check =
+        async |line: &str, head: &str| house.request(&format!("{line} HTTP/1.1\r\n{head}"), b"").await;
+    let list = check("GET /v1/models", BEARER).await;
+    assert_eq!((list.status, list.header("content-type")), (200, Some("application/json")));
+    assert_eq!(list.header("x-request-id"), list.header("request-id"));
+    let list = list.json();
+    let ids: Vec<&str> =
+        list["data"].as_array().expect("a list").iter().filter_map(|m| m["id"].as_str()).collect();
+    assert_eq!(ids, ["opus", "sonnet", "haiku", "claude-opus-4-8[1m]"]);
+    assert_eq!((&list["object"], &list["has_more"]), (&"list".into(), &false.into()));
+    assert_eq!((&list["first_id"], &list["last_id"]), (&"opus".into(), &"claude-opus-4-8[1m]".into()));
+
+    let page =
+        check("GET /prefix/v1/models?limit=1&after_id=opus", "x-api-key: sk-ant-api03-a-good-key\r\n").await;
+    assert_eq!(
+        (page.json()["last_id"].as_str(), page.json()["has_more"].as_bool()),
+        (Some("sonnet"), Some(true))
+    );
+    let one = check("GET /v1/models/claude-opus-4-8%5B1m%5D", BEARER).await.json();
+    assert_eq!((&one["display_name"], &one["object"]), (&"Claude Opus 4.8".into(), &"model".into()));
+    for (line, head, status, kind, code) in [
+        ("GET /v1/models", "", 401, "authentication_error", "credential_missing"),
+        (
+            "GET /v1/models/opus",
+            "authorization: Bearer no\r\n",
+            401,
+            "authentication_error",
+            "invalid_token_format",
+        ),
+        ("GET /v1/models/gpt-4", BEARER, 404, "not_found_error", "model_not_found"),
+        ("GET /v1/models?limit=0", BEARER, 400, "invalid_request_error", "invalid_request"),
+        ("GET /v1/models/", BEARER, 404, "not_found_error", "not_found"),
+        ("POST /v1/models", BEARER, 405, "invalid_request_error", "method_not_allowed"),
+    ] {
+        let reply = check(line, head).await;
+        assert_eq!((reply.status, reply.code().as_str()), (status, code), "{line}");
+        assert_eq!(
+            (&reply.json()["type"], &reply.json()["error"]["type"]),
+            (&"error".into(), &kind.into()),
+            "{line}"
+        );
+    }
+    let wrong = check("GET /v1/models?limit=x", BEARER).await.json();
+    assert_eq!(
+        (&wrong["error"]["param"], &wrong["error"]["code"]),
+        (&"limit".into(), &"invalid_request".into())
+    );
+    for line in ["HEAD /", "HEAD /api/hello", "GET /api/hello", "HEAD /v1/models"] {
+        assert_eq!(check(line, BEARER).await.status, 200, "{line}");
+    }
+}
+
+/// Replaces what differs from one completion to the next.
+fn anonymous(text: &str) -> String {
+    let mut out = text.to_string();
+    for (before, after, length) in
+        [("\"chatcmpl-", "\"", Some(22)), ("\"created\":", ",", None), ("\"run_id\":\"", "\"", Some(32))]
+    {
+        let (mut done, mut rest) = (String::new(), out.as_str());
+        while let Some(at) = rest.find(before) {
+            let end = rest[at + before.len()..].find(after).expect("an end");
+            assert!(length.is_none_or(|length| length == end), "{rest}");
+            done.push_str(&rest[..at + before.len()]);
+            done.push('X');
+            rest = &rest[at + before.len() + end..];
+        }
+        done.push_str(rest);
+        out = done;
+    }
+    out
+}
+
+#[tokio::test]
+async fn w19_a_completion_has_the_shape_of_its_dialect() {
+    let house = house(vec![Script::Play(Play::of(format!("{STREAM}{STREAM_END}")))]).await;
+    let reply = completions(&house, "", HELLO).await;
+    assert_eq!((reply.status, reply.header("content-type")), (200, Some("application/json")), "{reply:?}");
+    assert!(reply.header("x-gaoler-run").is_some_and(|run| reply.body.contains(run)));
+    assert_eq!(reply.header("x-gaoler-level"), Some("balanced"));
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("a clock").as_secs();
+    assert!(reply.json()["created"].as_u64().is_some_and(|created| now - created < 60));
+    assert_eq!(
+        anonymous(&reply.body),
+        concat!(
+            r#"{"id":"chatcmpl-X","object":"chat.completion","created":X,"model":"claude-x","system_fingerprint":null,"#,
+            r#""choices":[{"index":0,"message":{"role":"assistant","content":"one\n\ntwo\n","refusal":null},"#,
+            r#""logprobs":null,"finish_reason":"stop"}],"usage":{"prompt_tokens":12,"completion_tokens":14,"#,
+            r#""total_tokens":26,"prompt_tokens_details":{"cached_tokens":0}},"session_id":null,"run_id":"X","#,
+            r#""x_cost":{"total_cost_usd":0.5}}"#
+        )
+    );
+}
+
+#[tokio::test]
+async fn w20_chunks_are_exact_bytes_and_usage_comes_last_where_it_is_asked_for() {
+    let play = || Script::Play(Play::of(format!("{STREAM}{STREAM_END}")));
+    let house = house(vec![play(), play()]).await;
+    let chunk = |choices: &str, rest: &str| {
+        format!(
+            "data: {{\"id\":\"chatcmpl-X\",\"object\":\"chat.completion.chunk\",\"created\":X,\"model\":\"claude-x\",\
+             \"system_fingerprint\":null,\"choices\":[{choices}]{rest}}}\n\n"
+        )
+    };
+    let part = |delta: &str, reason: &str, rest: &str| {
+        let choice =
+            format!("{{\"index\":0,\"delta\":{{{delta}}},\"logprobs\":null,\"finish_reason\":{reason}}}");
+        chunk(&choice, rest)
+    };
+    for (options, rest, last) in [
+        ("", "", String::new()),
+        (
+            r#""stream_options":{"include_usage":true},"#,
+            ",\"usage\":null",
+            chunk(
+                "",
+                r#","usage":{"prompt_tokens":12,"completion_tokens":14,"total_tokens":26,"prompt_tokens_details":{"cached_tokens":0}},"x_cost":{"total_cost_usd":0.5}"#,
+            ),
+        ),
+    ] {
+        let reply = completions(&house, "", &HELLO_STREAMED.replacen('{', &format!("{{{options}"), 1)).await;
+        assert_eq!(reply.status, 200, "{reply:?}");
+        assert_eq!(reply.header("content-type"), Some("text/event-stream; charset=utf-8"));
+        assert_eq!(
+            (reply.header("cache-control"), reply.header("x-accel-buffering")),
+            (Some("no-cache"), Some("no"))
+        );
+        assert_eq!(reply.header("x-gaoler-ignored"), None);
+        let expected = [
+            part(r#""role":"assistant","content":"""#, "null", rest),
+            part(r#""content":"one""#, "null", rest),
+            part(r#""content":"\n\n""#, "null", rest),
+            part(r#""content":"two\n""#, "null", rest),
+            part("", "\"stop\"", rest),
+            last,
+            "data: [DONE]\n\n".to_string(),
+        ];
+        assert_eq!(anonymous(&reply.body), expected.concat());
+    }
+}
+
+#[tokio::test]
+async fn w21_errors_have_the_form_of_the_dialect_that_was_spoken() {
+    let cut = Script::Play(Play::of(STREAM).until(Until::Now));
+    let refused = |reason, errno| Script::Refuse(reason, errno);
+    let scripts = vec![
+        cut,
+        refused(Refusal::SessionBusy, 0),
+        refused(Refusal::Busy, 0),
+        plays("err401"),
+        plays("err529"),
+    ];
+    let house = house(scripts).await;
+    let stream = completions(&house, "", HELLO_STREAMED).await;
+    assert_eq!(stream.status, 200);
+    let end = concat!(
+        "data: {\"error\":{\"code\":\"cli_exited\",\"message\":\"The CLI ended without a result.\",",
+        "\"param\":null,\"type\":\"api_error\"}}\n\n"
+    );
+    assert!(stream.body.ends_with(end) && !stream.body.contains("[DONE]"), "{}", stream.body);
+    for (status, kind, code, retry_after, should_retry) in [
+        (409, "conflict_error", "session_busy", None, Some("false")),
+        (529, "overloaded_error", "busy", Some("5"), None),
+        (401, "authentication_error", "credential_refused", None, None),
+        (529, "overloaded_error", "upstream_overloaded", Some("10"), None),
+    ] {
+        let reply = completions(&house, "", HELLO).await;
+        let error = &reply.json()["error"];
+        assert_eq!((reply.status, &error["type"], &error["code"]), (status, &kind.into(), &code.into()));
+        assert_eq!(
+            (reply.header("retry-after"), reply.header("x-should-retry")),
+            (retry_after, should_retry)
+        );
+        assert_eq!(reply.header("x-request-id"), reply.header("request-id"));
+        assert_eq!(reply.json().as_object().map(serde_json::Map::len), Some(1), "{}", reply.body);
+    }
+    let none = "POST /v1/chat/completions HTTP/1.1\r\n";
+    for (head, body, status, code, param) in [
+        (none.to_string(), HELLO.to_string(), 401, "credential_missing", None),
+        (
+            format!("{none}authorization: Bearer sk-openai\r\n"),
+            HELLO.into(),
+            401,
+            "invalid_token_format",
+            None,
+        ),
+        (
+            format!("{none}{BEARER}"),
+            HELLO.replacen('{', r#"{"model":"gpt-4o","#, 1),
+            404,
+            "model_not_found",
+            Some("model"),
+        ),
+        (format!("{none}{BEARER}"), r#"{"messages":[]}"#.into(), 400, "invalid_request", Some("messages")),
+        (
+            format!("{none}{BEARER}x-session-id: x\r\n"),
+            HELLO.into(),
+            400,
+            "invalid_session_id",
+            Some("x-session-id"),
+        ),
+        (
+            format!("{none}{BEARER}x-gaoler-level: developer\r\n"),
+            HELLO.into(),
+            403,
+            "level_not_allowed",
+            None,
+        ),
+        (
+            format!("{none}{BEARER}content-encoding: br\r\n"),
+            HELLO.into(),
+            415,
+            "request_body_encoding_unsupported",
+            None,
+        ),
+    ] {
+        let reply = house.request(&head, body.as_bytes()).await;
+        let error = &reply.json()["error"];
+        assert_eq!(
+            (reply.status, error["code"].as_str(), error["param"].as_str()),
+            (status, Some(code), param)
+        );
+        assert!(error["message"].is_string() && error["type"].is_string(), "{}", reply.body);
+    }
+}
+
+#[tokio::test]
+async fn w22_a_completion_is_a_run_like_a_messages() {
+    let mut house = house(vec![plays("plain"), plays("plain"), plays("plain")]).await;
+    let body = r#"{"model":"claude-opus-4-8","max_completion_tokens":5,"reasoning_effort":"low","temperature":1,
+        "max_turns":7,"chat_id":"c","session_id":"not-a-uuid","tools":[{"type":"function","function":{"name":"f"}}],
+        "messages":[{"role":"system","content":"Be terse."},{"role":"user","content":"q1"},
+        {"role":"assistant","content":"a1"},{"role":"developer","content":"Now in French."},
+        {"role":"user","content":[{"type":"text","text":"/cost"}]}]}"#;
+    let head = "x-gaoler-level: paranoid\r\nx-gaoler-limits: tasks=9\r\n";
+    let reply = completions(&house, head, body).await;
+    assert_eq!(reply.status, 200, "{reply:?}");
+    let ignored = "session_id,max_completion_tokens,chat_id,temperature,tools";
+    assert_eq!(reply.header("x-gaoler-ignored"), Some(ignored));
+    assert_eq!(reply.header("x-gaoler-level"), Some("paranoid"));
+    let seen = house.seen().await;
+    let spawn = seen.spawn;
+    assert_eq!((spawn.level, spawn.conversation), (Level::Paranoid, Conversation::Stateless));
+    assert_eq!((spawn.effort, spawn.turns_max, spawn.model.as_str()), (Effort::Low, 7, "claude-opus-4-8"));
+    assert_eq!(spawn.limits, Limits { tasks: 9, ..Limits::NONE });
+    assert_eq!(seen.credential, b"\x01sk-ant-oat01-a-tenants-own-token");
+    let prompt = r#"{"type":"user","message":{"role":"user","content":[{"type":"text","text":" /cost"}]}}"#;
+    assert_eq!(seen.stdin, format!("{prompt}\n"));
+    assert_eq!(seen.options[0], (Section::System, "Be terse.\n\nNow in French.".to_string()));
+    assert_eq!(seen.options[1].0, Section::Transcript);
+
+    let id = "6f1c0f0e-8d2b-4c7e-9a51-0c2d3e4f5a6b";
+    let reply = completions(&house, &format!("x-session-id: {id}\r\n"), body).await;
+    assert_eq!((reply.status, reply.json()["session_id"].as_str()), (200, Some(id)));
+    assert!(reply.header("x-gaoler-ignored").is_some_and(|names| names.contains("messages.earlier")));
+    let second = house.seen().await;
+    assert_eq!(
+        (second.spawn.conversation, uuid(&second.spawn.session).as_str()),
+        (Conversation::Session, id)
+    );
+    assert!(second.spawn.tenant == spawn.tenant, "one token is one tenant in both dialects");
+    house.messages(HELLO).await;
+    assert!(house.seen().await.spawn.tenant == spawn.tenant);
+}
+
+#[tokio::test]
+async fn w23_reasoning_is_shown_where_thinking_is_asked_for() {
+    let house = house((0..4).map(|_| plays("thinking")).collect()).await;
+    let thinking = r#"{"thinking":{"type":"enabled"},"#;
+    for (shown, body) in [(false, HELLO.to_string()), (true, HELLO.replacen('{', thinking, 1))] {
+        let message = completions(&house, "", &body).await.json()["choices"][0]["message"].clone();
+        assert_eq!(message["content"], "[embedded] deep");
+        assert_eq!(message["reasoning_content"].as_str(), shown.then_some("deep"));
+        let streamed = completions(&house, "", &body.replacen('{', r#"{"stream":true,"#, 1)).await.body;
+        assert_eq!(streamed.contains(r#""delta":{"reasoning_content":"deep"}"#), shown, "{streamed}");
+        assert!(!streamed.contains("signature"));
+    }
+}
+
+#[tokio::test]
+async fn w24_a_silent_stream_says_that_it_is_alive() {
+    let house =
+        house((0..2).map(|_| Script::Play(Play::of(STREAM).until(Until::LeaseDrops))).collect()).await;
+    let listen = async |path: &str, sign: &str| {
+        let head = format!("POST {path} HTTP/1.1\r\n{BEARER}");
+        let mut stream = house.connect(&head, HELLO_STREAMED.as_bytes()).await;
+        let mut bytes = Vec::new();
+        let heard = async {
+            while !String::from_utf8_lossy(&bytes).contains(sign) {
+                assert!(stream.read_buf(&mut bytes).await.expect("read") > 0);
+            }
+        };
+        tokio::time::timeout(LONG, heard).await.expect("in time");
+    };
+    tokio::join!(
+        listen("/v1/messages", "event: ping\ndata: {\"type\":\"ping\"}\n\n"),
+        listen("/v1/chat/completions", "\n: alive\n\n"),
+    );
+}

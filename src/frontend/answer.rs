@@ -71,6 +71,10 @@ pub struct Heading {
     pub run: RunId,
     /// The model that was asked for; the upstream's word replaces it.
     pub model: String,
+    /// Seconds since 1970 when it was asked for.
+    pub asked_at: u64,
+    /// Whether a stream of completions ends with what was used.
+    pub usage_last: bool,
 }
 
 /// How it ended, once it has.

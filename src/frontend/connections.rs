@@ -106,7 +106,10 @@ where
 /// A base URL may have a prefix of its own, which a proxy in front of us may have left there.
 fn without_prefix<B>(mut request: http::Request<B>) -> http::Request<B> {
     let path = request.uri().path();
-    let stripped = path.find("/v1/messages").filter(|&at| at > 0).map(|at| path[at..].to_string());
+    let begins = ["/v1/messages", "/v1/chat/completions", "/v1/models"];
+    let stripped = begins.iter().filter_map(|known| path.find(known)).min().filter(|&at| at > 0);
+    let whole = request.uri().path_and_query().map_or(path, |whole| whole.as_str());
+    let stripped = stripped.map(|at| whole[at..].to_string());
     if let Some(uri) = stripped.and_then(|path| Uri::try_from(path).ok()) {
         *request.uri_mut() = uri;
     }

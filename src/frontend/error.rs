@@ -175,6 +175,29 @@ impl ApiError {
         })
     }
 
+    /// The body as the second dialect has it.
+    pub fn completions_body(&self) -> Value {
+        json!({
+            "error": {"message": self.message, "type": self.kind, "param": self.param(), "code": self.code},
+        })
+    }
+
+    /// The body for a client of either family: the API's own form, and what the other's clients look for.
+    pub fn body_for_both(&self, request_id: &str) -> Value {
+        let mut body = self.body(request_id);
+        body["error"]["param"] = json!(self.param());
+        body["error"]["code"] = json!(self.code);
+        body
+    }
+
+    /// The field that is wrong: every message about one begins with its path.
+    fn param(&self) -> Option<&str> {
+        let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"_-.[]".contains(&b);
+        let about_a_field = matches!(self.status, 400 | 404);
+        let (path, _) = self.message.split_once(": ").filter(|_| about_a_field)?;
+        Some(path).filter(|path| !path.is_empty() && path.bytes().all(plain))
+    }
+
     /// The headers that go with it.
     pub fn headers(&self) -> impl Iterator<Item = (&'static str, HeaderValue)> {
         let retry_after = self.retry_after.map(|seconds| ("retry-after", HeaderValue::from(seconds)));
@@ -239,6 +262,25 @@ mod tests {
         check("sk-ant-", "[token]");
         check("two\nlines", "two lines");
         assert_eq!(repeatable(&"é".repeat(1000)).len(), CLAIM_BYTES_MAX);
+    }
+
+    #[test]
+    fn the_second_dialect_names_the_field_that_is_wrong() {
+        let check = |error: ApiError, param: Value| {
+            let expected = json!({"error": {"message": error.message, "type": error.kind, "param": param,
+                "code": error.code}});
+            assert_eq!(error.completions_body(), expected);
+        };
+        check(ApiError::invalid("messages[0].role: field required."), json!("messages[0].role"));
+        check(ApiError::new(404, "model_not_found", "model: not known here."), json!("model"));
+        check(ApiError::invalid("x-gaoler-limits: a limit is"), json!("x-gaoler-limits"));
+        check(ApiError::invalid("The body is not valid JSON: line 1."), Value::Null);
+        check(ApiError::invalid("one, other: two."), Value::Null);
+        check(ApiError::internal("cage_failed", "a: b"), Value::Null);
+        let both = ApiError::invalid("limit: no.").body_for_both("req_1");
+        assert_eq!((&both["type"], &both["request_id"]), (&json!("error"), &json!("req_1")));
+        assert_eq!(both["error"]["details"]["error_code"], both["error"]["code"]);
+        assert_eq!(both["error"]["param"], "limit");
     }
 
     #[test]

@@ -5,18 +5,21 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::body::Body;
-use axum::extract::{Extension, Request, State};
+use axum::extract::{Extension, Path, RawQuery, Request, State};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use http::header::{self, HeaderName, HeaderValue};
 use http::{HeaderMap, StatusCode};
-use serde_json::Value;
+use serde_json::{Value, json};
 
+use super::dialect::Dialect;
 use super::error::ApiError;
-use super::{Frontend, id, posture, way};
+use super::{Frontend, id, models, posture, tenant, way};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("request-id");
+/// The same, where the second dialect's clients look for it.
+const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// What every handler is given.
 pub type App = Arc<Frontend>;
@@ -25,11 +28,15 @@ pub type App = Arc<Frontend>;
 pub fn router(frontend: App) -> Router {
     Router::new()
         .route("/v1/messages", post(messages))
+        .route("/v1/chat/completions", post(completions))
+        .route("/v1/models", get(models))
+        .route("/v1/models/{id}", get(model))
         .route("/v1/security", get(security))
         .route("/health", get(health))
         .route("/livez", get(live))
         .route("/readyz", get(ready))
         .route("/", get(health))
+        .route("/api/hello", get(hello))
         .fallback(not_found)
         .method_not_allowed_fallback(wrong_method)
         .layer(middleware::from_fn(with_request_id))
@@ -46,13 +53,21 @@ async fn with_request_id(mut request: Request, next: Next) -> Response {
     request.extensions_mut().insert(id.clone());
     let mut response = next.run(request).await;
     if let Ok(value) = HeaderValue::from_str(&id.0) {
-        response.headers_mut().insert(REQUEST_ID, value);
+        response.headers_mut().insert(REQUEST_ID, value.clone());
+        response.headers_mut().insert(X_REQUEST_ID, value);
     }
     response
 }
 
 async fn not_found(Extension(id): Extension<RequestId>) -> Response {
-    failure(&ApiError::new(404, "not_found", "There is nothing at this path. Try POST /v1/messages."), &id)
+    failure(
+        &ApiError::new(
+            404,
+            "not_found",
+            "There is nothing at this path. Try POST /v1/messages or POST /v1/chat/completions.",
+        ),
+        &id,
+    )
 }
 
 async fn wrong_method(Extension(id): Extension<RequestId>) -> Response {
@@ -65,6 +80,11 @@ async fn health(State(frontend): State<App>) -> Response {
         StatusCode::OK,
         &posture::health(frontend.listen.get(), frontend.layers.get(), draining, frontend.admission.load()),
     )
+}
+
+/// Claude Code asks for this before anything else.
+async fn hello() -> Response {
+    json(StatusCode::OK, &json!({ "message": "hello" }))
 }
 
 async fn live() -> Response {
@@ -92,14 +112,65 @@ async fn messages(
     headers: HeaderMap,
     body: Body,
 ) -> Response {
-    match way::answer(&frontend, &id, &headers, body).await {
+    asked(Dialect::Messages, &frontend, &id, &headers, body).await
+}
+
+async fn completions(
+    State(frontend): State<App>,
+    Extension(id): Extension<RequestId>,
+    headers: HeaderMap,
+    body: Body,
+) -> Response {
+    asked(Dialect::Completions, &frontend, &id, &headers, body).await
+}
+
+async fn asked(
+    dialect: Dialect,
+    frontend: &App,
+    id: &RequestId,
+    headers: &HeaderMap,
+    body: Body,
+) -> Response {
+    match way::answer(dialect, frontend, id, headers, body).await {
         Ok(response) => response,
-        Err(error) => failure(&error, &id),
+        Err(error) => failed(&error, &dialect.failure(&error, &id.0)),
+    }
+}
+
+async fn models(
+    State(frontend): State<App>,
+    Extension(id): Extension<RequestId>,
+    headers: HeaderMap,
+    RawQuery(query): RawQuery,
+) -> Response {
+    let query = query.unwrap_or_default();
+    listed(&headers, &id, || models::page(&frontend.settings, &query))
+}
+
+async fn model(
+    State(frontend): State<App>,
+    Extension(id): Extension<RequestId>,
+    headers: HeaderMap,
+    Path(model): Path<String>,
+) -> Response {
+    listed(&headers, &id, || models::one(&frontend.settings, &model))
+}
+
+/// What a client of either family may know once it has shown a credential. The upstream is not asked: nothing is
+/// told that the README does not tell.
+fn listed(headers: &HeaderMap, id: &RequestId, body: impl FnOnce() -> Result<Value, ApiError>) -> Response {
+    match tenant::credential(headers, None, way::now_ms()).and_then(|_| body()) {
+        Ok(body) => json(StatusCode::OK, &body),
+        Err(error) => failed(&error, &error.body_for_both(&id.0)),
     }
 }
 
 fn failure(error: &ApiError, id: &RequestId) -> Response {
-    let mut response = json(error.status_code(), &error.body(&id.0));
+    failed(error, &error.body(&id.0))
+}
+
+fn failed(error: &ApiError, body: &Value) -> Response {
+    let mut response = json(error.status_code(), body);
     error.headers().for_each(|(name, value)| {
         response.headers_mut().insert(name, value);
     });

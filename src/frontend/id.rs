@@ -20,6 +20,11 @@ pub fn message() -> String {
     format!("msg_01{}", letters())
 }
 
+/// A chat completion's id, in that dialect's form.
+pub fn completion() -> String {
+    format!("chatcmpl-{}", letters())
+}
+
 /// 22 letters: 131 bits, less a bias that no one can use.
 fn letters() -> String {
     rand::random::<[u8; 22]>().iter().map(|&b| char::from(LETTERS[usize::from(b) % LETTERS.len()])).collect()

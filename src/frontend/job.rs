@@ -1,6 +1,8 @@
 //! The only parser of tenants' JSON: a request's body becomes a [`Job`], a type that cannot be wrong.
 //! It must never hand on a value that it has not named: what goes to the CLI is written anew from these types.
 
+pub mod completions;
+
 use serde_json::{Map, Value};
 use uuid::Uuid;
 use zeroize::Zeroizing;
@@ -8,6 +10,7 @@ use zeroize::Zeroizing;
 use gaoler_protocol::{Effort, Level, Limits, Model};
 
 use super::error::ApiError;
+use super::models::ALIASES;
 use crate::limits;
 
 /// Messages of one request, at most (the API's own bound).
@@ -52,6 +55,8 @@ pub struct Job {
     pub credential: Option<BodyCredential>,
     /// Fields of the request that have no effect, to be named in the answer.
     pub ignored: Vec<String>,
+    /// Whether a stream of completions ends with what was used.
+    pub usage_last: bool,
 }
 
 /// How the answer is sent.
@@ -160,7 +165,6 @@ pub enum DocumentSource {
 
 const IMAGE_TYPES: &[&str] = &["image/jpeg", "image/png", "image/gif", "image/webp"];
 const DOCUMENT_TYPES: &[&str] = &["application/pdf"];
-const ALIASES: &[&str] = &["opus", "sonnet", "haiku"];
 const DEFAULT_MODEL: &str = "sonnet";
 /// Fields of the API, and of the predecessor, which have no effect here.
 /// They are named in the answer like any unknown field; this list only documents them.
@@ -180,68 +184,111 @@ const WITHOUT_EFFECT: &[&str] = &[
     "container",
 ];
 
-/// Parses a body.
+/// Whether a request may name this model: an alias, or `claude-` and `[a-z0-9.-]`, with `[1m]` at the end or not.
+/// Closed, so that a name can be an argument of the CLI; the upstream decides whether the model exists.
+pub fn is_model(name: &str) -> bool {
+    let plain = name.strip_suffix("[1m]").unwrap_or(name);
+    let full = plain.strip_prefix("claude-").is_some_and(|rest| {
+        !rest.is_empty()
+            && rest.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b".-".contains(&b))
+    });
+    (ALIASES.iter().any(|(alias, _)| *alias == name) || full) && Model::new(name).is_ok()
+}
+
+/// Parses a body of the Messages API.
 ///
 /// # Errors
 /// 400 with the path of what is wrong; 404 for a model that no rule names.
 pub fn parse(body: &[u8]) -> Result<Job, ApiError> {
+    let mut fields = fields(body)?;
+    let mut ignored = Ignored::default();
+    let session = parse_session(take(&mut fields, "session_id"))?;
+    let common = common(&mut fields, &mut ignored)?;
+    let mut system = parse_system(take(&mut fields, "system"))?;
+    let effort = parse_output(take(&mut fields, "output_config"), &mut ignored)?;
+    parse_tokens_max(&mut fields, "max_tokens", &mut ignored)?;
+    let messages = messages(&mut fields)?;
+    let (turns, prompt) = parse_messages(messages, &mut system, &mut ignored)?;
+    let words = Words { session, system, effort, turns, prompt, usage_last: false };
+    Ok(job(fields, common, words, ignored))
+}
+
+/// The object that a body must be.
+fn fields(body: &[u8]) -> Result<Map<String, Value>, ApiError> {
     let text = std::str::from_utf8(body).map_err(|_| ApiError::invalid("The body is not valid UTF-8."))?;
     // serde_json ends at 128 levels of nesting, so neither this parser nor a drop can exhaust the stack.
     let value: Value = serde_json::from_str(text).map_err(|e| {
         ApiError::invalid(format!("The body is not valid JSON: line {}, column {}.", e.line(), e.column()))
     })?;
-    let Value::Object(mut fields) = value else {
-        return Err(ApiError::invalid("The body must be a JSON object."));
-    };
-    let mut ignored = Ignored::default();
-
-    let model = parse_model(take(&mut fields, "model"))?;
-    let shape = match boolean(take(&mut fields, "stream"), "stream")? {
-        Some(true) => Shape::Events,
-        _ => Shape::Json,
-    };
-    let session = parse_session(take(&mut fields, "session_id"))?;
-    let mut system = parse_system(take(&mut fields, "system"))?;
-    let thinking = parse_thinking(take(&mut fields, "thinking"), &mut ignored)?;
-    let effort = parse_output(take(&mut fields, "output_config"), &mut ignored)?;
-    let turns_max = match unsigned(take(&mut fields, "max_turns"), "max_turns")? {
-        Some(n) if n > TURNS_MAX => {
-            return Err(ApiError::invalid(format!("max_turns: must be at most {TURNS_MAX}.")));
-        }
-        n => n.unwrap_or(0) as u32,
-    };
-    let level = parse_level(take(&mut fields, "security_level"))?;
-    let limits = match object(take(&mut fields, "limits"), "limits")? {
-        Some(fields) => {
-            limits::of_object(&fields).map_err(|what| ApiError::invalid(format!("limits: {what}.")))?
-        }
-        None => Limits::NONE,
-    };
-    let credential = parse_credential(take(&mut fields, "oauth_credentials"))?;
-    match unsigned(take(&mut fields, "max_tokens"), "max_tokens")? {
-        Some(0) => return Err(ApiError::invalid("max_tokens: must be at least 1.")),
-        Some(_) => ignored.name("max_tokens"),
-        None => {}
+    match value {
+        Value::Object(fields) => Ok(fields),
+        _ => Err(ApiError::invalid("The body must be a JSON object.")),
     }
-    let messages = match take(&mut fields, "messages") {
-        Some(Value::Array(messages)) => messages,
-        Some(other) => return Err(wrong("messages", "an array", &other)),
-        None => return Err(ApiError::invalid("messages: field required.")),
-    };
-    let (mut turns, prompt) = parse_messages(messages, &mut system, &mut ignored)?;
-    if session.is_some() && !turns.is_empty() {
+}
+
+/// What both dialects call by the same names.
+struct Common {
+    model: Model,
+    shape: Shape,
+    thinking: Thinking,
+    turns_max: u32,
+    level: Option<Level>,
+    limits: Limits,
+    credential: Option<BodyCredential>,
+}
+
+fn common(fields: &mut Map<String, Value>, ignored: &mut Ignored) -> Result<Common, ApiError> {
+    Ok(Common {
+        model: parse_model(take(fields, "model"))?,
+        shape: match boolean(take(fields, "stream"), "stream")? {
+            Some(true) => Shape::Events,
+            _ => Shape::Json,
+        },
+        thinking: parse_thinking(take(fields, "thinking"), ignored)?,
+        turns_max: match unsigned(take(fields, "max_turns"), "max_turns")? {
+            Some(n) if n > TURNS_MAX => {
+                return Err(ApiError::invalid(format!("max_turns: must be at most {TURNS_MAX}.")));
+            }
+            n => n.unwrap_or(0) as u32,
+        },
+        level: parse_level(take(fields, "security_level"))?,
+        limits: match object(take(fields, "limits"), "limits")? {
+            Some(fields) => {
+                limits::of_object(&fields).map_err(|what| ApiError::invalid(format!("limits: {what}.")))?
+            }
+            None => Limits::NONE,
+        },
+        credential: parse_credential(take(fields, "oauth_credentials"))?,
+    })
+}
+
+/// What each dialect says in words of its own.
+struct Words {
+    session: Option<Uuid>,
+    system: String,
+    effort: Effort,
+    turns: Vec<Turn>,
+    prompt: Vec<Block>,
+    usage_last: bool,
+}
+
+/// The job; whatever is left of the fields has no effect.
+fn job(fields: Map<String, Value>, common: Common, words: Words, mut ignored: Ignored) -> Job {
+    let Common { model, shape, thinking, turns_max, level, limits, credential } = common;
+    let Words { session, system, effort, turns: mut earlier, prompt, usage_last } = words;
+    if session.is_some() && !earlier.is_empty() {
         // A session remembers its own earlier turns; a second history would contradict it.
-        turns.clear();
+        earlier.clear();
         ignored.name("messages.earlier");
     }
-    fields.keys().for_each(|name| ignored.name(name));
-
-    Ok(Job {
+    fields.iter().filter(|(_, value)| !value.is_null()).for_each(|(name, _)| ignored.name(name));
+    let ignored = ignored.names;
+    Job {
         model,
         shape,
         session,
         system,
-        earlier: turns,
+        earlier,
         prompt,
         thinking,
         effort,
@@ -249,8 +296,37 @@ pub fn parse(body: &[u8]) -> Result<Job, ApiError> {
         level,
         limits,
         credential,
-        ignored: ignored.names,
-    })
+        ignored,
+        usage_last,
+    }
+}
+
+fn parse_tokens_max(
+    fields: &mut Map<String, Value>,
+    name: &str,
+    ignored: &mut Ignored,
+) -> Result<(), ApiError> {
+    match unsigned(take(fields, name), name)? {
+        Some(0) => return Err(ApiError::invalid(format!("{name}: must be at least 1."))),
+        Some(_) => ignored.name(name),
+        None => {}
+    }
+    Ok(())
+}
+
+/// `messages`, within its bounds.
+fn messages(fields: &mut Map<String, Value>) -> Result<Vec<Value>, ApiError> {
+    match take(fields, "messages") {
+        Some(Value::Array(messages)) if messages.is_empty() => {
+            Err(ApiError::invalid("messages: at least one message is required."))
+        }
+        Some(Value::Array(messages)) if messages.len() > MESSAGES_MAX => {
+            Err(ApiError::invalid(format!("messages: at most {MESSAGES_MAX} messages are accepted.")))
+        }
+        Some(Value::Array(messages)) => Ok(messages),
+        Some(other) => Err(wrong("messages", "an array", &other)),
+        None => Err(ApiError::invalid("messages: field required.")),
+    }
 }
 
 #[derive(Default)]
@@ -329,18 +405,10 @@ fn object(value: Option<Value>, path: &str) -> Result<Option<Map<String, Value>>
     }
 }
 
-/// An alias, or `claude-` and `[a-z0-9.-]`, with `[1m]` at the end or not. Closed, so that a name can be an
-/// argument of the CLI; the upstream decides whether the model exists.
 fn parse_model(value: Option<Value>) -> Result<Model, ApiError> {
     let name = string(value, "model")?.unwrap_or_else(|| DEFAULT_MODEL.to_string());
-    let plain = name.strip_suffix("[1m]").unwrap_or(&name);
-    let full = plain.strip_prefix("claude-").is_some_and(|rest| {
-        !rest.is_empty()
-            && rest.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b".-".contains(&b))
-    });
-    let known = ALIASES.contains(&name.as_str()) || full;
     match Model::new(&name) {
-        Ok(model) if known => Ok(model),
+        Ok(model) if is_model(&name) => Ok(model),
         _ => Err(ApiError::new(
             404,
             "model_not_found",
@@ -351,15 +419,17 @@ fn parse_model(value: Option<Value>) -> Result<Model, ApiError> {
 
 fn parse_session(value: Option<Value>) -> Result<Option<Uuid>, ApiError> {
     let Some(text) = string(value, "session_id")? else { return Ok(None) };
-    let hyphenated = text.len() == 36;
-    match Uuid::try_parse(&text) {
-        Ok(id) if hyphenated && !id.is_nil() => Ok(Some(id)),
-        _ => Err(ApiError::new(
-            400,
-            "invalid_session_id",
-            "session_id: must be a UUID such as 6f1c0f0e-8d2b-4c7e-9a51-0c2d3e4f5a6b.",
-        )),
-    }
+    session(&text).map(Some).ok_or_else(|| no_session("session_id"))
+}
+
+/// A session's id, in the one form that an id has.
+fn session(text: &str) -> Option<Uuid> {
+    Uuid::try_parse(text).ok().filter(|id| text.len() == 36 && !id.is_nil())
+}
+
+fn no_session(place: &str) -> ApiError {
+    let message = format!("{place}: must be a UUID such as 6f1c0f0e-8d2b-4c7e-9a51-0c2d3e4f5a6b.");
+    ApiError::new(400, "invalid_session_id", message)
 }
 
 fn parse_system(value: Option<Value>) -> Result<String, ApiError> {
@@ -452,12 +522,6 @@ fn parse_messages(
     system: &mut String,
     ignored: &mut Ignored,
 ) -> Result<(Vec<Turn>, Vec<Block>), ApiError> {
-    if messages.is_empty() {
-        return Err(ApiError::invalid("messages: at least one message is required."));
-    }
-    if messages.len() > MESSAGES_MAX {
-        return Err(ApiError::invalid(format!("messages: at most {MESSAGES_MAX} messages are accepted.")));
-    }
     let mut turns: Vec<Turn> = Vec::with_capacity(messages.len());
     for (i, message) in messages.into_iter().enumerate() {
         let path = format!("messages[{i}]");
@@ -474,19 +538,28 @@ fn parse_messages(
             _ => return Err(ApiError::invalid(format!("{path}.role: must be user, assistant or system."))),
         };
         let blocks = parse_content(content, role, &format!("{path}.content"), ignored)?;
-        if blocks.is_empty() {
-            match role {
-                // What was left of an earlier answer may be nothing, once its thinking is left out.
-                Role::Assistant => continue,
-                Role::User => return Err(ApiError::invalid(format!("{path}.content: must not be empty."))),
-            }
-        }
-        // The API joins neighbours of one role, and so must we: the CLI would answer an unanswered turn.
-        match turns.last_mut() {
-            Some(last) if last.role == role => last.blocks.extend(blocks),
-            _ => turns.push(Turn { role, blocks }),
-        }
+        add_turn(&mut turns, role, blocks, &path)?;
     }
+    with_prompt(turns)
+}
+
+/// Adds what somebody said.
+fn add_turn(turns: &mut Vec<Turn>, role: Role, blocks: Vec<Block>, path: &str) -> Result<(), ApiError> {
+    match (role, turns.last_mut()) {
+        (Role::User, _) if blocks.is_empty() => {
+            return Err(ApiError::invalid(format!("{path}.content: must not be empty.")));
+        }
+        // What was left of an earlier answer may be nothing, once its thinking is left out.
+        (Role::Assistant, _) if blocks.is_empty() => {}
+        // The API joins neighbours of one role, and so must we: the CLI would answer an unanswered turn.
+        (role, Some(last)) if last.role == role => last.blocks.extend(blocks),
+        (role, _) => turns.push(Turn { role, blocks }),
+    }
+    Ok(())
+}
+
+/// The last turn is the prompt.
+fn with_prompt(mut turns: Vec<Turn>) -> Result<(Vec<Turn>, Vec<Block>), ApiError> {
     match turns.pop() {
         Some(Turn { role: Role::User, blocks }) => Ok((turns, with_text(blocks))),
         _ => Err(ApiError::invalid("messages: the last message must be the user's.")),

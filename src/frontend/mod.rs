@@ -4,12 +4,15 @@
 mod admission;
 mod answer;
 pub mod cli;
+mod completions;
 mod connections;
+mod dialect;
 mod error;
 mod http;
 mod id;
 pub mod job;
 mod log;
+mod models;
 mod posture;
 mod prove;
 mod run;

@@ -173,7 +173,14 @@ fn job() -> Result<Job, Check> {
 async fn turns(talk: &mut Talk, rules: Rules, seen: &mut Seen) -> Result<(), Check> {
     for prompt in prompts(rules) {
         talk.say(input::user(&[Block::Text(prompt)]));
-        let heading = Heading { id: id::message(), session: None, run: id::run(), model: String::new() };
+        let heading = Heading {
+            id: id::message(),
+            session: None,
+            run: id::run(),
+            model: String::new(),
+            asked_at: 0,
+            usage_last: false,
+        };
         let mut answer = Answer::new(heading, Shape::Json, Thinking::Hidden);
         while answer.ending().is_none() {
             let Ok(Some(line)) = talk.line().await else { return Err(Check::Answers) };

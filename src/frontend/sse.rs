@@ -86,8 +86,9 @@ struct FinalUsage {
     output_tokens: u64,
 }
 
+/// What a run cost, by the CLI's price list.
 #[derive(Serialize)]
-struct Cost {
+pub struct Cost {
     total_cost_usd: f64,
 }
 
@@ -282,7 +283,8 @@ fn full_usage(usage: &Usage) -> FullUsage {
     }
 }
 
-fn cost(done: &Done) -> Option<Cost> {
+/// What there is to tell of the cost.
+pub fn cost(done: &Done) -> Option<Cost> {
     done.cost_usd.filter(|cost| cost.is_finite()).map(|total_cost_usd| Cost { total_cost_usd })
 }
 

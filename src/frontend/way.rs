@@ -25,12 +25,13 @@ use gaoler_sys::memfd;
 
 use super::answer::{Answer, Ending, Heading};
 use super::cli::{input, transcript};
+use super::dialect::Dialect;
 use super::error::ApiError;
 use super::http::{App, RequestId, json_bytes};
-use super::job::{self, Job, Shape};
+use super::job::{Job, Shape};
 use super::run::{self, Bounds, Piece};
 use super::tenant::{self, Credential};
-use super::{Frontend, id, sse};
+use super::{Frontend, id};
 use crate::limits;
 
 /// Bytes of a body, at most: the API's own limit.
@@ -63,6 +64,7 @@ const BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
 /// # Errors
 /// What came before the first byte, for its status line.
 pub async fn answer(
+    dialect: Dialect,
     frontend: &App,
     id: &RequestId,
     headers: &HeaderMap,
@@ -81,7 +83,7 @@ pub async fn answer(
     }
 
     let (mut body, budget) = read(body, frontend).await?;
-    let job = job::parse(&body);
+    let job = dialect.parse(&body, headers);
     // It may hold a token.
     body.as_mut().zeroize();
     drop(body);
@@ -98,10 +100,12 @@ pub async fn answer(
     let fds = order.fds(&job, &credential, &frontend.settings.cli.version)?;
     drop(credential);
     let heading = Heading {
-        id: id::message(),
+        id: dialect.answer_id(),
         session: job.session,
         run: order.spawn.run,
         model: job.model.as_str().to_string(),
+        asked_at: now_ms() / 1000,
+        usage_last: job.usage_last,
     };
     let prompt = input::user(&job.prompt);
     let disposable = job.session.is_none();
@@ -119,14 +123,11 @@ pub async fn answer(
     let in_force = run.spawned.limits.rows().map(|(name, limit)| format!("{name}={limit}"));
     let in_force = in_force.collect::<Vec<_>>().join(",");
     let merged = Answer::new(heading, shape, thinking);
-    let render: run::Render = match shape {
-        Shape::Events => sse::events,
-        Shape::Json => |_, _| Bytes::new(),
-    };
+    let render = dialect.render(shape);
     let pieces = run::converse(run, prompt, merged, render, bounds(frontend, level, disposable), busy);
     let mut response = match shape {
-        Shape::Events => stream(pieces, id).await?,
-        Shape::Json => whole(pieces, id).await?,
+        Shape::Events => stream(dialect, pieces, id).await?,
+        Shape::Json => whole(dialect, pieces, id).await?,
     };
     let headers = response.headers_mut();
     if let Some(value) = HeaderValue::from_str(&ignored).ok().filter(|_| !ignored.is_empty()) {
@@ -283,11 +284,15 @@ async fn read<'a>(
 }
 
 /// A streamed answer. The status waits for the upstream's first word, so that a refusal keeps its own.
-async fn stream(mut pieces: mpsc::Receiver<Piece>, id: &RequestId) -> Result<Response, ApiError> {
+async fn stream(
+    dialect: Dialect,
+    mut pieces: mpsc::Receiver<Piece>,
+    id: &RequestId,
+) -> Result<Response, ApiError> {
     let (first, ended) = match pieces.recv().await {
         Some(Piece::Begun(bytes)) => (bytes, false),
         Some(Piece::End(_, Ending::Failed(error))) => return Err(error),
-        Some(Piece::End(_, Ending::Done(done))) => (sse::ending(&done), true),
+        Some(Piece::End(answer, Ending::Done(done))) => (dialect.ending(&answer, &done), true),
         None => return Err(lost()),
     };
     let id = id.clone();
@@ -301,12 +306,21 @@ async fn stream(mut pieces: mpsc::Receiver<Piece>, id: &RequestId) -> Result<Res
                 if ended {
                     return None;
                 }
-                let (bytes, ended) = match timeout(PING_EVERY, pieces.recv()).await {
-                    Err(_) => (sse::ping(), false),
-                    Ok(Some(Piece::Begun(bytes))) => (bytes, false),
-                    Ok(Some(Piece::End(_, Ending::Done(done)))) => (sse::ending(&done), true),
-                    Ok(Some(Piece::End(_, Ending::Failed(error)))) => (sse::error(&error, &id.0), true),
-                    Ok(None) => (sse::error(&lost(), &id.0), true),
+                let silent_until = Instant::now() + PING_EVERY;
+                let (bytes, ended) = loop {
+                    break match timeout_at(silent_until, pieces.recv()).await {
+                        Err(_) => (dialect.alive(), false),
+                        // A step that the dialect has no word for is silence all the same.
+                        Ok(Some(Piece::Begun(bytes))) if bytes.is_empty() => continue,
+                        Ok(Some(Piece::Begun(bytes))) => (bytes, false),
+                        Ok(Some(Piece::End(answer, Ending::Done(done)))) => {
+                            (dialect.ending(&answer, &done), true)
+                        }
+                        Ok(Some(Piece::End(_, Ending::Failed(error)))) => {
+                            (dialect.error(&error, &id.0), true)
+                        }
+                        Ok(None) => (dialect.error(&lost(), &id.0), true),
+                    };
                 };
                 Some((Ok(bytes), (None, pieces, ended)))
             }
@@ -320,7 +334,11 @@ async fn stream(mut pieces: mpsc::Receiver<Piece>, id: &RequestId) -> Result<Res
 }
 
 /// A JSON answer: with a real status where the run ends in time; else 200 and blanks until it has ended.
-async fn whole(mut pieces: mpsc::Receiver<Piece>, id: &RequestId) -> Result<Response, ApiError> {
+async fn whole(
+    dialect: Dialect,
+    mut pieces: mpsc::Receiver<Piece>,
+    id: &RequestId,
+) -> Result<Response, ApiError> {
     let status_until = Instant::now() + STATUS_WAIT;
     let mut begun = false;
     loop {
@@ -331,7 +349,7 @@ async fn whole(mut pieces: mpsc::Receiver<Piece>, id: &RequestId) -> Result<Resp
         match piece {
             Ok(Some(Piece::Begun(_))) => begun = true,
             Ok(Some(Piece::End(answer, Ending::Done(done)))) => {
-                return Ok(json_bytes(StatusCode::OK, Body::from(sse::body(&answer, &done))));
+                return Ok(json_bytes(StatusCode::OK, Body::from(dialect.body(&answer, &done))));
             }
             Ok(Some(Piece::End(_, Ending::Failed(error)))) => return Err(error),
             Ok(None) => return Err(lost()),
@@ -349,10 +367,10 @@ async fn whole(mut pieces: mpsc::Receiver<Piece>, id: &RequestId) -> Result<Resp
                     Err(_) => Some((Ok(Bytes::from_static(b"\n")), Some(pieces))),
                     Ok(Some(Piece::Begun(_))) => continue,
                     Ok(Some(Piece::End(answer, Ending::Done(done)))) => {
-                        Some((Ok(sse::body(&answer, &done)), None))
+                        Some((Ok(dialect.body(&answer, &done)), None))
                     }
                     Ok(Some(Piece::End(answer, Ending::Failed(error)))) => {
-                        Some((Ok(sse::failed_body(&answer, &error, &id.0)), None))
+                        Some((Ok(dialect.failed_body(&answer, &error, &id.0)), None))
                     }
                     Ok(None) => Some((Err(io::Error::other("the run was lost")), None)),
                 };
@@ -368,7 +386,8 @@ fn lost() -> ApiError {
     ApiError::internal("run_lost", "The run ended and no word of it came.")
 }
 
-fn now_ms() -> u64 {
+/// Milliseconds since 1970.
+pub fn now_ms() -> u64 {
     let elapsed = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX)
 }

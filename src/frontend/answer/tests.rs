@@ -4,7 +4,14 @@ use super::*;
 use crate::frontend::cli::decode::{Lines, event};
 
 fn answer(shape: Shape, thinking: Thinking) -> Answer {
-    let heading = Heading { id: "msg".into(), session: None, run: RunId([0; 16]), model: "asked".into() };
+    let heading = Heading {
+        id: "msg".into(),
+        session: None,
+        run: RunId([0; 16]),
+        model: "asked".into(),
+        asked_at: 0,
+        usage_last: false,
+    };
     Answer::new(heading, shape, thinking)
 }
 

@@ -28,6 +28,8 @@ pub struct Settings {
     pub cli: Cli,
     /// `[runs]`
     pub runs: Runs,
+    /// `[models]`
+    pub models: Models,
 }
 
 macro_rules! sections {
@@ -149,6 +151,20 @@ sections! {
         path: PathBuf = PathBuf::from("/usr/local/lib/gaoler/claude"),
         /// The version that it must report.
         version: String = "2.1.330".into(),
+    }
+
+    /// Models beside the aliases.
+    Models {
+        /// What `GET /v1/models` lists, in this order. It forbids no other.
+        list: Vec<ListedModel> = Vec::new(),
+    }
+
+    /// One of them.
+    ListedModel {
+        /// The full id, such as `claude-opus-4-8`.
+        id: String = String::new(),
+        /// For people; empty = the id.
+        display_name: String = String::new(),
     }
 
     /// Bounds of the whole instance.
