@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime};
 
 use axum::Router;
 use axum::body::Body;
-use axum::extract::{Extension, Request, State};
+use axum::extract::{Extension, MatchedPath, Request, State};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -41,7 +41,7 @@ use super::job::{self, Job, Shape};
 use super::run::{self, Bounds, Piece};
 use super::tenant::{self, Credential};
 use super::tls::HANDSHAKE_WAIT;
-use super::{Frontend, id, posture, sse};
+use super::{Frontend, docs, id, metrics, posture, sse};
 use crate::limits;
 
 /// Connections at the same time, at most. Each costs a descriptor and a few KiB; more wait in the backlog.
@@ -78,7 +78,8 @@ const LEVEL: HeaderName = HeaderName::from_static("x-gaoler-level");
 const LIMITS: HeaderName = HeaderName::from_static("x-gaoler-limits");
 const BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
 
-type App = Arc<Frontend>;
+/// What every route has.
+pub type App = Arc<Frontend>;
 
 /// The listening socket that the supervisor handed over.
 ///
@@ -171,28 +172,32 @@ fn router(frontend: App) -> Router {
         .route("/health", get(health))
         .route("/livez", get(live))
         .route("/readyz", get(ready))
-        .route("/", get(health))
+        .route("/metrics", get(figures))
+        .merge(docs::routes())
         .fallback(not_found)
         .method_not_allowed_fallback(wrong_method)
         .layer(middleware::from_fn(with_request_id))
         .with_state(frontend)
 }
 
+/// The request's name.
 #[derive(Clone)]
-struct RequestId(Arc<str>);
+pub struct RequestId(Arc<str>);
 
 /// Names the request, so that an answer and a log line can be brought together.
 async fn with_request_id(mut request: Request, next: Next) -> Response {
+    let timed = metrics::Timed::begin(request.extensions().get::<MatchedPath>());
     let id = RequestId(id::request().into());
     request.extensions_mut().insert(id.clone());
     let mut response = next.run(request).await;
     if let Ok(value) = HeaderValue::from_str(&id.0) {
         response.headers_mut().insert(REQUEST_ID, value);
     }
-    response
+    timed.answered(response)
 }
 
-async fn not_found(Extension(id): Extension<RequestId>) -> Response {
+/// 404, as where there is no route.
+pub async fn not_found(Extension(id): Extension<RequestId>) -> Response {
     failure(&ApiError::new(404, "not_found", "There is nothing at this path. Try POST /v1/messages."), &id)
 }
 
@@ -215,6 +220,18 @@ async fn ready(State(frontend): State<App>) -> Response {
         None => json(StatusCode::OK, &posture::ready(None)),
         reason => json(StatusCode::SERVICE_UNAVAILABLE, &posture::ready(reason)),
     }
+}
+
+/// Figures tell strangers much of a server, so they are there only where the operator wants them.
+async fn figures(State(frontend): State<App>, id: Extension<RequestId>) -> Response {
+    if !frontend.settings.server.metrics {
+        return not_found(id).await;
+    }
+    let draining = *frontend.draining.borrow();
+    let text = metrics::text(frontend.listen.get(), frontend.layers.get(), draining);
+    let mut response = Body::from(text).into_response();
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(metrics::KIND));
+    response
 }
 
 async fn security(State(frontend): State<App>) -> Response {
@@ -242,6 +259,7 @@ async fn answer(
     headers: &HeaderMap,
     body: Body,
 ) -> Result<Response, ApiError> {
+    let begun = Instant::now();
     let encoding = headers.get(header::CONTENT_ENCODING).map(HeaderValue::as_bytes);
     if encoding.is_some_and(|encoding| !encoding.eq_ignore_ascii_case(b"identity")) {
         let message = "content-encoding: only identity is accepted; send the body uncompressed.";
@@ -294,7 +312,11 @@ async fn answer(
     };
     let pieces = run::converse(run, prompt, merged, render, bounds(frontend, level, disposable), busy);
     let mut response = match shape {
-        Shape::Events => stream(pieces, id).await?,
+        Shape::Events => {
+            let response = stream(pieces, id).await?;
+            metrics::first_event(begun.elapsed());
+            response
+        }
         Shape::Json => whole(pieces, id).await?,
     };
     let headers = response.headers_mut();
@@ -538,6 +560,7 @@ fn lost() -> ApiError {
 }
 
 fn failure(error: &ApiError, id: &RequestId) -> Response {
+    metrics::error(error.code);
     let mut response = json(error.status_code(), &error.body(&id.0));
     error.headers().for_each(|(name, value)| {
         response.headers_mut().insert(name, value);

@@ -3,11 +3,13 @@
 
 mod answer;
 pub mod cli;
+mod docs;
 mod error;
 mod http;
 mod id;
 pub mod job;
 mod log;
+mod metrics;
 mod posture;
 mod prove;
 mod run;
