@@ -126,7 +126,7 @@ fn kind(field: &Value) -> String {
         Value::Array(several) => several.iter().filter_map(Value::as_str).map(ToOwned::to_owned).collect(),
         _ => either.collect(),
     };
-    own.into_iter().filter(|kind| kind != "null").collect::<Vec<_>>().join(" or ")
+    own.into_iter().filter(|kind| !kind.is_empty() && kind != "null").collect::<Vec<_>>().join(" or ")
 }
 
 fn user(text: &str) -> Value {
@@ -246,7 +246,7 @@ fn write_page(out: &mut String, guide: &Value) -> std::fmt::Result {
         let sent = &pattern["sent"];
         writeln!(
             out,
-            "<p>In {} turns of {} tokens each, your requests hold {} tokens.</p>",
+            "<p>In {} turns, with {} tokens in each question and each answer, your requests hold {} tokens.</p>",
             text(&sent["turns"]),
             text(&sent["tokens_of_each_text"]),
             text(&sent["tokens_in_requests"])
@@ -290,13 +290,21 @@ fn rows(out: &mut String, list: &Value, columns: &[&str]) -> std::fmt::Result {
             let cell = text(row.get(*column).unwrap_or(&Value::Null));
             match at {
                 0 | 1 => write!(out, "<td><code>{cell}</code></td>")?,
-                _ => write!(out, "<td>{cell}</td>")?,
+                _ => write!(out, "<td>{}</td>", marked(&cell))?,
             }
         }
         out.push_str("</tr>\n");
     }
     out.push_str("</table></div>\n");
     Ok(())
+}
+
+/// Escaped text, with what stands between two backticks as code.
+fn marked(text: &str) -> String {
+    let parts = text.split('`').enumerate();
+    parts
+        .map(|(at, part)| if at % 2 == 0 { part.to_owned() } else { format!("<code>{part}</code>") })
+        .collect()
 }
 
 /// A value as text that HTML takes for nothing else.

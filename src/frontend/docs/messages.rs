@@ -59,11 +59,11 @@ fn path() -> Value {
             "content": {"application/json": {
                 "schema": schema("MessagesRequest"),
                 "examples": {
-                    "stateless": {"summary": "Stateless", "value": {
+                    "one_answer": {"summary": "One answer", "value": {
                         "model": DEFAULT_MODEL, "max_tokens": 1024,
                         "messages": [{"role": "user", "content": "RUN: id; pwd; ls /"}],
                     }},
-                    "stateful": {"summary": "A session's next turn", "value": {
+                    "session": {"summary": "A session's next turn", "value": {
                         "model": DEFAULT_MODEL, "max_tokens": 1024,
                         "session_id": "6f1c0f0e-8d2b-4c7e-9a51-0c2d3e4f5a6b",
                         "messages": [{"role": "user", "content": "my bird is a bittern"}],
