@@ -58,6 +58,7 @@ Unknown keys end the command. A key such as isolation.minimum is written
   server.tls_certificate                  a PEM file: the certificate, then who signed it
   server.tls_key                          a PEM file: its private key
   server.trusted_proxy  false             true where nobody but a proxy that ends TLS can reach it
+  server.metrics        false             GET /metrics, for whoever can reach the listener
   state.dir             /var/lib/gaoler   tenants' folders; made 0700
   uids.tenant           [2000000, 65536]  [first, count], one for each tenant, kept for ever
   uids.run              [2100000, 1024]   one for each running cage

@@ -16,7 +16,7 @@ const OPEN_TOOLS_MAX: usize = 1024;
 /// The model that the CLI names where it wrote a message by itself.
 const SYNTHETIC: &str = "<synthetic>";
 /// The upstream's stop reasons that a client may see. `tool_use` is not one: those tools were the CLI's.
-const STOP_REASONS: &[&str] =
+pub(super) const STOP_REASONS: &[&str] =
     &["end_turn", "max_tokens", "stop_sequence", "pause_turn", "refusal", "model_context_window_exceeded"];
 /// Seconds of `retry-after` beyond which an official client should not wait at all.
 const RETRY_AFTER_WORTH: u64 = 60;

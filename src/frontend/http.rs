@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::body::Body;
-use axum::extract::{Extension, Path, RawQuery, Request, State};
+use axum::extract::{Extension, MatchedPath, Path, RawQuery, Request, State};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 
 use super::dialect::Dialect;
 use super::error::ApiError;
-use super::{Frontend, id, models, posture, tenant, way};
+use super::{Frontend, docs, id, metrics, models, posture, tenant, way};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("request-id");
 /// The same, where the second dialect's clients look for it.
@@ -35,8 +35,9 @@ pub fn router(frontend: App) -> Router {
         .route("/health", get(health))
         .route("/livez", get(live))
         .route("/readyz", get(ready))
-        .route("/", get(health))
         .route("/api/hello", get(hello))
+        .route("/metrics", get(figures))
+        .merge(docs::routes())
         .fallback(not_found)
         .method_not_allowed_fallback(wrong_method)
         .layer(middleware::from_fn(with_request_id))
@@ -49,6 +50,7 @@ pub struct RequestId(pub Arc<str>);
 
 /// Names the request, so that an answer and a log line can be brought together.
 async fn with_request_id(mut request: Request, next: Next) -> Response {
+    let timed = metrics::Timed::begin(request.extensions().get::<MatchedPath>());
     let id = RequestId(id::request().into());
     request.extensions_mut().insert(id.clone());
     let mut response = next.run(request).await;
@@ -56,10 +58,11 @@ async fn with_request_id(mut request: Request, next: Next) -> Response {
         response.headers_mut().insert(REQUEST_ID, value.clone());
         response.headers_mut().insert(X_REQUEST_ID, value);
     }
-    response
+    timed.answered(response)
 }
 
-async fn not_found(Extension(id): Extension<RequestId>) -> Response {
+/// 404, as where there is no route.
+pub async fn not_found(Extension(id): Extension<RequestId>) -> Response {
     failure(
         &ApiError::new(
             404,
@@ -97,6 +100,18 @@ async fn ready(State(frontend): State<App>) -> Response {
         None => json(StatusCode::OK, &posture::ready(None)),
         reason => json(StatusCode::SERVICE_UNAVAILABLE, &posture::ready(reason)),
     }
+}
+
+/// Figures tell strangers much of a server, so they are there only where the operator wants them.
+async fn figures(State(frontend): State<App>, id: Extension<RequestId>) -> Response {
+    if !frontend.settings.server.metrics {
+        return not_found(id).await;
+    }
+    let draining = *frontend.draining.borrow();
+    let text = metrics::text(frontend.listen.get(), frontend.layers.get(), draining);
+    let mut response = Body::from(text).into_response();
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(metrics::KIND));
+    response
 }
 
 async fn security(State(frontend): State<App>) -> Response {
@@ -169,7 +184,9 @@ fn failure(error: &ApiError, id: &RequestId) -> Response {
     failed(error, &error.body(&id.0))
 }
 
-fn failed(error: &ApiError, body: &Value) -> Response {
+/// An error's answer, with this body.
+pub fn failed(error: &ApiError, body: &Value) -> Response {
+    metrics::error(error.code);
     let mut response = json(error.status_code(), body);
     error.headers().for_each(|(name, value)| {
         response.headers_mut().insert(name, value);

@@ -14,17 +14,17 @@ use super::models::ALIASES;
 use crate::limits;
 
 /// Messages of one request, at most (the API's own bound).
-const MESSAGES_MAX: usize = 100_000;
+pub(super) const MESSAGES_MAX: usize = 100_000;
 /// Blocks of one message, at most. More than this is no conversation, and each costs memory.
-const BLOCKS_MAX: usize = 10_000;
+pub(super) const BLOCKS_MAX: usize = 10_000;
 /// Names in `x-gaoler-ignored`, at most, so that a client cannot make a header of any size.
 const IGNORED_MAX: usize = 32;
 /// Bytes of such a name.
 const IGNORED_NAME_BYTES_MAX: usize = 64;
 /// Agent turns that a request may ask for.
-const TURNS_MAX: u64 = 10_000;
+pub(super) const TURNS_MAX: u64 = 10_000;
 /// Bytes of an id of a tool call.
-const TOOL_ID_BYTES_MAX: usize = 256;
+pub(super) const TOOL_ID_BYTES_MAX: usize = 256;
 
 /// What a tenant asks for.
 #[derive(Debug)]
@@ -163,13 +163,12 @@ pub enum DocumentSource {
     Text(String),
 }
 
-const IMAGE_TYPES: &[&str] = &["image/jpeg", "image/png", "image/gif", "image/webp"];
-const DOCUMENT_TYPES: &[&str] = &["application/pdf"];
-const DEFAULT_MODEL: &str = "sonnet";
+pub(super) const IMAGE_TYPES: &[&str] = &["image/jpeg", "image/png", "image/gif", "image/webp"];
+pub(super) const DOCUMENT_TYPES: &[&str] = &["application/pdf"];
+pub(super) const DEFAULT_MODEL: &str = "sonnet";
 /// Fields of the API, and of the predecessor, which have no effect here.
 /// They are named in the answer like any unknown field; this list only documents them.
-#[cfg(test)]
-const WITHOUT_EFFECT: &[&str] = &[
+pub(super) const WITHOUT_EFFECT: &[&str] = &[
     "max_tokens",
     "metadata",
     "stop_sequences",

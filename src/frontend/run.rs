@@ -26,7 +26,7 @@ use crate::meter::{Meter, Past};
 use super::answer::{Answer, Ending};
 use super::cli::{decode, input};
 use super::error::ApiError;
-use super::log;
+use super::{log, metrics};
 
 /// Bytes of one read from a cage's stdout: the size of a pipe.
 const READ_BYTES: usize = 64 * 1024;
@@ -129,10 +129,12 @@ impl Report {
         loop {
             match self.socket.receive().await.ok()?? {
                 (Message::Exit(exit), _) => return Some(exit),
-                (Message::Violation(violation), _) => log::line(
-                    "violation",
-                    &[("run", violation.run.to_string().into()), ("what", violation.what.name().into())],
-                ),
+                (Message::Violation(violation), _) => {
+                    metrics::violation(&violation);
+                    let fields =
+                        [("run", violation.run.to_string().into()), ("what", violation.what.name().into())];
+                    log::line("violation", &fields);
+                }
                 _ => {}
             }
         }
@@ -220,6 +222,7 @@ pub fn converse(
     let (pieces, out) = mpsc::channel(PIECES_MAX);
     tokio::spawn(async move {
         let (spawned, level) = (run.spawned, bounds.level);
+        let running = metrics::Running::begin(&spawned, level);
         let mut talk = Talk::new(run, bounds);
         talk.say(prompt);
         let mut answer = answer;
@@ -231,6 +234,7 @@ pub fn converse(
             let bytes = render(&answer, &rest);
             let _ = pieces.send_timeout(Piece::Begun(bytes), CLIENT_WAIT).await;
         }
+        drop(running);
         ended(&spawned, level, &ending, exit.as_ref(), &ledger);
         let _ = pieces.send_timeout(Piece::End(Box::new(answer), ending), CLIENT_WAIT).await;
         drop(guard);
@@ -250,6 +254,7 @@ fn ended(
         Ending::Done(done) => (200, done.stop_reason),
         Ending::Failed(error) => (error.status, error.code),
     };
+    metrics::ended(level, code, exit);
     let mut fields = vec![
         ("run", spawned.run.to_string().into()),
         ("level", level.name().into()),

@@ -27,8 +27,9 @@ use super::answer::{Answer, Ending, Heading};
 use super::cli::{input, transcript};
 use super::dialect::Dialect;
 use super::error::ApiError;
-use super::http::{App, RequestId, json_bytes};
+use super::http::{App, RequestId, failed, json_bytes};
 use super::job::{Job, Shape};
+use super::metrics;
 use super::run::{self, Bounds, Piece};
 use super::tenant::{self, Credential};
 use super::{Frontend, id};
@@ -70,6 +71,7 @@ pub async fn answer(
     headers: &HeaderMap,
     body: Body,
 ) -> Result<Response, ApiError> {
+    let begun = Instant::now();
     let encoding = headers.get(header::CONTENT_ENCODING).map(HeaderValue::as_bytes);
     if encoding.is_some_and(|encoding| !encoding.eq_ignore_ascii_case(b"identity")) {
         let message = "content-encoding: only identity is accepted; send the body uncompressed.";
@@ -125,10 +127,15 @@ pub async fn answer(
     let merged = Answer::new(heading, shape, thinking);
     let render = dialect.render(shape);
     let pieces = run::converse(run, prompt, merged, render, bounds(frontend, level, disposable), busy);
-    let mut response = match shape {
-        Shape::Events => stream(dialect, pieces, id).await?,
-        Shape::Json => whole(dialect, pieces, id).await?,
+    let answered = match shape {
+        Shape::Events => stream(dialect, pieces, id).await,
+        Shape::Json => whole(dialect, pieces, id).await,
     };
+    if shape == Shape::Events && answered.is_ok() {
+        metrics::first_event(begun.elapsed());
+    }
+    // An error of a run says, like any answer, which run it was.
+    let mut response = answered.unwrap_or_else(|error| failed(&error, &dialect.failure(&error, &id.0)));
     let headers = response.headers_mut();
     if let Some(value) = HeaderValue::from_str(&ignored).ok().filter(|_| !ignored.is_empty()) {
         headers.insert(IGNORED, value);

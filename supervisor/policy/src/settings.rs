@@ -116,6 +116,8 @@ sections! {
         tls_key: PathBuf = PathBuf::new(),
         /// Whether only a proxy that ends TLS can reach an address that is not loopback.
         trusted_proxy: bool = false,
+        /// Whether `GET /metrics` is there, for whoever can reach the listener.
+        metrics: bool = false,
     }
 
     /// Durable state.

@@ -1,0 +1,114 @@
+//! Every error that a route can answer, with what it means to a client: the table that /openapi.json and `/` show.
+//! It must never lack one: a test compares it with the sources, and another with what refusals become.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Map, Value, json};
+
+/// A row of the table.
+#[derive(Debug, Clone, Copy)]
+pub struct Known {
+    /// The HTTP status.
+    pub status: u16,
+    /// `error.details.error_code`.
+    pub code: &'static str,
+    /// What happened, and what helps.
+    pub means: &'static str,
+}
+
+const fn known(status: u16, code: &'static str, means: &'static str) -> Known {
+    Known { status, code, means }
+}
+
+/// Of any path and method that no route answers. 405 comes with an `allow` header.
+pub const NO_ROUTE: &[Known] = &[
+    known(404, "not_found", "there is nothing at this path"),
+    known(405, "method_not_allowed", "the path does not know this method"),
+];
+
+/// Of `POST /v1/messages`, before the answer has begun.
+pub const MESSAGES: &[Known] = &[
+    known(400, "invalid_request", "the message names the field and what it must be"),
+    known(400, "invalid_session_id", "session_id is no UUID"),
+    known(400, "upstream_invalid_request", "the upstream API refused the request; the message says why"),
+    known(401, "credential_missing", "no credential, neither in a header nor in the body"),
+    known(
+        401,
+        "invalid_token_format",
+        "the credential is none: a token begins with sk-ant-oat or sk-ant-api",
+    ),
+    known(401, "credential_expired", "oauth_credentials.expires_at has passed: refresh the token"),
+    known(401, "credential_refused", "the upstream API does not accept the credential"),
+    known(402, "upstream_billing", "the upstream API asks for payment"),
+    known(403, "level_not_allowed", "the level is looser than this server allows"),
+    known(403, "level_unavailable", "this server has no such level"),
+    known(403, "upstream_forbidden", "the upstream API does not permit this to the credential"),
+    known(404, "model_not_found", "no such model, here or upstream"),
+    known(408, "body_timeout", "the body came too slowly"),
+    known(409, "session_busy", "the session has a run already: wait for its end"),
+    known(413, "request_too_large", "the request is larger than 32 MB"),
+    known(413, "upstream_too_large", "the upstream API finds the request too large"),
+    known(415, "request_body_encoding_unsupported", "the body is compressed: send it as it is"),
+    known(429, "upstream_rate_limited", "the upstream API limits the credential: wait as retry-after says"),
+    known(429, "plan_limit", "the plan's limit is reached; retry-after says when it begins anew"),
+    known(500, "no_memory_file", "the server is out of descriptors or memory"),
+    known(500, "cage_failed", "the run's cage could not be built; the operator's log says why"),
+    known(500, "exec_failed", "the CLI could not be started; the operator's log says why"),
+    known(500, "egress_failed", "the run's way to the upstream API could not be set up"),
+    known(500, "egress_died", "the run's way to the upstream API broke down"),
+    known(500, "unacceptable", "the run's options were not accepted"),
+    known(500, "memory_limit", "the run hit its memory limit"),
+    known(500, "task_limit", "the run hit its limit of processes"),
+    known(500, "output_limit", "the run wrote more output than it may"),
+    known(500, "disk_limit", "the workspace is larger than it may be"),
+    known(500, "cancelled", "the run was cancelled"),
+    known(500, "cli_exited", "the CLI ended without a result"),
+    known(500, "cli_failed", "the CLI ended its turn with an error"),
+    known(500, "cli_garbage", "the CLI wrote something that is not its protocol"),
+    known(500, "run_lost", "the run ended and no word of it came"),
+    known(500, "upstream_error", "the upstream API failed, or gave an unexpected answer"),
+    known(503, "draining", "the server is shutting down: ask another one, or later"),
+    known(503, "upstream_unavailable", "the upstream API could not be asked"),
+    known(504, "wall_limit", "the run hit its time limit"),
+    known(504, "idle_limit", "the run was silent for too long"),
+    known(504, "upstream_silent", "the upstream API did not answer in time"),
+    known(529, "busy", "as many runs as this server allows are running"),
+    known(529, "tenants_full", "the server has no room for another tenant"),
+    known(529, "bodies_full", "the server is reading too many requests"),
+    known(529, "upstream_overloaded", "the upstream API is overloaded"),
+];
+
+/// Codes that only the log has: their client is gone.
+#[cfg(test)]
+pub const UNSENT: &[&str] = &["client_gone"];
+
+/// The OpenAPI responses of these rows, one for each status.
+pub fn responses(rows: &[Known]) -> Map<String, Value> {
+    let mut statuses: BTreeMap<u16, Vec<&Known>> = BTreeMap::new();
+    for row in rows {
+        statuses.entry(row.status).or_default().push(row);
+    }
+    let responses = statuses.into_iter().map(|(status, rows)| (status.to_string(), response(&rows)));
+    responses.collect()
+}
+
+fn response(rows: &[&Known]) -> Value {
+    let lines: Vec<String> = rows.iter().map(|row| format!("* `{}`: {}", row.code, row.means)).collect();
+    let codes: Vec<&str> = rows.iter().map(|row| row.code).collect();
+    json!({
+        "description": lines.join("\n"),
+        "headers": {
+            "request-id": {"$ref": "#/components/headers/RequestId"},
+            "retry-after": {"$ref": "#/components/headers/RetryAfter"},
+            "x-should-retry": {"$ref": "#/components/headers/ShouldRetry"},
+        },
+        "content": {"application/json": {"schema": {
+            "allOf": [
+                {"$ref": "#/components/schemas/Error"},
+                {"properties": {"error": {"properties": {"details": {"properties": {
+                    "error_code": {"enum": codes},
+                }}}}}},
+            ],
+        }}},
+    })
+}
