@@ -112,9 +112,10 @@ def images_reach_the_model():
 
 @check
 def system_and_developer_messages_reach_the_model():
-    for role in ["system", "developer"]:
-        instruction = {"role": role, "content": "CANARY-" + role}
-        assert "CANARY-" + role in text_of(ask("", messages=[instruction, *said("SYSTEM?")]))
+    roles = ["system", "developer"]
+    instructions = [{"role": role, "content": "CANARY-" + role} for role in roles]
+    answer = text_of(ask("", messages=[*instructions, *said("SYSTEM?")]))
+    assert all("CANARY-" + role in answer for role in roles), answer
 
 
 @check

@@ -16,7 +16,7 @@ const check = (name, body) => checks.push([name, body]);
 const client = (apiKey = token, options = {}) =>
   new OpenAI({ apiKey, baseURL, timeout: 120_000, maxRetries: 0, ...options });
 const say = (content, extra = {}) => ({ model, messages: [{ role: "user", content }], ...extra });
-const ask = (content, extra, options) => client().chat.completions.create(say(content, extra), options);
+const ask = (content, extra) => client().chat.completions.create(say(content, extra));
 const text = (completion) => completion.choices[0].message.content;
 
 // The error that a call ends with, in the class and form that users catch: its code and its field.
@@ -44,18 +44,17 @@ check("a completion has every field", async () => {
   assert.equal(total_tokens, prompt_tokens + completion_tokens);
 });
 
-check("a stream ends with its usage where it is asked for", async () => {
-  for (const options of [{}, { stream_options: { include_usage: true } }]) {
-    const chunks = [];
-    for await (const chunk of await ask("ECHO: one two three", { stream: true, ...options })) chunks.push(chunk);
-    const choices = chunks.flatMap((chunk) => chunk.choices);
-    assert.equal(choices.map((choice) => choice.delta.content ?? "").join(""), "[embedded] one two three");
-    assert.deepEqual(
-      choices.map((choice) => choice.finish_reason).filter((reason) => reason),
-      ["stop"],
-    );
-    assert.equal(chunks.filter((chunk) => chunk.usage).length, Object.keys(options).length);
-  }
+check("a stream ends with its usage", async () => {
+  const options = { stream: true, stream_options: { include_usage: true } };
+  const chunks = [];
+  for await (const chunk of await ask("ECHO: one two three", options)) chunks.push(chunk);
+  const choices = chunks.flatMap((chunk) => chunk.choices);
+  assert.equal(choices.map((choice) => choice.delta.content ?? "").join(""), "[embedded] one two three");
+  assert.deepEqual(
+    choices.map((choice) => choice.finish_reason).filter((reason) => reason),
+    ["stop"],
+  );
+  assert.deepEqual([chunks.filter((chunk) => chunk.usage).length, chunks.at(-1).choices], [1, []]);
 });
 
 check("the stream helper gets one completion of several turns", async () => {
@@ -79,15 +78,13 @@ check("images reach the model, and are never fetched", async () => {
   assert.deepEqual(await refused("BadRequestError", 400, call), ["invalid_request", place]);
 });
 
-check("instructions and earlier turns reach the model", async () => {
-  const earlier = [
-    { role: "developer", content: "CANARY-SYSTEM" },
+check("earlier turns reach the model", async () => {
+  const messages = [
     { role: "user", content: "my word is heron" },
     { role: "assistant", content: "I shall remember heron" },
+    { role: "user", content: "HISTORY?" },
   ];
-  const after = (content) => ask("", { messages: [...earlier, { role: "user", content }] }).then(text);
-  assert.match(await after("SYSTEM?"), /CANARY-SYSTEM/);
-  const said = JSON.parse((await after("HISTORY?")).replace("[embedded] ", ""));
+  const said = JSON.parse(text(await ask("", { messages })).replace("[embedded] ", ""));
   assert.deepEqual(
     said.filter(([, words]) => words.includes("heron")),
     [
@@ -105,21 +102,12 @@ check("errors have their classes, codes and fields", async () => {
   assert.deepEqual(await refused("NotFoundError", 404, unknown), ["model_not_found", "model"]);
   const twice = () => ask("x", { n: 2 });
   assert.deepEqual(await refused("BadRequestError", 400, twice), ["invalid_request", "n"]);
-  const streamed = () => client().chat.completions.stream(say("FAIL: 400")).finalChatCompletion();
-  assert.deepEqual(await refused("BadRequestError", 400, streamed), ["upstream_invalid_request", null]);
 });
 
 check("one overload is retried", async () => {
   const patient = client(token, { maxRetries: 2 });
   const completion = await patient.chat.completions.create(say(`FAIL: 529 once ${randomUUID()}`));
   assert.match(text(completion), /^\[embedded\] /);
-});
-
-check("a session remembers", async () => {
-  const headers = { "x-session-id": randomUUID() };
-  const first = await ask("ECHO: my bird is a bittern", {}, { headers });
-  assert.equal(first.session_id, headers["x-session-id"]);
-  assert.match(text(await ask("HISTORY?", {}, { headers })), /bittern/);
 });
 
 check("models are listed", async () => {
