@@ -171,8 +171,8 @@ async fn model(
     listed(&headers, &id, || models::one(&frontend.settings, &model))
 }
 
-/// What a client of either family may know once it has shown a credential. The upstream is not asked: nothing is
-/// told that the README does not tell.
+/// What a client of either family is told once it has shown a credential of a right form. The upstream is not asked
+/// about it: names of models are no secret.
 fn listed(headers: &HeaderMap, id: &RequestId, body: impl FnOnce() -> Result<Value, ApiError>) -> Response {
     match tenant::credential(headers, None, way::now_ms()).and_then(|_| body()) {
         Ok(body) => json(StatusCode::OK, &body),

@@ -222,7 +222,7 @@ fn parse_image(mut part: Map<String, Value>, path: &str, ignored: &mut Ignored) 
         ignored.name("messages.image_url.detail");
     }
     let path = format!("{path}.url");
-    let url = required_string(take(&mut image, "url"), &path)?;
+    let mut url = required_string(take(&mut image, "url"), &path)?;
     let wrong = |what: &str| Err(ApiError::invalid(format!("{path}: {what}")));
     let Some((kind, data)) = url.strip_prefix("data:").and_then(|rest| rest.split_once(";base64,")) else {
         let fetched = ["http:", "https:"].iter().any(|scheme| url.starts_with(scheme));
@@ -236,7 +236,12 @@ fn parse_image(mut part: Map<String, Value>, path: &str, ignored: &mut Ignored) 
     match IMAGE_TYPES.iter().find(|&&known| known == kind) {
         None => wrong(&format!("must be one of {}.", IMAGE_TYPES.join(", "))),
         Some(_) if !is_base64(data.as_bytes()) => wrong("must be base64 without line breaks."),
-        Some(media_type) => Ok(Block::Image(Media { media_type, data: data.to_string() })),
+        Some(media_type) => {
+            // In place: it may be most of a body of 32 MB.
+            let begins = url.len() - data.len();
+            url.drain(..begins);
+            Ok(Block::Image(Media { media_type, data: url }))
+        }
     }
 }
 

@@ -227,6 +227,19 @@ def a_failing_stream_is_an_error():
 
 
 @agent
+def models_are_listed_to_the_last_page():
+    models = client().models
+    ids = [model.id for model in models.list()]
+    expect(ids[:3], ["opus", "sonnet", "haiku"])
+    expect([model.id for model in models.list(limit=1)], ids)
+    listed = models.retrieve("opus")
+    expect((listed.type, listed.display_name, listed.created_at.year), ("model", "Claude Opus", 1970))
+    expect(refused("NotFoundError", 404, lambda: models.retrieve("gpt-4o")), "not_found_error")
+    expect(refused("BadRequestError", 400, lambda: models.list(limit=0)), "invalid_request_error")
+    expect(refused("AuthenticationError", 401, lambda: client("nobody").models.list()), "authentication_error")
+
+
+@agent
 def the_agent_runs_commands_in_its_cage():
     message = ask("RUN: echo $((6 * 7)); id -u; pwd")
     answer = text_of(message)

@@ -156,6 +156,16 @@ agent("a failing stream is an error", async () => {
   assert.equal(await refused("BadRequestError", 400, call), "invalid_request_error");
 });
 
+agent("models are listed to the last page", async () => {
+  const ids = [];
+  for await (const listed of client().models.list({ limit: 1 })) ids.push(listed.id);
+  assert.deepEqual(ids.slice(0, 3), ["opus", "sonnet", "haiku"]);
+  const listed = await client().models.retrieve("opus");
+  assert.deepEqual([listed.type, listed.display_name], ["model", "Claude Opus"]);
+  const type = await refused("NotFoundError", 404, () => client().models.retrieve("gpt-4o"));
+  assert.equal(type, "not_found_error");
+});
+
 agent("the agent runs commands in its cage", async () => {
   const message = await ask("RUN: echo $((6 * 7)); id -u; pwd");
   assert.match(text(message), /42[^]*\/workspace/);

@@ -34,7 +34,7 @@ fn a_bad_request_names_the_path_of_what_is_wrong() {
     check(
         &with(r#""model":"gpt-4o""#),
         404,
-        concat!("model: not known here. Use opus, sonnet, haiku, or a full id that begins with claude-."),
+        "model: not known here. Use opus, sonnet, haiku, or a full id that begins with claude-.",
     );
     check(
         &of(r#"[{"role":"function","content":"x"}]"#),
