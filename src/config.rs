@@ -599,7 +599,7 @@ mod tests {
                 None,
                 &[],
                 Some("[server]\nlissten = 'x'"),
-                "FILE: unknown key `server.lissten`; [server] knows listen, tls_certificate, tls_key, trusted_proxy",
+                "FILE: unknown key `server.lissten`; [server] knows listen, metrics, tls_certificate, tls_key, trusted_proxy",
             ),
             (None, &[], Some("server = 1"), "FILE: `server` is a section: write [server]"),
             (
