@@ -6,7 +6,7 @@ mod support;
 
 use std::process::Stdio;
 
-use serde_json::{Value, json};
+use serde_json::Value;
 use support::{Options, Server, ask, bearer, environment, until};
 
 fn security(server: &Server) -> Value {
@@ -76,24 +76,11 @@ fn t71_below_the_minimum_it_does_not_start_and_says_what_would_mend_it() {
     assert!(said.contains("gaoler doctor") && said.contains("isolation.minimum"), "{said}");
 }
 
-/// What the agent answers to a look at a file: by a command, or where there is none by the CLI's own tool.
-fn look(server: &Server, tenant: &str, path: &str) -> String {
-    match environment().commands {
-        true => server.says(tenant, &format!("RUN: cat {path} 2>&1; echo it-ran")),
-        false => server.says(tenant, &format!("CALLS: Read {}", json!({ "file_path": path }))),
-    }
-}
-
 #[test]
 fn t72_a_tenant_reads_its_own_file_and_no_other_tenants() {
     let server = Server::start(Options::default());
-    let write = match environment().commands {
-        true => "RUN: echo canary-of-alice > own.txt; echo it-ran".to_owned(),
-        false => format!("CALLS: Write {}", json!({ "file_path": "own.txt", "content": "canary-of-alice" })),
-    };
-    let said = server.says("alice", &write);
-    assert!(said.contains("it-ran") || said.contains("CALLS 1 ok"), "{said}");
-    let said = look(&server, "alice", "own.txt");
+    server.writes("alice", "own.txt", "canary-of-alice");
+    let said = server.looks("alice", "own.txt");
     assert!(said.contains("canary-of-alice"), "{said}");
 
     // By its real place on the host, by the way up, and by the process that a run of hers had.
@@ -104,7 +91,7 @@ fn t72_a_tenant_reads_its_own_file_and_no_other_tenants() {
     for path in
         [whole.display().to_string(), "../../../*/workspaces/default/own.txt".into(), "own.txt".into()]
     {
-        let said = look(&server, "bob", &path);
+        let said = server.looks("bob", &path);
         assert!(!said.contains("canary-of-alice"), "{path}: {said}");
         assert!(said.contains("it-ran") || said.contains("CALLS 1 error"), "{path}: {said}");
     }
