@@ -73,7 +73,8 @@ fn t50_the_token_is_nowhere_in_the_cage() {
     assert!(said.contains("hits []"), "{said}");
     // It has looked: at the CLI, at bash and at itself, and at the files that every cage has.
     let (processes, files, pages) = looked(&said);
-    assert!(processes >= 3 && files >= 5 && pages >= 10_000, "{said}");
+    let enough = if environment().real_cli { 10_000 } else { 1_000 };
+    assert!(processes >= 3 && files >= 5 && pages >= enough, "{said}");
 }
 
 /// What a scan says that it has looked at: processes, files, pages.

@@ -159,7 +159,7 @@ impl Uids {
 impl Default for Options {
     fn default() -> Options {
         Options {
-            cli: real_cli(),
+            cli: if environment().real_cli { real_cli() } else { double() },
             upstream: "embedded".into(),
             listen: "127.0.0.1:0",
             state: None,
