@@ -11,7 +11,7 @@ use std::time::Instant;
 
 use serde_json::json;
 use support::client::read;
-use support::{Client, Options, Response, Server, ask, bearer, environment, patience, token};
+use support::{Client, Options, Response, Server, ask, bearer, environment, patience, token, until};
 
 /// An error in the API's form, of this status and type.
 fn is_error(response: &Response, status: u16, kind: &str, what: &str) {
@@ -310,8 +310,24 @@ fn t04_a_cli_that_is_missing_or_is_not_the_real_one_is_refused_at_the_start() {
 
 #[test]
 fn t05_a_cli_that_misbehaves_ends_its_own_run_and_nothing_else() {
-    let server =
-        Server::start(Options::with_double().with("GAOLER_RUNS__SILENCE_SECONDS", 3 * environment().slower));
+    let here = environment();
+    let mut options = Options::with_double().with("GAOLER_RUNS__SILENCE_SECONDS", 3 * here.slower);
+    if !here.together {
+        // One tenant at a time is what such a host promises: then who hangs is alone until its end, and no longer.
+        let server = Server::start(options.clone());
+        let spawned = || server.log().matches("\"event\":\"spawned\"").count();
+        let before = spawned();
+        thread::scope(|scope| {
+            let hangs = scope.spawn(|| server.client().messages("a", &ask("HANG")));
+            until("the run that hangs", || (spawned() > before).then_some(()));
+            is_error(&server.client().messages("b", &ask("beside")), 529, "overloaded_error", "beside");
+            assert_eq!(hangs.join().expect("an answer").status, 504);
+        });
+        assert_eq!(server.says("b", "afterwards"), "[embedded] double: afterwards");
+        // The rest is for the operator who lets them run together.
+        options = options.with("GAOLER_ISOLATION__TENANTS_TOGETHER", true);
+    }
+    let server = Server::start(options);
     let client = server.client();
     server.says("a", "hello");
     server.says("b", "hello");

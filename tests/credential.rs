@@ -11,32 +11,17 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use support::{Options, Server, ask, token, until};
+use support::traces::{Process, Role, processes};
+use support::{Options, Server, ask, bearer, environment, token, until};
 
 const SCAN: &str = include_str!("support/scan.py");
 
-/// Asks the broker for an answer with a token, as the CLI would; prints the status.
-const CALL: &str = r#"import glob, re, socket, sys
-own = b"".join(open(path, "rb").read() for path in glob.glob("/proc/[0-9]*/environ"))
-own = re.search(b"CLAUDE_CODE_OAUTH_TOKEN=([^\0]*)", own).group(1).decode()
-token = own if sys.argv[1] == "own" else sys.argv[1]
-body = '{"model":"claude-sonnet-4-5","max_tokens":9,"messages":[{"role":"user","content":"hello"}]}'
-door = socket.socket(socket.AF_UNIX)
-door.connect("/run/gaoler/api.sock")
-door.sendall(("POST /v1/messages HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\nanthropic-version: 2023-06-01\r\n"
-    f"authorization: Bearer {token}\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n{body}").encode())
-print("status", door.makefile("rb").readline().split()[1].decode(), "placeholder", own)
-"#;
+/// Asks the broker for an answer with a token, as the CLI would; prints the status and what stands for the token
+/// in this run. usage: call.py TOKEN|own [PID]: a process of the run, where that is not the asker itself.
+const CALL: &str = include_str!("support/call.py");
 
 fn server() -> Server {
     Server::start(Options::default())
-}
-
-/// Puts a text into a tenant's workspace, by a run of the tenant's own.
-fn plant(server: &Server, tenant: &str, name: &str, text: &str) {
-    let hex: String = text.bytes().map(|byte| format!("{byte:02x}")).collect();
-    let said = server.says(tenant, &format!("RUN: printf %s {hex} | python3 -c 'import sys; open(\"{name}\", \"w\").write(bytes.fromhex(sys.stdin.read()).decode())' && wc -c < {name}"));
-    assert!(said.contains(&text.len().to_string()), "{said}");
 }
 
 #[test]
@@ -67,41 +52,159 @@ fn t50_the_token_is_nowhere_in_the_cage() {
         .output()
         .expect("python3");
     let found = String::from_utf8_lossy(&scan.stdout).into_owned();
-    for place in ["environ of", "cmdline of", "memory of", "below/planted"] {
+    for place in ["environ of", "cmdline of", "below/planted"] {
         assert!(found.contains(place), "{place}: {scan:?}");
     }
+    // Where memory is shown to those above alone, this is who is above.
+    let own = token(&name).repeat(2);
+    let held = found.contains("memory of")
+        || !environment().full_proc && memory_holds(holder.id().cast_signed(), [&own, ""]).1[0];
+    assert!(held, "{scan:?}");
     drop(holder.stdin.take());
     holder.wait().expect("an end");
 
     let server = server();
-    plant(&server, &name, "scan.py", SCAN);
+    if !environment().commands {
+        return scanned_from_outside(&server, &name, folder.path());
+    }
+    server.writes(&name, "scan.py", SCAN);
     let places = ". /home /tmp /run /etc /dev/shm /var /opt /mnt";
     let said = server.says(&name, &format!("RUN: python3 scan.py {name} all {places}"));
     assert!(said.contains("hits []"), "{said}");
     // It has looked: at the CLI, at bash and at itself, and at the files that every cage has.
+    let (processes, files, pages) = looked(&said);
+    let enough = if environment().real_cli { 10_000 } else { 1_000 };
+    assert!(processes >= 3 && files >= 5 && pages >= enough, "{said}");
+}
+
+/// What a scan says that it has looked at: processes, files, pages.
+fn looked(said: &str) -> (u64, u64, u64) {
     let number = |what: &str| -> u64 {
         let rest = said.split_once(&format!("'{what}': ")).expect("a number").1;
         rest.chars().take_while(char::is_ascii_digit).collect::<String>().parse().expect("a number")
     };
-    assert!(number("processes") >= 3 && number("files") >= 5 && number("pages") >= 10_000, "{said}");
+    (number("processes"), number("files"), number("pages"))
+}
+
+/// What a tenant's run says while [`beside_a_run`] looks at it; it is in the memory of its CLI.
+const LONG_TEXT: &str = "a long text of which nobody sees the end";
+
+/// Does something while a run of this tenant's talks, and ends that run. `within` gets the pid of its CLI.
+fn beside_a_run<T>(server: &Server, tenant: &str, within: impl FnOnce(i32) -> T) -> T {
+    let client = server.client();
+    let ended = || server.log().matches("\"event\":\"exit\"").count();
+    let before = ended();
+    let clis = || -> Vec<i32> {
+        let all = processes(server.pid(), server.options.uids).into_iter();
+        all.filter(|it| it.program == "claude" && !it.zombie).map(|it| it.pid).collect()
+    };
+    let mut body = ask(&format!("SLOW: 3000 {}", LONG_TEXT.repeat(20)));
+    body["stream"] = true.into();
+    let stream = client.connect().expect("a connection");
+    let body = body.to_string();
+    let sent = client.send(&stream, "POST", "/v1/messages", &[bearer(tenant)], body.as_bytes());
+    sent.expect("sent");
+    // When its answer begins, it has read what stands for the token.
+    let begun = support::client::head(&mut BufReader::new(&stream)).expect("an answer");
+    assert_eq!(begun.status, 200, "{begun:?}");
+    let pid = until("the CLI", || clis().first().copied());
+    let done = within(pid);
+    assert_eq!(clis(), [pid], "the run was over too soon: {}", server.log());
+    drop(stream);
+    until("its end", || (ended() > before).then_some(()));
+    done
+}
+
+/// Where nothing in a run can look, this does: from outside, under the same uid, at everything of the run.
+fn scanned_from_outside(server: &Server, name: &str, folder: &Path) {
+    let said = server.says(name, "RUN: python3 scan.py");
+    assert_eq!(said, "[embedded] RUN: the request offers no tool Bash");
+    for path in ["/proc/self/environ", "/proc/self/mem", "/proc/self/fd/3"] {
+        let said = server.looks(name, path);
+        assert!(said.contains("CALLS 1 error:"), "{said}");
+    }
+    beside_a_run(server, name, |pid| {
+        // The control: it is the CLI's memory, with what it was asked.
+        let (pages, [asked, token]) = memory_holds(pid, [LONG_TEXT, &token(name)]);
+        assert!(asked && pages >= 10_000, "{pages} pages of {pid}, {asked}");
+        assert!(!token, "memory of {pid}");
+        let mut scan = Command::new("python3");
+        scan.arg(folder.join("scan.py")).args([name, &pid.to_string()]);
+        scan.args([server.state.join("runs"), server.state.join("tenants")]);
+        let output = scan.output().expect("python3");
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(said.contains("hits []") && looked(&said).1 >= 5, "{output:?}");
+    });
+}
+
+/// How many pages of a process this has read, and which of the texts they hold. By this process and no child of
+/// it: where memory is shown to those above alone, they are who started it.
+fn memory_holds(pid: i32, texts: [&str; 2]) -> (usize, [bool; 2]) {
+    use std::os::unix::fs::FileExt;
+    /// Bytes of an area that are read: the CLI reserves more than it touches.
+    const AREA: u64 = 64 << 20;
+    /// Bytes that are read at once, and of the next ones to see what lies across.
+    const STEP: usize = 1 << 20;
+    const ACROSS: usize = 256;
+    let maps = fs::read_to_string(format!("/proc/{pid}/smaps")).expect("smaps");
+    let memory = fs::File::open(format!("/proc/{pid}/mem")).expect("mem");
+    let (mut area, mut pages, mut held) = (0..0, 0, [false; 2]);
+    let mut block = vec![0; STEP + ACROSS];
+    for line in maps.lines() {
+        let mut words = line.split_whitespace();
+        let first = words.next().unwrap_or_default();
+        if let Some((start, end)) = first.split_once('-') {
+            let number = |text: &str| u64::from_str_radix(text, 16).expect("an address");
+            let readable = words.next().is_some_and(|flags| flags.starts_with('r'));
+            let (start, end) = (number(start), if readable { number(end) } else { number(start) });
+            area = start..end.min(start.saturating_add(AREA));
+        } else if first == "Rss:" && words.next() != Some("0") {
+            let mut at = area.start;
+            while at < area.end {
+                let length = block.len().min((area.end - at) as usize);
+                let Ok(read @ 1..) = memory.read_at(&mut block[..length], at) else { break };
+                let text = String::from_utf8_lossy(&block[..read]);
+                held = std::array::from_fn(|n| held[n] || text.contains(texts[n]));
+                pages += read.min(STEP) / 4096;
+                at += STEP as u64;
+            }
+        }
+    }
+    (pages, held)
 }
 
 #[test]
 fn t51_the_placeholder_dies_with_its_run() {
     let server = server();
-    plant(&server, "a", "call.py", CALL);
+    let script = tempfile::NamedTempFile::new().expect("a file");
+    fs::write(script.path(), CALL).expect("written");
+    // By a command of the run's own; where there is none, from outside and beside it, under its uid.
+    let call = |tenant: &str, shown: &str| -> String {
+        if environment().commands {
+            return server.says(tenant, &format!("RUN: python3 call.py {shown}"));
+        }
+        beside_a_run(&server, tenant, |pid| {
+            let mut call = Command::new("python3");
+            let output = call.arg(script.path()).args([shown, &pid.to_string()]).output().expect("python3");
+            assert!(output.status.success(), "{output:?}");
+            String::from_utf8_lossy(&output.stdout).into_owned()
+        })
+    };
+    let tenants = ["a", "b"];
+    if environment().commands {
+        tenants.iter().for_each(|tenant| server.writes(tenant, "call.py", CALL));
+    }
     // The control: while its run lives, the placeholder is taken.
-    let first = server.says("a", "RUN: python3 call.py own");
+    let first = call("a", "own");
     assert!(first.contains("status 200 placeholder sk-ant-oat01-"), "{first}");
-    let old = first.split_once("placeholder ").expect("one").1;
+    let old = first.rsplit_once("placeholder ").expect("one").1;
     let old: String = old.chars().take_while(|c| c.is_ascii_alphanumeric() || *c == '-').collect();
     assert_ne!(old, token("a"));
-    let later = server.says("a", &format!("RUN: python3 call.py {old}"));
+    let later = call("a", &old);
     assert!(later.contains("status 401") && !later.contains(&format!("placeholder {old}")), "{later}");
     // Another tenant has no use for it either, nor for a token of its own invention.
-    plant(&server, "b", "call.py", CALL);
     for guess in [old.as_str(), "sk-ant-oat01-guess", &token("b")] {
-        let said = server.says("b", &format!("RUN: python3 call.py {guess}"));
+        let said = call("b", guess);
         assert!(said.contains("status 401"), "{guess}: {said}");
     }
 }
@@ -152,7 +255,7 @@ fn t53_no_log_file_or_error_holds_the_token() {
     assert!(answers.iter().all(|it| !it.contains("canary")), "{answers:#?}");
     assert!(!server.log().contains("canary"), "{}", server.log());
     // The control: the search finds what the tenant itself has put there.
-    assert!(server.says("canary", "RUN: echo can''ary > own").contains("ok"));
+    server.writes("canary", "own", "canary");
     let own: Vec<_> = below(&server.state).into_iter().filter(|it| contains(&it.1, b"canary")).collect();
     assert!(own.len() == 1 && own[0].0.ends_with("own"), "{own:?}");
     fs::remove_file(&own[0].0).expect("removed");
@@ -200,34 +303,62 @@ fn t54_no_process_of_the_server_shows_the_token() {
     control.wait().expect("an end");
 
     let server = server();
-    let uids = server.options.uids;
     let client = server.client();
     let asked = std::thread::spawn(move || {
         client.messages("canary", &ask("SLOW: 300 one two three four five six seven eight nine ten"))
     });
-    let (mut egresses, mut frontends) = (0, 0);
+    let mut closed = std::collections::BTreeMap::new();
     while !asked.is_finished() {
-        for entry in fs::read_dir("/proc").expect("/proc").filter_map(Result::ok) {
-            let Ok(pid) = entry.file_name().to_string_lossy().parse::<i32>() else { continue };
-            let status = fs::read_to_string(entry.path().join("status")).unwrap_or_default();
-            let uid = status
-                .lines()
-                .find_map(|line| line.strip_prefix("Uid:\t")?.split('\t').next()?.parse::<u32>().ok());
-            let Some(uid) = uid.filter(|uid| uids.contains(*uid) || pid == server.pid()) else { continue };
-            assert!(!contains(&shown(pid), b"test-canary"), "{pid}");
-            // Who holds a token for a moment is not dumpable: its /proc is root's, and it leaves no core.
-            let owner = || fs::metadata(entry.path().join("environ")).map(|it| it.uid());
+        for process in processes(server.pid(), server.options.uids) {
+            let pid = process.pid;
+            assert!(!contains(&shown(pid), b"test-canary"), "{process:?}");
+            // Who holds a token for a moment is not dumpable: nobody of its uid reads it, and it leaves no core.
+            let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
             let confined = status.contains("Seccomp:\t2");
-            if confined && uids.is_egress(uid) && owner().is_ok_and(|owner| owner == 0) {
-                egresses += 1;
-            }
-            if confined && uids.is_frontend(uid) && owner().is_ok_and(|owner| owner == 0) {
-                frontends += 1;
+            if confined && matches!(process.role, Role::Egress | Role::Frontend) && !closed.contains_key(&pid)
+            {
+                closed.extend(is_closed(&process, server.pid()).map(|is| (pid, (process.role, is))));
             }
         }
     }
     let response = asked.join().expect("an answer");
     assert_eq!(response.status, 200, "{response:?}");
-    assert!(egresses > 0, "no egress was seen that nobody can trace");
-    assert!(frontends > 0, "no frontend was seen that nobody can trace");
+    if !environment().commands {
+        // No shield holds there, and none is claimed: so nobody gets a command who could look.
+        let security = server.client().request("GET", "/v1/security", &[], b"").json();
+        let rows = security["layers"].as_array().expect("layers");
+        let shield = rows.iter().find(|row| row["name"] == "process_shield").expect("a row");
+        assert_eq!(shield["state"], "absent", "{security}");
+        assert_eq!(server.says("canary", "RUN: id"), "[embedded] RUN: the request offers no tool Bash");
+        return;
+    }
+    for role in [Role::Egress, Role::Frontend] {
+        let found: Vec<bool> = closed.values().filter(|it| it.0 == role).map(|it| it.1).collect();
+        assert!(!found.is_empty() && found.iter().all(|closed| *closed), "{role:?} can be traced: {found:?}");
+    }
+}
+
+/// Whether a process is closed to others of its own uid; `None` where it has just ended.
+fn is_closed(process: &Process, supervisor: i32) -> Option<bool> {
+    let namespace = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/user")).ok();
+    // The supervisor's own is closed to its uid too, where it is not in a namespace of ours.
+    let other = namespace(&supervisor.to_string()).is_some_and(|found| Some(found) != namespace("self"));
+    if !other || !environment().full_proc {
+        // What /proc shows of it is root's then, and not its own.
+        let owner = fs::metadata(format!("/proc/{}/environ", process.pid)).ok()?.uid();
+        assert_ne!(process.uid, 0, "{process:?}");
+        return Some(owner == 0);
+    }
+    // In a user namespace its root is an ordinary user's, who made it and may do all in it: so somebody else
+    // there, without a capability, tries it. The control: they can read their own kind.
+    let look =
+        "cat /proc/$$/environ /proc/self/environ > /dev/null && echo control; cat /proc/$1/environ 2>&1";
+    let mut other = Command::new("nsenter");
+    other.args(["--user", "--preserve-credentials", "--target", &supervisor.to_string(), "setpriv"]);
+    other.args(["--bounding-set=-all", "--inh-caps=-all", "--ambient-caps=-all", "sh", "-c", look, "sh"]);
+    let output = other.arg(process.pid.to_string()).output().expect("nsenter");
+    let said =
+        format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(said.starts_with("control\n"), "{said}");
+    (!said.contains("No such")).then(|| said.contains("Permission denied"))
 }

@@ -107,6 +107,9 @@ fn t01_json_and_events_say_the_same_in_the_form_of_the_api() {
 fn t02_tools_run_in_the_cage_and_the_turns_become_one_message() {
     let server = server();
     let here = environment();
+    if !here.commands {
+        return file_tools_are_all_there_is(&server);
+    }
     let place = server.workspace("a");
     // Outside, the same words are another truth: another uid where runs have one, in another folder.
     let own = nix::unistd::geteuid().as_raw();
@@ -159,6 +162,49 @@ fn t02_tools_run_in_the_cage_and_the_turns_become_one_message() {
     );
     let all = "[embedded] step 1 of 2[embedded] step 2 of 2[embedded] STEPS 1 ok:\none\nSTEPS 2 ok:\ntwo";
     assert_eq!(response.text(), all);
+    assert_eq!(events.last().map(|event| event.name.as_str()), Some("message_stop"));
+}
+
+/// The same where a run has no commands: what it has works, and what it has not is refused in words.
+fn file_tools_are_all_there_is(server: &Server) {
+    for (text, expected) in [
+        ("RUN: id", "[embedded] RUN: the request offers no tool Bash"),
+        ("TOOLS: id ;; id", "[embedded] TOOLS: the request offers no tool Bash"),
+        ("STEPS: id ;; id", "[embedded] STEPS: the request offers no tool Bash"),
+    ] {
+        assert_eq!(server.says("a", text), expected);
+    }
+    // A model that calls it all the same is refused by the CLI.
+    let called = server.says("a", r#"CALLS: Bash {"command":"echo it-ran","description":"try"}"#);
+    assert!(called.contains("CALLS 1 error:") && called.contains("No such tool"), "{called}");
+    server.writes("a", "note", "kept");
+    server.writes("a", "deep", "other");
+    let place = server.workspace("a");
+    let read = server.says("a", &format!("READ: {place}/note"));
+    assert!(read.starts_with("[embedded] READ ok:\n") && read.contains("kept"), "{read}");
+    let missing = server.says("a", &format!("READ: {place}/none"));
+    assert!(missing.starts_with("[embedded] READ error:\n"), "{missing}");
+    // What was written stays in this tenant's workspace, and is nobody else's.
+    let others = server.says("b", "READ: note");
+    assert!(others.starts_with("[embedded] READ error:\n"), "{others}");
+
+    let calls = r#"CALLS: Read {"file_path":"note"} ;; Read {"file_path":"deep"}"#;
+    let response = server.client().messages("a", &with(calls, json!({"stream": true})));
+    let events = response.events();
+    let count = |name: &str| events.iter().filter(|event| event.name == name).count();
+    assert_eq!(
+        (count("message_start"), count("message_delta"), count("message_stop")),
+        (1, 1, 1),
+        "{response:?}"
+    );
+    // Of the two turns only what the model says is shown.
+    let starts = events.iter().filter(|event| event.name == "content_block_start");
+    let kinds: Vec<&Value> = starts.map(|event| &event.data["content_block"]["type"]).collect();
+    assert_eq!(kinds, [&json!("text")]);
+    let text = response.text();
+    let (first, second) = text.split_once("CALLS 2 ok:").unwrap_or_else(|| panic!("{text}"));
+    assert!(first.starts_with("[embedded] CALLS 1 ok:") && first.contains("kept"), "{text}");
+    assert!(second.contains("other"), "{text}");
     assert_eq!(events.last().map(|event| event.name.as_str()), Some("message_stop"));
 }
 
@@ -219,12 +265,15 @@ fn t03_everything_that_a_request_says_reaches_the_model() {
     }
     let full = answer(&with("hello", json!({"model": "claude-haiku-4-5-20251001"}))).json();
     assert_eq!(full["model"], "claude-haiku-4-5-20251001");
-    let look = "RUN: for f in /proc/[0-9]*/cmdline; do tr '\\0' ' ' < $f; done | grep -o -E -e '--(effort|max-turns) [a-z0-9]+' | sort -u";
-    let started = answer(&with(look, json!({"output_config": {"effort": "low"}, "max_turns": 7}))).text();
+    let started = started_with(&server, &json!({"output_config": {"effort": "low"}, "max_turns": 7}));
     // Where /proc is everybody's, others' are there too.
     let asked = |flag| started.lines().any(|line| line == flag);
     assert!(asked("--effort low") && asked("--max-turns 7"), "{started}");
-    let cut = answer(&with("STEPS: true ;; true ;; true", json!({"max_turns": 1}))).json();
+    let steps = match environment().commands {
+        true => "STEPS: true ;; true ;; true",
+        false => r#"CALLS: Read {"file_path":"none"}"#,
+    };
+    let cut = answer(&with(steps, json!({"max_turns": 1}))).json();
     assert_eq!(cut["stop_reason"], "pause_turn", "{cut}");
 
     // What has no effect is named.
@@ -240,10 +289,37 @@ fn t03_everything_that_a_request_says_reaches_the_model() {
     );
 }
 
+/// The flags for effort and turns on the command lines that a run with these fields sees, one a line; where it
+/// may not look itself, those that this host shows while it runs.
+fn started_with(server: &Server, fields: &Value) -> String {
+    let pattern = "--(effort|max-turns) [a-z0-9]+";
+    if environment().commands {
+        let look = format!(
+            "RUN: for f in /proc/[0-9]*/cmdline; do tr '\\0' ' ' < $f; done | grep -o -E -e '{pattern}' | sort -u"
+        );
+        return server.client().messages("a", &with(&look, fields.clone())).text();
+    }
+    let slow = with("SLOW: 1000 so that there is time to look", fields.clone());
+    let client = server.client();
+    let running = thread::spawn(move || client.messages("a", &slow));
+    let flags = support::until("the CLI with its flags", || {
+        let lines = support::traces::processes(server.pid(), server.options.uids).into_iter();
+        let lines = lines.filter_map(|it| std::fs::read(format!("/proc/{}/cmdline", it.pid)).ok());
+        let words =
+            lines.flat_map(|line| line.split(|byte| *byte == 0).map(<[u8]>::to_vec).collect::<Vec<_>>());
+        let words: Vec<String> = words.map(|word| String::from_utf8_lossy(&word).into_owned()).collect();
+        let pairs = words.windows(2).filter(|pair| ["--effort", "--max-turns"].contains(&pair[0].as_str()));
+        let pairs: Vec<String> = pairs.map(|pair| pair.join(" ")).collect();
+        (pairs.len() >= 2).then(|| pairs.join("\n"))
+    });
+    assert_eq!(running.join().expect("an answer").status, 200);
+    flags
+}
+
 #[test]
 fn t04_a_prompt_is_text_whatever_it_looks_like() {
     let server = server();
-    server.says("a", "RUN: echo CANARY-IN-A-FILE > secret.txt");
+    server.writes("a", "secret.txt", "CANARY-IN-A-FILE");
     let absolute = format!("@{}/secret.txt USERRAW?", server.workspace("a"));
     // The positive control: the file is there, and a tool reads it.
     assert!(server.says("a", "READ: secret.txt").contains("CANARY-IN-A-FILE"));
@@ -295,14 +371,17 @@ fn t05_every_form_of_credential_is_taken_and_none_is_kept() {
     let in_body = |text: &str, token: &str, expires_at: u64| {
         client.post(&[], with(text, credentials(token, expires_at)).to_string().as_bytes())
     };
-    let written = in_body(
-        &format!("RUN: echo by-body > mine; {}", environment().list()),
-        &token("body"),
-        4_102_444_800_000,
-    );
-    assert_eq!(written.text(), "[embedded] RUN ok:\nmine", "{written:?}");
+    let write = match environment().commands {
+        true => format!("RUN: echo by-body > mine; {}", environment().list()),
+        false => r#"CALLS: Write {"file_path":"mine","content":"by-body"}"#.to_owned(),
+    };
+    let written = in_body(&write, &token("body"), 4_102_444_800_000);
+    match environment().commands {
+        true => assert_eq!(written.text(), "[embedded] RUN ok:\nmine", "{written:?}"),
+        false => assert!(written.text().starts_with("[embedded] CALLS 1 ok:"), "{written:?}"),
+    }
     // One tenant, whichever way the token came.
-    assert_eq!(server.says("body", "RUN: cat mine"), "[embedded] RUN ok:\nby-body");
+    assert!(server.looks("body", "mine").contains("by-body"));
     for past in [1_762_444_195_608, 1_762_444_195] {
         let expired = in_body("hello", &token("body"), past);
         has_an_id(&expired);
@@ -417,7 +496,9 @@ fn t07_the_upstreams_errors_keep_their_status() {
 #[test]
 fn t08_a_silent_upstream_ends_in_an_error_and_a_slow_one_does_not() {
     let slower = environment().slower;
-    let server = Server::start(Options::default().with("GAOLER_RUNS__SILENCE_SECONDS", 4 * slower));
+    // More than a start of the CLI takes on a busy machine: until its first line that is silence too.
+    let silence = 3 + 3 * slower;
+    let server = Server::start(Options::default().with("GAOLER_RUNS__SILENCE_SECONDS", silence));
     let client = server.client();
     let baseline = server.baseline();
     let silent = client.messages("a", &ask("SILENT:"));
@@ -431,11 +512,15 @@ fn t08_a_silent_upstream_ends_in_an_error_and_a_slow_one_does_not() {
         ("error", &json!("timeout_error")),
         "{stalled:?}"
     );
-    // Five pauses of a second are longer than the silence that is allowed, but none of them alone is.
-    let slow = format!("SLOW: {} a text of some fifty bytes comes in five pieces", 1000 * slower);
+    // Five such pauses are longer than the silence that is allowed, but none of them alone is.
+    let slow = format!("SLOW: {} a text of some fifty bytes comes in five pieces", 250 * silence);
     assert_eq!(server.says("a", &slow), "[embedded] a text of some fifty bytes comes in five pieces");
     // A tool may be silent for longer than the upstream.
-    let silent = format!("RUN: sleep {}; echo done", 5 * slower);
-    assert_eq!(server.says("a", &silent), "[embedded] RUN ok:\ndone");
+    let silent = format!("RUN: sleep {}; echo done", silence + 1);
+    let done = match environment().commands {
+        true => "[embedded] RUN ok:\ndone",
+        false => "[embedded] RUN: the request offers no tool Bash",
+    };
+    assert_eq!(server.says("a", &silent), done);
     server.settles_to(&baseline);
 }

@@ -51,6 +51,9 @@ pub struct Environment {
     pub cgroups: bool,
     /// Whether /proc shows what the counts in traces.rs are made of (gVisor's has no locks, NSpid or mnt).
     pub full_proc: bool,
+    /// Whether suites ask the real CLI unless they say otherwise, and not its double: on an emulated processor it
+    /// takes most of a minute to start.
+    pub real_cli: bool,
     /// Whether `ls` and `stat` of coreutils work: Debian's gVisor refuses a flag of statx(2) that they use.
     /// So does the `find` that the CLI puts in front of GNU's.
     pub lists: bool,
@@ -74,6 +77,7 @@ const KERNEL: Environment = Environment {
     pids: true,
     cgroups: true,
     full_proc: true,
+    real_cli: true,
     lists: true,
     one_start: false,
     root_user: true,
@@ -83,7 +87,7 @@ const KERNEL: Environment = Environment {
 /// Every environment of tests/environments/run.
 pub const ALL: [Environment; 10] = [
     KERNEL,
-    Environment { name: "vm", slower: 10, ..KERNEL },
+    Environment { name: "vm", real_cli: false, slower: 10, ..KERNEL },
     Environment { name: "docker-kernel", ..KERNEL },
     Environment { name: "docker-old", tier: "namespaces", root: Root::Covered, ids: Ids::Tenant, ..KERNEL },
     Environment {
@@ -150,6 +154,7 @@ pub const ALL: [Environment; 10] = [
         pids: true,
         cgroups: false,
         full_proc: false,
+        real_cli: true,
         lists: false,
         one_start: true,
         root_user: false,

@@ -159,7 +159,7 @@ impl Uids {
 impl Default for Options {
     fn default() -> Options {
         Options {
-            cli: real_cli(),
+            cli: if environment().real_cli { real_cli() } else { double() },
             upstream: "embedded".into(),
             listen: "127.0.0.1:0",
             state: None,
@@ -276,12 +276,47 @@ impl Server {
         response.text()
     }
 
+    /// Has this tenant's agent write a file into its workspace: by a command, or where there is none by the
+    /// CLI's own tool. No command line and no transcript of a command has the text as it is.
+    pub fn writes(&self, tenant: &str, name: &str, text: &str) {
+        let (ask, done) = if environment().commands {
+            let hex: String = text.bytes().map(|byte| format!("{byte:02x}")).collect();
+            let put = "import sys; open(sys.argv[1], \"w\").write(bytes.fromhex(sys.stdin.read()).decode())";
+            let ask = format!("RUN: printf %s {hex} | python3 -c '{put}' {name} && wc -c < {name}");
+            (ask, text.len().to_string())
+        } else {
+            let ask = format!("CALLS: Write {}", json!({ "file_path": name, "content": text }));
+            (ask, "CALLS 1 ok:".to_owned())
+        };
+        let said = self.says(tenant, &ask);
+        assert!(said.contains(&done), "{said}");
+    }
+
+    /// What this tenant's agent says of a look at a file: by a command, or where there is none by the CLI's own
+    /// tool, whose refusals begin with `CALLS 1 error`.
+    pub fn looks(&self, tenant: &str, path: &str) -> String {
+        match environment().commands {
+            true => self.says(tenant, &format!("RUN: cat {path} 2>&1; echo it-ran")),
+            false => self.says(tenant, &format!("CALLS: Read {}", json!({ "file_path": path }))),
+        }
+    }
+
     /// Where this tenant's runs have their workspace, as they see it.
     pub fn workspace(&self, tenant: &str) -> String {
-        match environment().workspace() {
-            Some(path) => path.display().to_string(),
-            None => self.says(tenant, "RUN: pwd").trim_start_matches("[embedded] RUN ok:\n").to_owned(),
+        if let Some(path) = environment().workspace() {
+            return path.display().to_string();
         }
+        if environment().commands {
+            return self.says(tenant, "RUN: pwd").trim_start_matches("[embedded] RUN ok:\n").to_owned();
+        }
+        // Nobody can say it there: whose file it is, is where it is.
+        self.writes(tenant, "whose", tenant);
+        let folders = std::fs::read_dir(self.state.join("tenants")).expect("tenants").flatten();
+        let mut workspaces = folders.map(|folder| folder.path().join("workspaces/default"));
+        let is_its = |at: &PathBuf| std::fs::read_to_string(at.join("whose")).is_ok_and(|it| it == tenant);
+        let found = workspaces.find(is_its).expect("its workspace");
+        std::fs::remove_file(found.join("whose")).expect("removed");
+        found.display().to_string()
     }
 
     /// What it has written to stderr so far.

@@ -176,6 +176,8 @@ pub fn processes(supervisor: i32, uids: Uids) -> Vec<Process> {
     // Where all have one uid, an orphan is known by its parent alone: whoever is above us is none.
     let shared = !environment().root_user;
     let own = nix::unistd::getuid().as_raw();
+    // One that has ended is its reaper's matter, and may be another server's.
+    let orphan = |it: &Process| it.uid == own && it.parent == 1 && !it.zombie;
     let mut above = BTreeSet::from([std::process::id().cast_signed()]);
     while let Some(next) = all.iter().find(|it| above.contains(&it.pid) && !above.contains(&it.parent)) {
         above.insert(next.parent);
@@ -186,7 +188,7 @@ pub fn processes(supervisor: i32, uids: Uids) -> Vec<Process> {
         let ours = |process: &&Process| {
             family.contains(&process.parent)
                 || uids.contains(process.uid)
-                || shared && process.uid == own && process.parent == 1 && !above.contains(&process.pid)
+                || shared && orphan(process) && !above.contains(&process.pid)
         };
         let more: Vec<i32> = all.iter().filter(ours).map(|process| process.pid).collect();
         family.extend(more);
