@@ -84,7 +84,7 @@ impl Document {
 async fn d01_every_route_answers_as_the_document_says() {
     let mut settings = settings(120);
     settings.server.metrics = true;
-    let house = House::new(settings, vec![plays("plain")]).await;
+    let house = House::new(settings, vec![plays("plain"), plays("plain")]).await;
     let document = Document::of(&house).await;
     let files = document.0["paths"]["/docs/{file}"]["get"]["parameters"][0]["schema"]["enum"].clone();
     let mut asked = BTreeSet::new();
@@ -93,6 +93,20 @@ async fn d01_every_route_answers_as_the_document_says() {
             asked.insert(path.clone());
             let reply = match (method.as_str(), path.as_str()) {
                 ("post", "/v1/messages") => house.messages(HELLO).await,
+                ("post", "/v1/chat/completions") => {
+                    let head = format!("POST {path} HTTP/1.1\r\n");
+                    document.reply(method, path, &house.request(&head, HELLO.as_bytes()).await);
+                    house.request(&format!("{head}{BEARER}"), HELLO.as_bytes()).await
+                }
+                ("get", "/v1/models") => {
+                    document.reply(method, path, &get(&house, path, "").await);
+                    document.reply(method, path, &get(&house, "/v1/models?limit=0", BEARER).await);
+                    get(&house, path, BEARER).await
+                }
+                ("get", "/v1/models/{id}") => {
+                    document.reply(method, path, &get(&house, "/v1/models/nothing", BEARER).await);
+                    get(&house, "/v1/models/opus", BEARER).await
+                }
                 ("get", "/docs/{file}") => {
                     for file in files.as_array().expect("files") {
                         let reply =

@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 
 use serde_json::{Map, Value, json};
 
+use super::{messages, openapi};
+
 /// A row of the table.
 #[derive(Debug, Clone, Copy)]
 pub struct Known {
@@ -49,6 +51,7 @@ pub const MESSAGES: &[Known] = &[
     known(413, "request_too_large", "the request is larger than 32 MB"),
     known(413, "upstream_too_large", "the upstream API finds the request too large"),
     known(415, "request_body_encoding_unsupported", "the body is compressed: send it as it is"),
+    known(429, "tenant_busy", "you have as many runs as one tenant may have: wait as retry-after says"),
     known(429, "upstream_rate_limited", "the upstream API limits the credential: wait as retry-after says"),
     known(429, "plan_limit", "the plan's limit is reached; retry-after says when it begins anew"),
     known(500, "no_memory_file", "the server is out of descriptors or memory"),
@@ -78,36 +81,72 @@ pub const MESSAGES: &[Known] = &[
     known(529, "upstream_overloaded", "the upstream API is overloaded"),
 ];
 
+const NO_CREDENTIAL: Known = known(401, "credential_missing", "no credential in a header");
+const NO_TOKEN: Known = known(
+    401,
+    "invalid_token_format",
+    "the credential is none: a token begins with sk-ant-oat or sk-ant-api",
+);
+
+/// Of `GET /v1/models`.
+pub const MODELS: &[Known] =
+    &[known(400, "invalid_request", "the message names what is wrong in the query"), NO_CREDENTIAL, NO_TOKEN];
+
+/// Of `GET /v1/models/{id}`.
+pub const MODEL: &[Known] =
+    &[NO_CREDENTIAL, NO_TOKEN, known(404, "model_not_found", "the model is not in the list")];
+
 /// Codes that only the log has: their client is gone.
 #[cfg(test)]
 pub const UNSENT: &[&str] = &["client_gone"];
 
+/// The form of an error.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Form {
+    /// The Messages API's, of a route that starts no run.
+    Plain,
+    /// The same, of one that does.
+    Messages,
+    /// The other dialect's.
+    Completions,
+    /// One that clients of both families read.
+    Both,
+}
+
 /// The OpenAPI responses of these rows, one for each status.
-pub fn responses(rows: &[Known]) -> Map<String, Value> {
+pub fn responses(rows: &[Known], form: Form) -> Map<String, Value> {
     let mut statuses: BTreeMap<u16, Vec<&Known>> = BTreeMap::new();
     for row in rows {
         statuses.entry(row.status).or_default().push(row);
     }
-    let responses = statuses.into_iter().map(|(status, rows)| (status.to_string(), response(&rows)));
+    let responses = statuses.into_iter().map(|(status, rows)| (status.to_string(), response(&rows, form)));
     responses.collect()
 }
 
-fn response(rows: &[&Known]) -> Value {
+fn response(rows: &[&Known], form: Form) -> Value {
     let lines: Vec<String> = rows.iter().map(|row| format!("* `{}`: {}", row.code, row.means)).collect();
     let codes: Vec<&str> = rows.iter().map(|row| row.code).collect();
+    // An error of a run has the headers of a run, as far as it came.
+    let mut headers = match form {
+        Form::Messages | Form::Completions => messages::run_headers(),
+        Form::Plain | Form::Both => openapi::request_id(),
+    };
+    headers["retry-after"] = json!({"$ref": "#/components/headers/RetryAfter"});
+    headers["x-should-retry"] = json!({"$ref": "#/components/headers/ShouldRetry"});
+    let (schema, codes) = match form {
+        Form::Plain | Form::Messages => {
+            ("Error", json!({"details": {"properties": {"error_code": {"enum": codes}}}}))
+        }
+        Form::Completions => ("CompletionsError", json!({"code": {"enum": codes}})),
+        Form::Both => ("ErrorForBoth", json!({"code": {"enum": codes}})),
+    };
     json!({
         "description": lines.join("\n"),
-        "headers": {
-            "request-id": {"$ref": "#/components/headers/RequestId"},
-            "retry-after": {"$ref": "#/components/headers/RetryAfter"},
-            "x-should-retry": {"$ref": "#/components/headers/ShouldRetry"},
-        },
+        "headers": headers,
         "content": {"application/json": {"schema": {
             "allOf": [
-                {"$ref": "#/components/schemas/Error"},
-                {"properties": {"error": {"properties": {"details": {"properties": {
-                    "error_code": {"enum": codes},
-                }}}}}},
+                openapi::schema(schema),
+                {"properties": {"error": {"properties": codes}}},
             ],
         }}},
     })

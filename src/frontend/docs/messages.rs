@@ -28,7 +28,7 @@ pub fn group() -> Group {
 }
 
 fn path() -> Value {
-    let mut responses = errors::responses(errors::MESSAGES);
+    let mut responses = errors::responses(errors::MESSAGES, errors::Form::Messages);
     responses.insert("200".to_owned(), done());
     json!({"post": {
         "operationId": "messages",
@@ -39,21 +39,7 @@ fn path() -> Value {
             in `authorization`, in `x-api-key` or as `oauth_credentials` in the body; the first of these that is there \
             counts. A client that goes away ends its run.",
         "security": [{"bearer": []}, {"api_key": []}],
-        "parameters": [
-            {
-                "name": "x-gaoler-level", "in": "header",
-                "description": "The level of this run, as strict as the server's maximum or stricter. Of this and \
-                    `security_level` the stricter one holds.",
-                "schema": {"type": "string", "enum": levels()},
-            },
-            {
-                "name": "x-gaoler-limits", "in": "header",
-                "description": "Lower limits for this run, `NAME=NUMBER` with commas between them; the names are those of \
-                    `limits`. Of both the lower one holds.",
-                "schema": {"type": "string"},
-                "example": "memory_mib=700,wall_ms=60000",
-            },
-        ],
+        "parameters": run_parameters(),
         "requestBody": {
             "required": true,
             "description": "At most 32 MB, uncompressed.",
@@ -76,18 +62,43 @@ fn path() -> Value {
     }})
 }
 
+/// The headers that a request for a run may have.
+pub fn run_parameters() -> Vec<Value> {
+    vec![
+        json!({
+            "name": "x-gaoler-level", "in": "header",
+            "description": "The level of this run, as strict as the server's maximum or stricter. Of this and \
+                `security_level` the stricter one holds.",
+            "schema": {"type": "string", "enum": levels()},
+        }),
+        json!({
+            "name": "x-gaoler-limits", "in": "header",
+            "description": "Lower limits for this run, `NAME=NUMBER` with commas between them; the names are those of \
+                `limits`. Of both the lower one holds.",
+            "schema": {"type": "string"},
+            "example": "memory_mib=700,wall_ms=60000",
+        }),
+    ]
+}
+
+/// The headers of whatever is answered by a run.
+pub fn run_headers() -> Value {
+    json!({
+        "request-id": {"$ref": "#/components/headers/RequestId"},
+        "x-gaoler-run": {"$ref": "#/components/headers/Run"},
+        "x-gaoler-level": {"$ref": "#/components/headers/Level"},
+        "x-gaoler-limits": {"$ref": "#/components/headers/Limits"},
+        "x-gaoler-queue-ms": {"$ref": "#/components/headers/Queue"},
+        "x-gaoler-ignored": {"$ref": "#/components/headers/Ignored"},
+    })
+}
+
 fn done() -> Value {
     json!({
         "description": "The answer. A JSON answer that takes longer than 50 s begins with 200 and white space, and goes on with it \
             while the run works; should the run then fail, `x_error` says how and `stop_reason` is `pause_turn`. A \
             stream that fails ends with the event `error`.",
-        "headers": {
-            "request-id": {"$ref": "#/components/headers/RequestId"},
-            "x-gaoler-run": {"$ref": "#/components/headers/Run"},
-            "x-gaoler-level": {"$ref": "#/components/headers/Level"},
-            "x-gaoler-limits": {"$ref": "#/components/headers/Limits"},
-            "x-gaoler-ignored": {"$ref": "#/components/headers/Ignored"},
-        },
+        "headers": run_headers(),
         "content": {
             "application/json": {"schema": schema("Message")},
             "text/event-stream": {
@@ -104,11 +115,12 @@ fn done() -> Value {
 type Schemas = Vec<(&'static str, Value)>;
 
 /// An object of these fields, of which some are required. Other fields have no effect.
-fn object(about: &str, required: &[&str], properties: Value) -> Value {
+pub fn object(about: &str, required: &[&str], properties: Value) -> Value {
     described(about, json!({"type": "object", "required": required, "properties": properties}))
 }
 
-fn described(about: &str, mut schema: Value) -> Value {
+/// With words about it.
+pub fn described(about: &str, mut schema: Value) -> Value {
     if !about.is_empty() {
         schema["description"] = json!(about);
     }
@@ -116,18 +128,20 @@ fn described(about: &str, mut schema: Value) -> Value {
 }
 
 /// One of the written objects, which have no other fields.
-fn exact(about: &str, properties: Value) -> Value {
+pub fn exact(about: &str, properties: Value) -> Value {
     let names: Vec<String> = properties.as_object().into_iter().flat_map(Map::keys).cloned().collect();
     let schema =
         json!({"type": "object", "required": names, "additionalProperties": false, "properties": properties});
     described(about, schema)
 }
 
-fn one_of(names: &[&str]) -> Value {
+/// One of these schemas.
+pub fn one_of(names: &[&str]) -> Value {
     json!({"oneOf": names.iter().map(|name| schema(name)).collect::<Vec<_>>()})
 }
 
-fn constant(word: &str) -> Value {
+/// This word alone.
+pub fn constant(word: &str) -> Value {
     json!({"type": "string", "const": word})
 }
 
@@ -135,7 +149,8 @@ fn string(about: &str) -> Value {
     nullable(json!({"description": about, "type": "string"}))
 }
 
-fn ignored(mut schema: Value) -> Value {
+/// A field that has no effect, and is marked as one.
+pub fn ignored(mut schema: Value) -> Value {
     schema[IGNORED] = json!(true);
     schema
 }

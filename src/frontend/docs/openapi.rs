@@ -6,7 +6,7 @@ use std::sync::LazyLock;
 use bytes::Bytes;
 use serde_json::{Map, Value, json};
 
-use super::{errors, messages, pages, state};
+use super::{completions, errors, messages, models, pages, state};
 
 /// Routes that belong together. A new one is a file beside this one and a line in [`GROUPS`].
 pub struct Group {
@@ -21,7 +21,8 @@ pub struct Group {
 }
 
 /// All of them, in the order in which they are shown.
-const GROUPS: [fn() -> Group; 3] = [messages::group, state::group, pages::group];
+const GROUPS: [fn() -> Group; 5] =
+    [messages::group, completions::group, models::group, state::group, pages::group];
 
 /// The document.
 pub fn document() -> &'static Value {
@@ -100,7 +101,9 @@ fn build() -> Value {
         }
         schemas.extend(group.schemas.into_iter().map(|(name, schema)| (name.to_owned(), schema)));
     }
-    schemas.insert("Error".to_owned(), error());
+    schemas.insert("Error".to_owned(), error(false));
+    schemas.insert("ErrorForBoth".to_owned(), error(true));
+    schemas.insert("CompletionsError".to_owned(), completions_error());
     json!({
         "openapi": "3.1.0",
         "info": {
@@ -169,12 +172,17 @@ fn headers() -> Value {
             "description": "The level that was in force.",
             "schema": {"type": "string", "enum": state::levels()},
         },
+        "Queue": {
+            "description": "Milliseconds that the request waited for a run.",
+            "schema": {"type": "integer", "minimum": 0},
+        },
         "Limits": text("The limits that were in force, `NAME=NUMBER` with commas between them."),
     })
 }
 
-fn error() -> Value {
-    json!({
+/// `both`: with what clients of the other family look for.
+fn error(both: bool) -> Value {
+    let mut error = json!({
         "description": "An error, in the form that the official clients know.",
         "type": "object",
         "required": ["type", "error", "request_id"],
@@ -200,5 +208,32 @@ fn error() -> Value {
             },
             "request_id": {"type": "string"},
         },
+    });
+    if both {
+        let inner = &mut error["properties"]["error"];
+        inner["required"] = json!(["type", "message", "details", "param", "code"]);
+        inner["properties"]["param"] = json!({"type": ["string", "null"]});
+        inner["properties"]["code"] = json!({"description": "`details.error_code` again.", "type": "string"});
+    }
+    error
+}
+
+fn completions_error() -> Value {
+    json!({
+        "description": "An error, in the form that clients of chat completions know.",
+        "type": "object",
+        "required": ["error"],
+        "additionalProperties": false,
+        "properties": {"error": {
+            "type": "object",
+            "required": ["message", "type", "param", "code"],
+            "additionalProperties": false,
+            "properties": {
+                "message": {"description": "For people: what is wrong, where, and what to do.", "type": "string"},
+                "type": {"description": "Follows from the status.", "type": "string"},
+                "param": {"description": "The field that is wrong.", "type": ["string", "null"]},
+                "code": {"description": "For programs; never renamed.", "type": "string"},
+            },
+        }},
     })
 }

@@ -57,7 +57,7 @@ fn docs() -> Value {
 
 fn file() -> Value {
     let names: Vec<&str> = FILES.iter().map(|file| file.name).collect();
-    let mut responses = errors::responses(&errors::NO_ROUTE[..1]);
+    let mut responses = errors::responses(&errors::NO_ROUTE[..1], errors::Form::Plain);
     let mut content = serde_json::Map::new();
     for file in FILES {
         let kind = file.kind.split(';').next().unwrap_or_default();

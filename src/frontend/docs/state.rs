@@ -79,7 +79,7 @@ fn security() -> Value {
 }
 
 fn metrics() -> Value {
-    let mut responses = errors::responses(&errors::NO_ROUTE[..1]);
+    let mut responses = errors::responses(&errors::NO_ROUTE[..1], errors::Form::Plain);
     responses.insert(
         "200".to_owned(),
         json!({
@@ -109,7 +109,7 @@ fn health_schema() -> Value {
     let loud: Vec<String> = levels().iter().map(|level| level.to_ascii_uppercase()).collect();
     json!({
         "type": "object",
-        "required": ["status", "version", "security_level", "tier", "level", "embedded"],
+        "required": ["status", "version", "security_level", "tier", "level", "embedded", "runs"],
         "additionalProperties": false,
         "properties": {
             "status": {"type": "string", "enum": ["healthy", "draining"]},
@@ -117,6 +117,15 @@ fn health_schema() -> Value {
             "security_level": {"description": "`level`, in capitals.", "type": "string", "enum": loud},
             "tier": {"description": "What the host carries.", "type": "string", "enum": tiers()},
             "level": {"description": "The level of a request that names none.", "type": "string", "enum": levels()},
+            "runs": {
+                "type": "object",
+                "required": ["running", "waiting"],
+                "additionalProperties": false,
+                "properties": {
+                    "running": {"description": "Runs that have not ended.", "type": "integer", "minimum": 0},
+                    "waiting": {"description": "Requests that wait for a run.", "type": "integer", "minimum": 0},
+                },
+            },
             "embedded": {"description": "Whether answers come from the embedded upstream, which is no model.", "type": "boolean"},
         },
     })

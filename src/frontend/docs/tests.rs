@@ -102,8 +102,10 @@ fn read_by(functions: &[&str]) -> BTreeSet<String> {
         if let Some(begins) = begins {
             function = begins.split(['(', '<']).next().unwrap_or_default();
         }
-        for after in line.split("take(&mut ").skip(1) {
-            let name = after.split_once(", ").and_then(|(_, after)| quoted(after)).expect("a name");
+        // A name that is an argument itself stands where it is given.
+        let line = if line.starts_with("fn ") { "" } else { line };
+        let taken = line.split("take(").skip(1).chain(line.split("parse_tokens_max(").skip(1));
+        for name in taken.filter_map(|after| after.split_once(", ").and_then(|(_, after)| quoted(after))) {
             assert!(READERS.iter().any(|(known, _)| known.contains(&function)), "{function} reads {name}");
             if functions.contains(&function) {
                 names.insert(name.to_owned());
@@ -115,7 +117,7 @@ fn read_by(functions: &[&str]) -> BTreeSet<String> {
 
 /// Who reads what, and the schemas that say so.
 const READERS: &[(&[&str], &[&str])] = &[
-    (&["parse"], &["MessagesRequest"]),
+    (&["parse", "common", "messages"], &["MessagesRequest"]),
     (&["parse_thinking"], &["Thinking"]),
     (&["parse_output"], &["OutputConfig"]),
     (&["parse_credential"], &["OauthCredentials"]),
