@@ -4,7 +4,7 @@
 use std::ffi::CString;
 use std::fs::{self, File};
 use std::io::Write;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::process::{Command, Stdio};
 
@@ -164,6 +164,10 @@ fn mapper(maps: [&[[u32; 3]]; 2], gid: u32) -> std::io::Result<(Child, OwnedFd)>
         Side::Parent(child) => Ok((child, ready)),
         Side::Child => {
             drop(ready);
+            // What is handed to this program, the listener's key among it, is not for another.
+            if process::close_all_but(&[0, 1, 2, inside.as_raw_fd()]).is_err() {
+                process::exit(1);
+            }
             let _ = nix::unistd::read(&inside, &mut [0]);
             let done = MAPPERS.iter().zip(maps).all(|((program, _), rows)| {
                 let mut command = Command::new(program);
