@@ -222,6 +222,7 @@ pub fn run(mode: Mode, inside: bool) -> Result<u8, Fault> {
         pool: Pool::default(),
         next_look: std::time::Instant::now(),
         far_over: std::collections::BTreeMap::new(),
+        measured: std::collections::BTreeMap::new(),
         alone: true,
         runs: Vec::new(),
         status: None,

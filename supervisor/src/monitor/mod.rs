@@ -22,6 +22,7 @@ use nix::unistd::Pid;
 use crate::boot::{Host, Mode};
 use crate::cage::Common;
 use crate::cgroup::Cgroups;
+use crate::errand::Usage;
 use crate::family;
 use crate::log::event;
 use crate::plan::{Ids, Plan};
@@ -101,6 +102,8 @@ pub struct Monitor {
     pub next_look: Instant,
     /// How often a run of these tenants was ended far over its bound of the disk, since they were last seen below.
     pub far_over: BTreeMap<TenantId, u8>,
+    /// What each tenant's folder took when it was measured last.
+    pub measured: BTreeMap<TenantId, Usage>,
     /// Nobody has come to us whom the end of a cage left without a parent.
     pub alone: bool,
     /// Every run that has not been forgotten.

@@ -163,21 +163,25 @@ impl Monitor {
     fn judge(&mut self, run: &mut Run, usage: Usage) {
         let Some(id) = &run.tenant else { return };
         run.disk.unanswered = 0;
+        // What was there before this run is what was seen last: a first look at it may come after its first flood.
+        let before = self.measured.insert(id.clone(), usage).unwrap_or(usage);
         let times = |n: u64| Usage {
             bytes: (u64::from(run.limits.disk_mib) << 20) * n,
             files: u64::from(run.limits.disk_kfiles) * 1000 * n,
         };
         let over = |most: Usage| usage.bytes > most.bytes || usage.files > most.files;
         let (bound, most) = (times(1), times(OVER_MAX));
+        let over_before = |most: Usage| before.bytes > most.bytes || before.files > most.files;
         let ended = self.far_over.get(id).copied().unwrap_or(0);
-        let allowed =
-            *run.disk.allowed.get_or_insert(match over(bound) && (!over(most) || ended < CHANCES) {
+        let allowed = *run.disk.allowed.get_or_insert(
+            match over_before(bound) && (!over_before(most) || ended < CHANCES) {
                 true => Usage {
-                    bytes: usage.bytes.saturating_add(BYTES_NEW).max(bound.bytes),
-                    files: usage.files.saturating_add(FILES_NEW).max(bound.files),
+                    bytes: before.bytes.saturating_add(BYTES_NEW).max(bound.bytes),
+                    files: before.files.saturating_add(FILES_NEW).max(bound.files),
                 },
                 false => bound,
-            });
+            },
+        );
         run.disk_peak = run.disk_peak.max(usage.bytes);
         if over(allowed) {
             if over(most) {
