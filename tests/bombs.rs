@@ -255,15 +255,15 @@ fn t07_a_folder_deeper_than_any_path_costs_nobody_anything() {
 fn r01_whoever_cannot_be_measured_is_ended() {
     // Deep folders count as what they are, so that a flood of them is one.
     let server = server();
-    let blast = blast(&server, "disk_kfiles=5,wall_ms=60000", &format!("{}; sleep 60", python(DEEP)));
+    let blast = blast(&server, "disk_kfiles=5,wall_ms=160000", &format!("{}; sleep 150", python(DEEP)));
     assert_eq!(blast.reason(), "disk", "{blast:?}");
     let client = Client { patience: BOMB_PATIENCE, ..server.client() };
     let cleaned = asked(&client, "wall_ms=170000", CLEAN);
     assert_eq!(cleaned.text(), "[embedded] RUN ok:\n0", "{cleaned:?}");
     // A folder that nobody may pass through hides nothing.
     let hidden = "RUN: mkdir flood; cd flood; for n in 1 2 3; do dd if=/dev/zero of=$n bs=1M count=60; done 2>&1; \
-                  chmod 400 .; sleep 60";
-    let blast = self::blast(&server, "disk_mib=64,wall_ms=60000", hidden);
+                  chmod 400 .; sleep 150";
+    let blast = self::blast(&server, "disk_mib=64,wall_ms=160000", hidden);
     assert_eq!(blast.reason(), "disk", "{blast:?}");
 }
 
