@@ -5,12 +5,12 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
-use gaoler_policy::settings::{ListedModel, Settings};
+use gaoler_policy::settings::{ListedModel, OfferedServer, Settings};
 use gaoler_protocol::{Level, Tier};
 use toml::{Table, Value};
 
 use crate::frontend::job;
-use crate::operator;
+use crate::{mcp, operator};
 
 /// The prefix of every environment variable that gaoler reads.
 const PREFIX: &str = "GAOLER_";
@@ -167,11 +167,13 @@ impl Layers {
 
     /// Types were checked before, so what serde still refuses is a number that does not fit, or an entry's key.
     fn out_of_range(&self, error: &str) -> Wrong {
-        let numbers = |value: &Value| match value {
+        let misfit = |key: &str, value: &Value| match value {
             Value::Integer(n) => u32::try_from(*n).is_err(),
-            Value::Array(list) if list.iter().any(Value::is_table) => {
-                value.clone().try_into::<Vec<ListedModel>>().is_err()
-            }
+            Value::Array(list) if list.iter().any(Value::is_table) => match key {
+                "models.list" => value.clone().try_into::<Vec<ListedModel>>().is_err(),
+                "mcp.catalog" => value.clone().try_into::<Vec<OfferedServer>>().is_err(),
+                _ => true,
+            },
             // A list of numbers or of texts; one of anything else is neither.
             Value::Array(list) => {
                 let texts = list.iter().all(Value::is_str);
@@ -179,7 +181,8 @@ impl Layers {
             }
             _ => false,
         };
-        let place = self.places.iter().find(|(key, _)| self.value_of(key).is_some_and(numbers));
+        let place =
+            self.places.iter().find(|(key, _)| self.value_of(key).is_some_and(|value| misfit(key, value)));
         let place = place.map_or("settings", |(_, place)| place);
         Wrong(format!("{place}: {}", error.trim().replace('\n', " ")))
     }
@@ -305,6 +308,9 @@ fn check(mut settings: Settings, place: &dyn Fn(&str) -> String) -> Result<Setti
     }
     if let Err(what) = models(&s.models.list) {
         return wrong("models.list", what);
+    }
+    if let Err((key, what)) = mcp::check(&s.mcp) {
+        return wrong(key, what);
     }
     let version = s.cli.version.split('.').map(str::parse::<u16>).collect::<Result<Vec<_>, _>>();
     if !version.is_ok_and(|numbers| numbers.len() == 3) {

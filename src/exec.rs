@@ -288,6 +288,7 @@ fn spawn(level: Level, request: &Request) -> Spawn {
         model: Model::DEFAULT,
         effort: Effort::Unset,
         turns_max: 0,
+        mcp_refused: false,
         limits: request.limits,
     }
 }

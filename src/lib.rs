@@ -11,6 +11,7 @@ pub mod frontend;
 mod guarantee;
 mod ledger;
 pub mod limits;
+mod mcp;
 mod meter;
 mod operator;
 mod relay;

@@ -481,7 +481,7 @@ impl Prover<'_> {
             let path = match section {
                 Section::System => system.clone(),
                 Section::Transcript => projects.join(&slug).join(format!("{session}.jsonl")),
-                Section::Argv => panic!("a command for the CLI"),
+                Section::Argv | Section::Mcp => panic!("nothing that a proof gives to the CLI"),
             };
             std::fs::create_dir_all(path.parent().expect("a folder")).expect("a folder");
             std::fs::write(path, body).expect("a file");

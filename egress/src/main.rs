@@ -165,7 +165,10 @@ impl Broker<'_> {
         let job = Job::new(serve, policy, credential, client, upstream.clone(), *silence, *requests_max);
         let door = match fds.next() {
             None => None,
-            Some(hosts) => Some(Door::new(&serve, &policy, servers, job.tally.clone(), hosts, fds)?),
+            Some(hosts) => {
+                let tls = Arc::new(self.tls.clone());
+                Some(Door::new(&serve, &policy, servers, job.tally.clone(), tls, hosts, fds)?)
+            }
         };
         Ok((job, door))
     }

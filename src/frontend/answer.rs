@@ -7,7 +7,9 @@ use uuid::Uuid;
 
 use gaoler_protocol::{Exit, Reason, RunId};
 
-use super::cli::decode::{Assistant, BlockStart, Delta, Event, Outcome, RateLimit, Stream, Usage};
+use super::cli::decode::{
+    Assistant, BlockStart, Delta, Event, MISSING, Outcome, RateLimit, Server, Stream, Usage,
+};
 use super::error::ApiError;
 use super::job::{Shape, Thinking};
 
@@ -75,6 +77,8 @@ pub struct Heading {
     pub asked_at: u64,
     /// Whether a stream of completions ends with what was used.
     pub usage_last: bool,
+    /// MCP servers that the request named.
+    pub servers: Vec<String>,
 }
 
 /// How it ended, once it has.
@@ -106,6 +110,8 @@ pub struct Answer {
     pub blocks: Vec<Shown>,
     /// What the first turn had used when it began.
     pub first_usage: Usage,
+    /// How each MCP server of the request stood when the turn began, by the CLI's word.
+    pub servers: Vec<(String, &'static str)>,
     shape: Shape,
     thinking: Thinking,
     begun: bool,
@@ -129,6 +135,7 @@ impl Answer {
             heading,
             blocks: Vec::new(),
             first_usage: Usage::default(),
+            servers: Vec::new(),
             shape,
             thinking,
             begun: false,
@@ -165,7 +172,14 @@ impl Answer {
             return out;
         }
         match event {
-            Event::Init(_) | Event::Other => {}
+            Event::Init(init) => {
+                let word = |name: &String| {
+                    let found = init.mcp_servers.iter().find(|server| server.name == *name);
+                    (name.clone(), found.map_or(MISSING, Server::word))
+                };
+                self.servers = self.heading.servers.iter().map(word).collect();
+            }
+            Event::Servers(_) | Event::Other => {}
             Event::Stream(stream) => self.stream(stream, &mut out),
             Event::Assistant(message) => self.assistant(message, &mut out),
             Event::ToolResults(ids) => ids.iter().for_each(|id| {

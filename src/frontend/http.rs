@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 
 use super::dialect::Dialect;
 use super::error::ApiError;
-use super::{Frontend, docs, id, metrics, models, posture, tenant, way};
+use super::{Frontend, docs, id, mcp, metrics, models, posture, tenant, way};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("request-id");
 /// The same, where the second dialect's clients look for it.
@@ -31,6 +31,8 @@ pub fn router(frontend: App) -> Router {
         .route("/v1/chat/completions", post(completions))
         .route("/v1/models", get(models))
         .route("/v1/models/{id}", get(model))
+        .route("/v1/mcp/catalog", get(catalog))
+        .route("/v1/mcp/probe", post(probe))
         .route("/v1/security", get(security))
         .route("/health", get(health))
         .route("/livez", get(live))
@@ -169,6 +171,30 @@ async fn model(
     Path(model): Path<String>,
 ) -> Response {
     listed(&headers, &id, || models::one(&frontend.settings, &model))
+}
+
+async fn catalog(
+    State(frontend): State<App>,
+    Extension(id): Extension<RequestId>,
+    headers: HeaderMap,
+) -> Response {
+    let catalog = || Ok(mcp::catalog(&frontend.settings.mcp));
+    match tenant::credential(&headers, None, way::now_ms()).and_then(|_| catalog()) {
+        Ok(body) => json(StatusCode::OK, &body),
+        Err(error) => failure(&error, &id),
+    }
+}
+
+async fn probe(
+    State(frontend): State<App>,
+    Extension(id): Extension<RequestId>,
+    headers: HeaderMap,
+    body: Body,
+) -> Response {
+    match mcp::probe(&frontend, &headers, body).await {
+        Ok(response) => response,
+        Err(error) => failure(&error, &id),
+    }
 }
 
 /// What a client of either family is told once it has shown a credential of a right form. The upstream is not asked

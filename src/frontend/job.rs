@@ -2,6 +2,7 @@
 //! It must never hand on a value that it has not named: what goes to the CLI is written anew from these types.
 
 pub mod completions;
+pub mod mcp;
 
 use serde_json::{Map, Value};
 use uuid::Uuid;
@@ -57,6 +58,8 @@ pub struct Job {
     pub ignored: Vec<String>,
     /// Whether a stream of completions ends with what was used.
     pub usage_last: bool,
+    /// MCP servers.
+    pub mcp: mcp::Servers,
 }
 
 /// How the answer is sent.
@@ -178,8 +181,6 @@ pub(super) const WITHOUT_EFFECT: &[&str] = &[
     "top_p",
     "top_k",
     "service_tier",
-    "mcp_servers",
-    "skip_mcp_permissions",
     "container",
 ];
 
@@ -234,6 +235,7 @@ struct Common {
     level: Option<Level>,
     limits: Limits,
     credential: Option<BodyCredential>,
+    mcp: mcp::Servers,
 }
 
 fn common(fields: &mut Map<String, Value>, ignored: &mut Ignored) -> Result<Common, ApiError> {
@@ -258,6 +260,7 @@ fn common(fields: &mut Map<String, Value>, ignored: &mut Ignored) -> Result<Comm
             None => Limits::NONE,
         },
         credential: parse_credential(take(fields, "oauth_credentials"))?,
+        mcp: mcp::parse(fields, ignored)?,
     })
 }
 
@@ -273,7 +276,7 @@ struct Words {
 
 /// The job; whatever is left of the fields has no effect.
 fn job(fields: Map<String, Value>, common: Common, words: Words, mut ignored: Ignored) -> Job {
-    let Common { model, shape, thinking, turns_max, level, limits, credential } = common;
+    let Common { model, shape, thinking, turns_max, level, limits, credential, mcp } = common;
     let Words { session, system, effort, turns: mut earlier, prompt, usage_last } = words;
     if session.is_some() && !earlier.is_empty() {
         // A session remembers its own earlier turns; a second history would contradict it.
@@ -297,6 +300,7 @@ fn job(fields: Map<String, Value>, common: Common, words: Words, mut ignored: Ig
         credential,
         ignored,
         usage_last,
+        mcp,
     }
 }
 

@@ -13,6 +13,7 @@ mod http;
 mod id;
 pub mod job;
 mod log;
+mod mcp;
 mod metrics;
 mod models;
 mod posture;

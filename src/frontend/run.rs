@@ -509,6 +509,12 @@ impl Talk {
         }
     }
 
+    /// The same for a run that nobody wants anything more of.
+    pub async fn done(mut self) -> Option<Exit> {
+        self.last_word(LEASE_DONE);
+        self.end().await.0
+    }
+
     /// The same, with what stderr said: for the operator's self-test only.
     pub async fn end_with_stderr(mut self) -> (Option<Exit>, Vec<u8>) {
         let (_, none) = oneshot::channel();

@@ -19,7 +19,7 @@ use uuid::Uuid;
 use zeroize::Zeroize;
 
 use gaoler_protocol::{
-    Conversation, Kind, Level, Limits, OPTIONS_BYTES_MAX, RunId, Section, Spawn, TenantKey, section,
+    Conversation, Kind, Level, Limits, OPTIONS_BYTES_MAX, RunId, Section, Spawn, TenantKey, Tier, section,
 };
 use gaoler_sys::memfd;
 
@@ -28,6 +28,7 @@ use super::cli::{input, transcript};
 use super::dialect::Dialect;
 use super::error::ApiError;
 use super::http::{App, RequestId, failed, json_bytes};
+use super::job::mcp::Settled;
 use super::job::{Job, Shape};
 use super::metrics;
 use super::run::{self, Bounds, Piece};
@@ -51,13 +52,15 @@ const STATUS_WAIT: Duration = Duration::from_secs(50);
 /// How often it then sends a blank.
 const BLANK_EVERY: Duration = Duration::from_secs(25);
 
-const IGNORED: HeaderName = HeaderName::from_static("x-gaoler-ignored");
-const RUN_ID: HeaderName = HeaderName::from_static("x-gaoler-run");
+/// Fields of a request that had no effect.
+pub const IGNORED: HeaderName = HeaderName::from_static("x-gaoler-ignored");
+/// The run.
+pub const RUN_ID: HeaderName = HeaderName::from_static("x-gaoler-run");
 /// Of a request: the level and the limits that it wishes for. Of an answer: those that its run had.
-const LEVEL: HeaderName = HeaderName::from_static("x-gaoler-level");
+pub const LEVEL: HeaderName = HeaderName::from_static("x-gaoler-level");
 const LIMITS: HeaderName = HeaderName::from_static("x-gaoler-limits");
 /// Milliseconds that the request waited for a run.
-const QUEUED: HeaderName = HeaderName::from_static("x-gaoler-queue-ms");
+pub const QUEUED: HeaderName = HeaderName::from_static("x-gaoler-queue-ms");
 const BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
 
 /// Serves one such request to the first byte of its answer; the rest is a stream of its own.
@@ -98,8 +101,10 @@ pub async fn answer(
     let limits = limits(headers, &job.limits)?;
 
     let tenant = credential.tenant(&frontend.secret);
+    let tier = tier(frontend);
+    let mcp = job.mcp.settle(&frontend.settings.mcp, level, tier)?;
     let order = Order::new(&job, tenant, level, limits);
-    let fds = order.fds(&job, &credential, &frontend.settings.cli.version)?;
+    let fds = order.fds(&job, &mcp, &credential, &frontend.settings.cli.version)?;
     drop(credential);
     let heading = Heading {
         id: dialect.answer_id(),
@@ -108,6 +113,7 @@ pub async fn answer(
         model: job.model.as_str().to_string(),
         asked_at: now_ms() / 1000,
         usage_last: job.usage_last,
+        servers: mcp.names,
     };
     let prompt = input::user(&job.prompt);
     let disposable = job.session.is_none();
@@ -155,9 +161,14 @@ pub fn bounds(frontend: &Frontend, level: Level, disposable: bool) -> Bounds {
     Bounds { silence, level, disposable }
 }
 
+/// The tier in force; the least before it is known.
+pub fn tier(frontend: &Frontend) -> Tier {
+    frontend.listen.get().map_or(Tier::Directory, |listen| listen.tier)
+}
+
 /// The level of a run: the operator's default, or what the request asks for where that is not looser than
 /// the operator's maximum. Asked for twice, the stricter one holds.
-fn level(frontend: &Frontend, headers: &HeaderMap, in_body: Option<Level>) -> Result<Level, ApiError> {
+pub fn level(frontend: &Frontend, headers: &HeaderMap, in_body: Option<Level>) -> Result<Level, ApiError> {
     let named = |name: &str| Level::from_name(name).unwrap_or(Level::Paranoid);
     let maximum = named(&frontend.settings.level.maximum);
     let in_header = headers.get(LEVEL).map(|value| {
@@ -213,16 +224,23 @@ impl Order {
             model: job.model,
             effort: job.effort,
             turns_max: job.turns_max,
+            mcp_refused: job.mcp.refused,
             limits,
         };
         Order { spawn, session }
     }
 
-    /// Its descriptors: options, then the credential.
+    /// Its descriptors: options, then the credential, and where there are remote MCP servers, those.
     ///
     /// # Errors
     /// 413 for a history that is too large; 500 where the kernel gives no memory file.
-    pub fn fds(&self, job: &Job, credential: &Credential, version: &str) -> Result<Vec<OwnedFd>, ApiError> {
+    pub fn fds(
+        &self,
+        job: &Job,
+        mcp: &Settled,
+        credential: &Credential,
+        version: &str,
+    ) -> Result<Vec<OwnedFd>, ApiError> {
         let mut options = Vec::new();
         if !job.system.is_empty() {
             options.extend(section(Section::System, job.system.as_bytes()));
@@ -231,16 +249,30 @@ impl Order {
         if !earlier.is_empty() {
             options.extend(section(Section::Transcript, &earlier));
         }
+        if !mcp.config.is_empty() {
+            options.extend(section(Section::Mcp, &mcp.config));
+        }
         if options.len() > OPTIONS_BYTES_MAX {
             return Err(too_large());
         }
-        let sealed = |name: &str, bytes: &[u8]| {
-            memfd::sealed(name, bytes).map_err(|_| {
-                ApiError::internal("no_memory_file", "This server is out of descriptors or memory.")
-            })
-        };
-        Ok(vec![sealed("options", &options)?, sealed("credential", &credential.bytes())?])
+        descriptors(&options, credential, mcp)
     }
+}
+
+/// What goes beside a Spawn.
+///
+/// # Errors
+/// 500 where the kernel gives no memory file.
+pub fn descriptors(options: &[u8], credential: &Credential, mcp: &Settled) -> Result<Vec<OwnedFd>, ApiError> {
+    let sealed = |name: &str, bytes: &[u8]| {
+        memfd::sealed(name, bytes)
+            .map_err(|_| ApiError::internal("no_memory_file", "This server is out of descriptors or memory."))
+    };
+    let mut fds = vec![sealed("options", options)?, sealed("credential", &credential.bytes())?];
+    if !mcp.remotes.is_empty() {
+        fds.push(sealed("remotes", &mcp.remotes)?);
+    }
+    Ok(fds)
 }
 
 fn too_large() -> ApiError {
@@ -248,7 +280,7 @@ fn too_large() -> ApiError {
 }
 
 /// The body, within its bounds, and the part of the budget that it takes.
-async fn read<'a>(
+pub async fn read<'a>(
     mut body: Body,
     frontend: &'a Frontend,
 ) -> Result<(BytesMut, Option<SemaphorePermit<'a>>), ApiError> {

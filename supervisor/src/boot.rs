@@ -163,7 +163,7 @@ pub fn run(mode: Mode, inside: bool) -> Result<u8, Fault> {
         process::adopt_orphans().doing(what)?;
     }
 
-    let levels = Levels::of(&settings.level)?;
+    let levels = Levels::of(&settings.level, &settings.mcp.internal)?;
     let whole = fs::canonicalize(&settings.state.dir).doing("find the state folder")?;
     let mut folders = None;
     let owned = if plan.root == Root::Own {

@@ -28,6 +28,9 @@ pub fn of(
     if spawn.turns_max != 0 {
         option("--max-turns", &spawn.turns_max.to_string());
     }
+    if spawn.mcp_refused {
+        option("--disallowedTools", "mcp__*");
+    }
     let placeholder = placeholder.token();
     let token = match readable {
         false => format!("CLAUDE_CODE_OAUTH_TOKEN={placeholder}"),

@@ -79,6 +79,8 @@ pub struct Run {
     pub options: Option<OwnedFd>,
     /// The sealed credential, until egress has it.
     pub credential: Option<OwnedFd>,
+    /// The sealed list of its remote MCP servers, until egress has it.
+    pub remotes: Option<OwnedFd>,
     /// What stands for the credential in the cage.
     pub placeholder: Placeholder,
     /// Uid, namespaces, leaf.
@@ -155,6 +157,7 @@ impl Run {
             phase: Phase::Launching,
             options: None,
             credential: None,
+            remotes: None,
             placeholder,
             set: None,
             init: None,

@@ -72,6 +72,8 @@ pub enum Event {
     RateLimit(RateLimit),
     /// The end of a turn.
     Result(Box<Outcome>),
+    /// How the MCP servers stand: the answer to a question of ours.
+    Servers(Vec<Server>),
     /// Anything else, known or not.
     Other,
 }
@@ -85,12 +87,59 @@ pub struct Init {
     /// The permission mode in force.
     #[serde(rename = "permissionMode")]
     pub permission_mode: String,
-    /// How many MCP servers it knows.
-    #[serde(deserialize_with = "count")]
-    pub mcp_servers: usize,
+    /// The MCP servers that it knows.
+    pub mcp_servers: Vec<Server>,
     /// The tools that it has, in its own order.
     #[serde(default)]
     pub tools: Vec<String>,
+}
+
+/// An MCP server, by the CLI's word.
+#[derive(Debug, Clone, PartialEq, Default, Deserialize)]
+#[serde(default)]
+pub struct Server {
+    /// Its name.
+    pub name: String,
+    /// How it stands; read it by [`Server::word`].
+    pub status: String,
+    /// Its tools, where it is connected and the CLI was asked for them.
+    pub tools: Vec<Tool>,
+    /// What it says of itself.
+    #[serde(rename = "serverInfo")]
+    pub about: Option<About>,
+    /// Why it failed.
+    pub error: Option<String>,
+}
+
+/// A tool of an MCP server.
+#[derive(Debug, Clone, PartialEq, Default, Deserialize)]
+#[serde(default)]
+pub struct Tool {
+    /// Its name.
+    pub name: String,
+    /// What it does.
+    pub description: Option<String>,
+}
+
+/// What an MCP server says of itself.
+#[derive(Debug, Clone, PartialEq, Default, Deserialize)]
+#[serde(default)]
+pub struct About {
+    /// Its name.
+    pub name: String,
+    /// Its version.
+    pub version: String,
+}
+
+/// The word for a server that the CLI says nothing of.
+pub const MISSING: &str = "missing";
+
+impl Server {
+    /// How it stands, as one of few words.
+    pub fn word(&self) -> &'static str {
+        let words = ["connected", "failed", "pending", "needs-auth", "disabled"];
+        words.into_iter().find(|word| *word == self.status).unwrap_or("unknown")
+    }
 }
 
 /// One event of the model's stream.
@@ -252,6 +301,22 @@ struct Envelope<'a> {
     error_status: Option<&'a RawValue>,
     #[serde(borrow, default)]
     rate_limit_info: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    response: Option<&'a RawValue>,
+}
+
+/// The answer to a control request; only one that we ask has these fields.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Response {
+    response: ResponseBody,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct ResponseBody {
+    #[serde(rename = "mcpServers")]
+    servers: Option<Vec<Server>>,
 }
 
 /// The event of one line.
@@ -272,6 +337,11 @@ pub fn event(line: &[u8]) -> Result<Event, Garbage> {
         ("user", _) if main => Ok(envelope.message.map_or(Event::Other, tool_results)),
         ("rate_limit_event", _) => {
             envelope.rate_limit_info.map_or(Ok(Event::Other), |raw| parse(raw.get()).map(Event::RateLimit))
+        }
+        ("control_response", _) => {
+            let response: Response =
+                parse(envelope.response.ok_or(Garbage::NotAnEvent)?.get()).unwrap_or_default();
+            Ok(response.response.servers.map_or(Event::Other, Event::Servers))
         }
         ("result", _) => from_line(line).map(|outcome| Event::Result(Box::new(outcome))),
         _ => Ok(Event::Other),
@@ -418,10 +488,6 @@ impl From<RawDelta> for Delta {
             RawDelta::Other => Delta::Other,
         }
     }
-}
-
-fn count<'de, D: serde::Deserializer<'de>>(from: D) -> Result<usize, D::Error> {
-    Vec::<serde::de::IgnoredAny>::deserialize(from).map(|list| list.len())
 }
 
 fn or_zero<'de, D: serde::Deserializer<'de>>(from: D) -> Result<u64, D::Error> {

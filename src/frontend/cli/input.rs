@@ -22,7 +22,9 @@ struct Message<'a> {
 #[derive(Serialize)]
 #[serde(tag = "subtype", rename_all = "snake_case")]
 enum Control {
+    Initialize,
     Interrupt,
+    McpStatus,
 }
 
 /// The user's message.
@@ -44,6 +46,16 @@ pub fn user(prompt: &[Block]) -> Vec<u8> {
 /// Ask the CLI to stop what it is doing: it kills its tools, saves its transcript and gives a result.
 pub fn interrupt() -> Vec<u8> {
     line(&Line::ControlRequest { request_id: "gaoler-interrupt", request: Control::Interrupt })
+}
+
+/// Begin without a prompt: the CLI starts its MCP servers and waits.
+pub fn initialize() -> Vec<u8> {
+    line(&Line::ControlRequest { request_id: "gaoler-initialize", request: Control::Initialize })
+}
+
+/// Ask how the MCP servers stand.
+pub fn mcp_status() -> Vec<u8> {
+    line(&Line::ControlRequest { request_id: "gaoler-mcp", request: Control::McpStatus })
 }
 
 fn line(value: &Line<'_>) -> Vec<u8> {

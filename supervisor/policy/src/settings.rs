@@ -30,6 +30,8 @@ pub struct Settings {
     pub runs: Runs,
     /// `[models]`
     pub models: Models,
+    /// `[mcp]`
+    pub mcp: Mcp,
 }
 
 macro_rules! sections {
@@ -167,6 +169,35 @@ sections! {
         id: String = String::new(),
         /// For people; empty = the id.
         display_name: String = String::new(),
+    }
+
+    /// MCP servers.
+    Mcp {
+        /// Whether requests may name remote servers at all; a level without a proxy has none in any case.
+        remote: bool = true,
+        /// `HOST:PORT` of servers in the operator's own network, which requests may name in spite of their address,
+        /// and over plain HTTP. No tool of a run can reach them but as the server that its request named.
+        internal: Vec<String> = Vec::new(),
+        /// Servers that the operator offers by name.
+        catalog: Vec<OfferedServer> = Vec::new(),
+    }
+
+    /// One of them: a command, or a URL.
+    OfferedServer {
+        /// The name: letters, digits, `_` and `-`.
+        name: String = String::new(),
+        /// For people.
+        description: String = String::new(),
+        /// The program, as it is found in a cage; empty = a remote server.
+        command: String = String::new(),
+        /// Its arguments.
+        args: Vec<String> = Vec::new(),
+        /// Its environment. No secrets: every run that uses it can read them.
+        env: BTreeMap<String, String> = BTreeMap::new(),
+        /// The URL of a remote server; the token is the request's.
+        url: String = String::new(),
+        /// `http` or `sse`.
+        transport: String = "http".into(),
     }
 
     /// Bounds of the whole instance.

@@ -266,6 +266,8 @@ bodies! {
         effort: Effort,
         /// Agent turns at most; 0 = no limit.
         turns_max: u32,
+        /// 1 = the tools of MCP servers are refused: its client said that nobody permits them.
+        mcp_refused: bool,
         /// The limits wished for, each clamped to the level's.
         limits: Limits,
     }
@@ -667,6 +669,13 @@ pub const LEASE_IDLE: &[u8] = b"idle";
 /// A credential memfd: one byte of [`Scheme`], then the token's bytes. At most this many bytes.
 pub const CREDENTIAL_BYTES_MAX: usize = 16 * 1024;
 
+/// What a line of the operator's hosts begins with where it names an MCP server in the operator's own network: it may
+/// have any address, and no tool may reach it.
+pub const INTERNAL_MARK: &str = "mcp ";
+
+/// A memfd of remote MCP servers: JSON that egress reads. At most this many bytes.
+pub const REMOTES_BYTES_MAX: usize = 256 * 1024;
+
 /// The options memfd of a run is a list of sections: `tag u8, length u32 LE, bytes`. Its parser is pid 1 of
 /// the cage, unprivileged. At most this many bytes in all.
 pub const OPTIONS_BYTES_MAX: usize = 64 * 1024 * 1024;
@@ -680,6 +689,8 @@ names! {
         Transcript = 2, "transcript";
         /// The command of an exec run, each word ended by NUL.
         Argv = 3, "argv";
+        /// The CLI's MCP servers, in its own form of JSON.
+        Mcp = 4, "mcp";
     }
 }
 

@@ -48,6 +48,8 @@ pub(super) struct Wishes {
     pub argv: Vec<Vec<u8>>,
     /// There is text for the system prompt.
     pub system: bool,
+    /// There are MCP servers.
+    pub mcp: bool,
     /// There is a transcript to resume.
     pub resume: bool,
     /// The proxy's port, where there is one.
@@ -229,7 +231,7 @@ fn leave(common: &Common, blueprint: &Blueprint, bounds: Option<OwnedFd>) -> Res
 
 /// Copies the options into files at constant paths.
 fn unpack(common: &Common, blueprint: &Blueprint, bytes: &[u8]) -> std::io::Result<Wishes> {
-    let mut wishes = Wishes { argv: Vec::new(), system: false, resume: false, proxy: None };
+    let mut wishes = Wishes { argv: Vec::new(), system: false, mcp: false, resume: false, proxy: None };
     let places = &blueprint.places;
     let folder = places.session();
     let session = match &blueprint.command {
@@ -241,6 +243,10 @@ fn unpack(common: &Common, blueprint: &Blueprint, bytes: &[u8]) -> std::io::Resu
             Section::System => {
                 write(&places.system(), 0o400, body)?;
                 wishes.system = true;
+            }
+            Section::Mcp => {
+                write(&places.mcp(), 0o400, body)?;
+                wishes.mcp = true;
             }
             Section::Transcript => {
                 if let Some(path) = &session {

@@ -255,6 +255,9 @@ fn cli_argv(blueprint: &Blueprint, invocation: &Invocation, wishes: &Wishes) -> 
         let system = blueprint.places.system();
         argv.extend(constant(&["--append-system-prompt-file", &system.to_string_lossy()]));
     }
+    if wishes.mcp {
+        argv.extend(constant(&["--mcp-config", &blueprint.places.mcp().to_string_lossy()]));
+    }
     argv.extend(constant(&[if wishes.resume { "--resume" } else { "--session-id" }, &invocation.session]));
     argv
 }

@@ -4,8 +4,8 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use gaoler_protocol::{
-    CREDENTIAL_BYTES_MAX, Conversation, Kind, Message, OPTIONS_BYTES_MAX, Placeholder, Refusal, Refused,
-    Spawn, TenantKey, Tier,
+    CREDENTIAL_BYTES_MAX, Conversation, Kind, Message, OPTIONS_BYTES_MAX, Placeholder, REMOTES_BYTES_MAX,
+    Refusal, Refused, Spawn, TenantKey, Tier,
 };
 use gaoler_sys::{memfd, mount, process};
 use nix::fcntl::OFlag;
@@ -23,10 +23,13 @@ use crate::spawn::{self, Network};
 use crate::tenants::{Closed, Folder, Tenant, TenantId};
 use crate::{invocation, namespaces};
 
+/// Bytes of what comes beside a Spawn, at most: options, credential, remote MCP servers.
+const SEALED_BYTES_MAX: [usize; 3] = [OPTIONS_BYTES_MAX, CREDENTIAL_BYTES_MAX, REMOTES_BYTES_MAX];
+
 impl Monitor {
-    pub(super) fn on_spawn(&mut self, mut spawn: Spawn, mut fds: Vec<OwnedFd>) {
+    pub(super) fn on_spawn(&mut self, mut spawn: Spawn, fds: Vec<OwnedFd>) {
         let permitted = if self.host.mode == Mode::Exec { Kind::Exec } else { Kind::Cli };
-        let wanted = if spawn.kind == Kind::Cli { 2 } else { 1 };
+        let wanted = if spawn.kind == Kind::Cli { 2..=3 } else { 1..=1 };
         let sealed = |fd: &OwnedFd, max| memfd::is_sealed(fd, max);
         let tenant = (!spawn.ephemeral).then(|| TenantId::of(&spawn.tenant));
         // One that is late with its end may still have a process, and counts.
@@ -40,9 +43,8 @@ impl Monitor {
             draining: matches!(self.stage, Stage::Draining(_)),
             proving: self.stage == Stage::Proving,
             known: self.runs.iter().any(|run| run.id() == spawn.run),
-            sealed: fds.len() == wanted
-                && fds.first().is_some_and(|fd| sealed(fd, OPTIONS_BYTES_MAX))
-                && fds.get(1).is_none_or(|fd| sealed(fd, CREDENTIAL_BYTES_MAX)),
+            sealed: wanted.contains(&fds.len())
+                && fds.iter().zip(SEALED_BYTES_MAX).all(|(fd, most)| sealed(fd, most)),
         };
         let bounds = self.host.levels.get(spawn.level);
         let limits = match admit::admit(&spawn, now, |wish| bounds.clamp(wish)) {
@@ -56,8 +58,8 @@ impl Monitor {
         spawn.tenant = TenantKey([0; 32]);
         let Ok(secret) = process::random() else { return self.stop(1, "no_random_bytes") };
         let mut run = Run::new(spawn, tenant, limits, Placeholder(secret));
-        run.credential = (wanted == 2).then(|| fds.pop()).flatten();
-        run.options = fds.pop();
+        let mut fds = fds.into_iter();
+        (run.options, run.credential, run.remotes) = (fds.next(), fds.next(), fds.next());
         self.begin(&mut run);
         self.runs.push(run);
     }
@@ -141,7 +143,10 @@ impl Monitor {
             run.ledger = Some(read);
             let hosts = &self.host.levels.get(run.spawn.level).hosts;
             fds.extend([hosts.try_clone().doing("copy the hosts' descriptor")?, write]);
+            let proxied = listeners.len() > 1;
             fds.extend(listeners);
+            // They are reached by the proxy alone: without one they would be taken for its listener.
+            fds.extend(run.remotes.take().filter(|_| proxied));
             run.credential = None;
         }
         let egress = run.egress.as_mut().ok_or_else(|| Fault::new("serve", "egress is gone"))?;
