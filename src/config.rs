@@ -599,7 +599,7 @@ mod tests {
                 &[],
                 Some("[sever]\nlisten = 'x'"),
                 "FILE: unknown key `sever`; the sections are cli, \
-              credentials, isolation, level, models, runs, server, state, uids, upstream",
+              credentials, isolation, level, mcp, models, runs, server, state, uids, upstream",
             ),
             (
                 None,

@@ -71,7 +71,8 @@ impl Place {
         operator::destination(&place).map_err(|_| {
             "must have a host that is a full name, such as mcp.example.com, or a plain address".to_owned()
         })?;
-        if !settings.internal.contains(&place) && !(secure && port == TLS_PORT) {
+        let of_internet = secure && port == TLS_PORT;
+        if !of_internet && !settings.internal.contains(&place) {
             return Err(
                 "must be https on port 443; the operator may name other places in mcp.internal".into()
             );

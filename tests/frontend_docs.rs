@@ -98,6 +98,19 @@ async fn d01_every_route_answers_as_the_document_says() {
                     document.reply(method, path, &house.request(&head, HELLO.as_bytes()).await);
                     house.request(&format!("{head}{BEARER}"), HELLO.as_bytes()).await
                 }
+                ("post", "/v1/mcp/probe") => {
+                    let head = format!("POST {path} HTTP/1.1\r\n");
+                    document.reply(
+                        method,
+                        path,
+                        &house.request(&head, br#"{"mcp_servers":{"a":{"command":"x"}}}"#).await,
+                    );
+                    house.request(&format!("{head}{BEARER}"), b"{}").await
+                }
+                ("get", "/v1/mcp/catalog") => {
+                    document.reply(method, path, &get(&house, path, "").await);
+                    get(&house, path, BEARER).await
+                }
                 ("get", "/v1/models") => {
                     document.reply(method, path, &get(&house, path, "").await);
                     document.reply(method, path, &get(&house, "/v1/models?limit=0", BEARER).await);

@@ -4,6 +4,7 @@
 mod completions;
 mod errors;
 mod guide;
+mod mcp;
 mod messages;
 mod models;
 pub mod openapi;

@@ -260,7 +260,10 @@ fn common(fields: &mut Map<String, Value>, ignored: &mut Ignored) -> Result<Comm
             None => Limits::NONE,
         },
         credential: parse_credential(take(fields, "oauth_credentials"))?,
-        mcp: mcp::parse(fields, ignored)?,
+        mcp: {
+            let permitted = boolean(take(fields, "skip_mcp_permissions"), "skip_mcp_permissions")?;
+            mcp::servers(fields, ignored)?.permitted(permitted != Some(false))
+        },
     })
 }
 

@@ -114,6 +114,8 @@ fn request() -> Value {
             "security_level": of_messages("security_level"),
             "limits": of_messages("limits"),
             "oauth_credentials": of_messages("oauth_credentials"),
+            "mcp_servers": of_messages("mcp_servers"),
+            "skip_mcp_permissions": of_messages("skip_mcp_permissions"),
             "n": nullable(json!({"type": "integer", "const": 1})),
             "tool_choice": nullable(json!({"type": "string", "enum": ["auto", "none"]})),
             "function_call": nullable(json!({"type": "string", "enum": ["auto", "none"]})),

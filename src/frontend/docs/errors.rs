@@ -44,6 +44,8 @@ pub const MESSAGES: &[Known] = &[
     known(402, "upstream_billing", "the upstream API asks for payment"),
     known(403, "level_not_allowed", "the level is looser than this server allows"),
     known(403, "level_unavailable", "this server has no such level"),
+    known(403, "mcp_unavailable", "on this host nothing would keep an MCP server apart from other tenants"),
+    known(403, "mcp_remote_refused", "remote MCP servers are not reached at this level, or from this server"),
     known(403, "upstream_forbidden", "the upstream API does not permit this to the credential"),
     known(404, "model_not_found", "no such model, here or upstream"),
     known(408, "body_timeout", "the body came too slowly"),
@@ -95,6 +97,9 @@ pub const MODELS: &[Known] =
 /// Of `GET /v1/models/{id}`.
 pub const MODEL: &[Known] =
     &[NO_CREDENTIAL, NO_TOKEN, known(404, "model_not_found", "the model is not in the list")];
+
+/// Of `GET /v1/mcp/catalog`.
+pub const CATALOG: &[Known] = &[NO_CREDENTIAL, NO_TOKEN];
 
 /// Codes that only the log has: their client is gone.
 #[cfg(test)]

@@ -230,6 +230,12 @@ fn messages_request() -> Value {
         })),
         "limits": nullable(schema("Limits")),
         "oauth_credentials": nullable(schema("OauthCredentials")),
+        "mcp_servers": nullable(schema("McpServers")),
+        "skip_mcp_permissions": nullable(json!({
+            "description": "false: the tools of `mcp_servers` are refused, since there is nobody to ask. Otherwise they are \
+                used without asking: the cage is the boundary.",
+            "type": "boolean",
+        })),
         "max_tokens": ignored(nullable(json!({
             "description": "Sent by every official client; the CLI has limits of its own.",
             "type": "integer", "minimum": 1,
@@ -446,6 +452,10 @@ fn message(content: Value, stop_reason: Value, is_whole: bool) -> Value {
             "run_id": {"type": "string", "pattern": "^[0-9a-f]{32}$"},
         }),
     );
+    schema["properties"]["mcp_servers"] = json!({
+        "description": "How each server of the request stood when the turn began; only where it named some.",
+        "type": "array", "items": self::schema("McpStatus"),
+    });
     if is_whole {
         // These two are there where there is something to say.
         schema["properties"]["x_cost"] = self::schema("Cost");

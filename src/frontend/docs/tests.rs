@@ -94,11 +94,13 @@ fn every_route_is_in_the_document_and_the_other_way_round() {
 
 /// Names that functions of the parser read, by the function.
 fn read_by(functions: &[&str]) -> BTreeSet<String> {
-    let text = std::fs::read_to_string(folder().join("src/frontend/job.rs")).expect("job.rs");
+    let read = |name: &str| std::fs::read_to_string(folder().join("src/frontend").join(name)).expect(name);
+    let text = read("job.rs") + &read("job/mcp.rs");
     let mut function = "";
     let mut names = BTreeSet::new();
     for line in text.lines() {
-        let begins = line.strip_prefix("pub fn ").or_else(|| line.strip_prefix("fn "));
+        let begins = line.strip_prefix("pub ").or_else(|| line.strip_prefix("pub(super) ")).unwrap_or(line);
+        let begins = begins.strip_prefix("fn ");
         if let Some(begins) = begins {
             function = begins.split(['(', '<']).next().unwrap_or_default();
         }
@@ -117,7 +119,11 @@ fn read_by(functions: &[&str]) -> BTreeSet<String> {
 
 /// Who reads what, and the schemas that say so.
 const READERS: &[(&[&str], &[&str])] = &[
-    (&["parse", "common", "messages"], &["MessagesRequest"]),
+    (&["parse", "common", "messages", "servers"], &["MessagesRequest"]),
+    (&["question", "servers"], &["McpProbe"]),
+    (&["one"], &["McpServer"]),
+    (&["tools"], &["McpTools"]),
+    (&["with_name"], &["McpListed"]),
     (&["parse_thinking"], &["Thinking"]),
     (&["parse_output"], &["OutputConfig"]),
     (&["parse_credential"], &["OauthCredentials"]),
@@ -281,6 +287,10 @@ fn the_schema_takes_what_the_parser_takes() {
         r#""limits":{}"#,
         r#""oauth_credentials":{"access_token":"sk-ant-oat01-abcdefgh","refresh_token":"x","expires_at":1762444195608,"scopes":["user:inference"],"subscription_type":"max"}"#,
         r#""max_tokens":1"#,
+        r#""mcp_servers":{"a":{"command":"npx","args":["-y","x"],"env":{"DEBUG":"true"}}},"skip_mcp_permissions":true"#,
+        r#""mcp_servers":{"a":{"url":"https://a.example/sse","transport":"sse","auth_type":"jwt","auth_token":"x"}}"#,
+        r#""mcp_servers":[{"type":"url","name":"a","url":"https://a.example","authorization_token":"x","tool_configuration":{"enabled":true}}]"#,
+        r#""mcp_servers":{"a":{"type":"stdio","command":"x"},"b":{"type":"http","url":"https://b.example","headers":{"x":"y"}},"c":{"catalog":"c"}}"#,
         r#""temperature":0.5,"stop_sequences":["x"],"tools":[],"unknown":{}"#,
     ] {
         check(good, true);
@@ -328,6 +338,14 @@ fn the_schema_takes_what_the_parser_takes() {
         r#""thinking":{"type":"perhaps"}"#,
         r#""thinking":{"type":"enabled","budget_tokens":-1}"#,
         r#""output_config":{"effort":"much"}"#,
+        r#""mcp_servers":7"#,
+        r#""mcp_servers":{"a b":{"command":"x"}}"#,
+        r#""mcp_servers":{"a":{}}"#,
+        r#""mcp_servers":{"a":{"command":"x","url":"https://a.example"}}"#,
+        r#""mcp_servers":{"a":{"command":"x","args":[1]}}"#,
+        r#""mcp_servers":{"a":{"url":"https://a.example","transport":"ws"}}"#,
+        r#""mcp_servers":[{"url":"https://a.example"}]"#,
+        r#""skip_mcp_permissions":"yes""#,
         r#""max_turns":10001"#,
         r#""max_turns":-1"#,
         r#""security_level":"LAX""#,

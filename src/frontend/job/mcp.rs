@@ -102,7 +102,7 @@ pub struct Question {
 pub fn question(body: &[u8]) -> Result<Question, ApiError> {
     let mut fields = super::fields(body)?;
     let mut ignored = Ignored::default();
-    let servers = parse(&mut fields, &mut ignored)?;
+    let servers = servers(&mut fields, &mut ignored)?;
     if servers.list.is_empty() {
         return Err(ApiError::invalid("mcp_servers: at least one server is required."));
     }
@@ -112,13 +112,12 @@ pub fn question(body: &[u8]) -> Result<Question, ApiError> {
     Ok(Question { servers, level, credential, ignored: ignored.names })
 }
 
-/// Reads `mcp_servers` and `skip_mcp_permissions`.
+/// Reads `mcp_servers`.
 ///
 /// # Errors
 /// 400 with the path of what is wrong.
-pub(super) fn parse(fields: &mut Map<String, Value>, ignored: &mut Ignored) -> Result<Servers, ApiError> {
-    let permitted = boolean(take(fields, "skip_mcp_permissions"), "skip_mcp_permissions")?;
-    let mut servers = Servers { list: Vec::new(), refused: permitted == Some(false) };
+pub(super) fn servers(fields: &mut Map<String, Value>, ignored: &mut Ignored) -> Result<Servers, ApiError> {
+    let mut servers = Servers::default();
     let named = match take(fields, "mcp_servers") {
         None => return Ok(servers),
         Some(Value::Object(map)) => map.into_iter().collect(),
@@ -158,21 +157,18 @@ fn with_name((at, value): (usize, Value)) -> Result<(String, Value), ApiError> {
 /// One server; `None` where its client has turned it off.
 fn one(value: Value, path: &str, ignored: &mut Ignored) -> Result<Option<Asked>, ApiError> {
     let Value::Object(mut server) = value else { return Err(wrong(path, "an object", &value)) };
-    let mut text = |name: &str| string(take(&mut server, name), &format!("{path}.{name}"));
-    let (command, url, offered) = (text("command")?, text("url")?, text("catalog")?);
-    let (kind, said) = (text("type")?, text("transport")?);
-    let auth = text("auth_type")?;
-    let (token, other) =
-        (text("auth_token")?.map(Zeroizing::new), text("authorization_token")?.map(Zeroizing::new));
+    let text = |value: Option<Value>, name: &str| string(value, &format!("{path}.{name}"));
+    let command = text(take(&mut server, "command"), "command")?;
+    let url = text(take(&mut server, "url"), "url")?;
+    let offered = text(take(&mut server, "catalog"), "catalog")?;
+    let kind = text(take(&mut server, "type"), "type")?;
+    let said = text(take(&mut server, "transport"), "transport")?;
+    let auth = text(take(&mut server, "auth_type"), "auth_type")?;
+    let token = text(take(&mut server, "auth_token"), "auth_token")?.map(Zeroizing::new);
+    let other = text(take(&mut server, "authorization_token"), "authorization_token")?.map(Zeroizing::new);
     let headers = headers(take(&mut server, "headers"), token.or(other), auth.as_deref(), path)?;
     let (args, env) = (take(&mut server, "args"), take(&mut server, "env"));
-    let tools = object(take(&mut server, "tool_configuration"), &format!("{path}.tool_configuration"))?;
-    let mut on = true;
-    if let Some(mut tools) = tools {
-        let at = format!("{path}.tool_configuration.enabled");
-        on = boolean(take(&mut tools, "enabled"), &at)? != Some(false);
-        tools.keys().for_each(|key| ignored.name(&format!("mcp_servers.tool_configuration.{key}")));
-    }
+    let on = tools(take(&mut server, "tool_configuration"), path, ignored)?;
     server.keys().for_each(|key| ignored.name(&format!("mcp_servers.{key}")));
     let asked = match (command, url, offered) {
         (Some(command), None, None) => {
@@ -199,6 +195,15 @@ fn one(value: Value, path: &str, ignored: &mut Ignored) -> Result<Option<Asked>,
         }
     };
     Ok(on.then_some(asked))
+}
+
+/// Whether the client wants the server's tools at all.
+fn tools(value: Option<Value>, path: &str, ignored: &mut Ignored) -> Result<bool, ApiError> {
+    let path = format!("{path}.tool_configuration");
+    let mut tools = object(value, &path)?.unwrap_or_default();
+    let on = boolean(take(&mut tools, "enabled"), &format!("{path}.enabled"))?;
+    tools.keys().for_each(|key| ignored.name(&format!("mcp_servers.tool_configuration.{key}")));
+    Ok(on != Some(false))
 }
 
 fn is_word(text: &str) -> bool {
@@ -297,9 +302,10 @@ fn is_visible(text: &str) -> bool {
 }
 
 impl Servers {
-    /// Whether there are any.
-    pub fn is_empty(&self) -> bool {
-        self.list.is_empty()
+    /// The same, with or without anybody's permission to use their tools.
+    #[must_use]
+    pub fn permitted(self, permitted: bool) -> Servers {
+        Servers { refused: !permitted, ..self }
     }
 
     /// What a run of this level on a host of this tier gets of them.
@@ -394,7 +400,7 @@ mod tests {
     fn parsed(text: &str) -> Result<(Servers, Vec<String>), String> {
         let Ok(Value::Object(mut fields)) = serde_json::from_str(text) else { panic!("{text}") };
         let mut ignored = Ignored::default();
-        let servers = parse(&mut fields, &mut ignored).map_err(|error| error.message)?;
+        let servers = servers(&mut fields, &mut ignored).map_err(|error| error.message)?;
         Ok((servers, ignored.names))
     }
 
@@ -492,9 +498,6 @@ mod tests {
         )
         .expect("servers");
         assert_eq!(ignored, ["mcp_servers.tool_configuration.allowed_tools", "mcp_servers.cwd"]);
-        assert!(parsed(r#"{"skip_mcp_permissions":false}"#).expect("fine").0.refused);
-        assert!(!parsed(r#"{"skip_mcp_permissions":true}"#).expect("fine").0.refused);
-        assert!(!parsed("{}").expect("fine").0.refused);
     }
 
     #[test]
