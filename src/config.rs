@@ -10,7 +10,7 @@ use gaoler_protocol::{Level, Tier};
 use toml::{Table, Value};
 
 use crate::frontend::job;
-use crate::{mcp, operator};
+use crate::{knobs, mcp, operator};
 
 /// The prefix of every environment variable that gaoler reads.
 const PREFIX: &str = "GAOLER_";
@@ -59,6 +59,18 @@ pub fn resolve(
     environment: impl IntoIterator<Item = (String, String)>,
     file: Option<&Path>,
 ) -> Result<Settings, Wrong> {
+    explain(flags, environment, file).map(|(settings, _)| settings)
+}
+
+/// The same, with where each value that is no default was written, by its key.
+///
+/// # Errors
+/// As above.
+pub fn explain(
+    flags: &Flags,
+    environment: impl IntoIterator<Item = (String, String)>,
+    file: Option<&Path>,
+) -> Result<(Settings, BTreeMap<String, String>), Wrong> {
     let mut layers = Layers::of_defaults();
     if let Some(path) = file {
         layers.add_file(path, &read_file("--config", path)?)?;
@@ -70,7 +82,8 @@ pub fn resolve(
     for (flag, key, value) in &flags.values {
         layers.set(key, value.clone(), (*flag).to_owned())?;
     }
-    layers.finish()
+    let places = layers.places.clone();
+    Ok((layers.finish()?, places))
 }
 
 /// The values so far, and where each was written.
@@ -319,18 +332,23 @@ fn check(mut settings: Settings, place: &dyn Fn(&str) -> String) -> Result<Setti
     if let Err((key, what)) = uids(s) {
         return wrong(key, what);
     }
-    let bounds = [
-        ("runs.max", s.runs.max, 1, s.uids.run[1].min(s.uids.egress[1]).min(1024)),
-        ("runs.tenant_max", s.runs.tenant_max, 1, 1024),
-        ("runs.queue_max", s.runs.queue_max, 0, 4096),
-        ("runs.queue_seconds", s.runs.queue_seconds, 1, 600),
-        ("runs.drain_seconds", s.runs.drain_seconds, 1, 3600),
-        ("runs.silence_seconds", s.runs.silence_seconds, 1, 3600),
+    let cages = s.uids.run[1].min(s.uids.egress[1]);
+    let numbers = [
+        ("runs.max", s.runs.max),
+        ("runs.tenant_max", s.runs.tenant_max),
+        ("runs.queue_max", s.runs.queue_max),
+        ("runs.queue_seconds", s.runs.queue_seconds),
+        ("runs.drain_seconds", s.runs.drain_seconds),
+        ("runs.silence_seconds", s.runs.silence_seconds),
     ];
-    match bounds.iter().find(|(_, value, low, high)| value < low || value > high) {
-        Some((key, value, low, high)) => wrong(key, format!("{value} is not between {low} and {high}")),
-        None => Ok(settings),
+    for (key, value) in numbers {
+        let Some((low, most)) = knobs::bounds(key) else { continue };
+        let high = if key == "runs.max" { most.min(cages) } else { most };
+        if !(low..=high).contains(&value) {
+            return wrong(key, format!("{value} is not between {low} and {high}"));
+        }
     }
+    Ok(settings)
 }
 
 /// A tier to insist on.

@@ -9,6 +9,7 @@ pub mod doctor;
 pub mod exec;
 pub mod frontend;
 mod guarantee;
+mod knobs;
 mod ledger;
 pub mod limits;
 mod mcp;
