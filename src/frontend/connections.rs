@@ -19,8 +19,9 @@ use tokio::time::timeout;
 use super::http::{App, router};
 use super::tls::HANDSHAKE_WAIT;
 
-/// Connections at the same time, at most. Each costs a descriptor and a few KiB; more wait in the backlog.
-const CONNECTIONS_MAX: usize = 512;
+/// Connections at the same time beside those of runs and of requests that wait for one, at most. Each costs a descriptor
+/// and a few KiB; more wait in the backlog.
+const CONNECTIONS_MORE: usize = 512;
 /// How long a client may take for the head of a request, and how long an idle connection is kept.
 const HEAD_WAIT: Duration = Duration::from_secs(30);
 /// Bytes of a request's head, at most.
@@ -43,7 +44,9 @@ pub fn listener(socket: OwnedFd) -> io::Result<TcpListener> {
 
 /// Accepts connections to the end, in a drain too: whoever asks then is told, and goes elsewhere.
 pub async fn serve(listener: TcpListener, frontend: App) {
-    let connections = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let runs = &frontend.settings.runs;
+    let connections = runs.max as usize + runs.queue_max as usize + CONNECTIONS_MORE;
+    let connections = Arc::new(Semaphore::new(connections));
     let router = router(Arc::clone(&frontend));
     loop {
         match accept(&listener, &connections).await {

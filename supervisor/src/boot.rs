@@ -99,6 +99,10 @@ impl Host {
     }
 }
 
+/// Open files of a supervisor or a frontend without a run, and at most of each run.
+const FILES_OWN: u64 = 256;
+const FILES_A_RUN: u64 = 24;
+
 /// Boots in this mode and watches; the status to exit with. `inside`: as the root of an ordinary user's namespace.
 ///
 /// # Errors
@@ -116,6 +120,15 @@ pub fn run(mode: Mode, inside: bool) -> Result<u8, Fault> {
         inside::check(&mut settings.uids)?;
     }
     crate::log::decisions(mode == Mode::Serve);
+    // Frontend and egress inherit the bound; a cage's command has its own.
+    let files = process::raise_open_files().doing("raise the bound on open files")?;
+    let wanted = FILES_OWN + u64::from(settings.runs.max) * FILES_A_RUN;
+    if mode == Mode::Serve && files < wanted {
+        let why = format!(
+            "{wanted} are needed and {files} are allowed; lower runs.max or raise LimitNOFILE (ulimit -Hn)"
+        );
+        return Err(Fault::new("have open files for runs.max", why));
+    }
     let mut peer = None;
     if mode != Mode::Serve {
         let control = channel::inherited_control();
