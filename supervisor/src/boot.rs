@@ -101,7 +101,7 @@ impl Host {
 
 /// Open files of a supervisor or a frontend without a run, and at most of each run.
 const FILES_OWN: u64 = 256;
-const FILES_A_RUN: u64 = 24;
+const FILES_A_RUN: u64 = 18;
 
 /// Boots in this mode and watches; the status to exit with. `inside`: as the root of an ordinary user's namespace.
 ///
