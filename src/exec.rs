@@ -285,6 +285,7 @@ fn spawn(level: Level, request: &Request) -> Spawn {
         ephemeral: request.tenant.is_none(),
         proof: false,
         session: [0; 16],
+        workspace: [0; 16],
         model: Model::DEFAULT,
         effort: Effort::Unset,
         turns_max: 0,

@@ -210,6 +210,7 @@ impl Order {
             ephemeral: false,
             proof: false,
             session: session.into_bytes(),
+            workspace: job.workspace,
             model: job.model,
             effort: job.effort,
             turns_max: job.turns_max,

@@ -108,7 +108,7 @@ messages! {
     3 Proven(Proven) fds 0..=0;
     /// S to F: here is the listening socket; from now on tenants may come.
     4 Listen(Listen) fds 1..=1;
-    /// F to S: start a run. Fds: options; for kind cli also credential: `[options, credential]`.
+    /// F to S: start a run. Fds: `[options, credential]`, the second as [`Kind::fds`] says.
     5 Spawn(Spawn) fds 1..=2;
     /// S to F: the run has passed its gate. Fds: stdin (write), stdout (read), stderr (read), lease, report,
     /// ledger (read; lines of JSON that egress writes, one a destination, at the run's end).
