@@ -74,6 +74,7 @@ Unknown keys end the command. A key such as isolation.minimum is written
   runs.queue_seconds    30                that one waits
   runs.drain_seconds    30                after SIGTERM
   runs.silence_seconds  120               of the upstream, after which a run is ended
+  sessions.ttl_days     0                days after which a session that nobody uses is removed; 0 = never
   models.list           []                what GET /v1/models lists beside the aliases, [{ id, display_name }, ...]
 
 Prints one line `ready tier=TIER address=ADDRESS` when tenants may come. SIGTERM or SIGINT drains.

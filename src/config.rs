@@ -320,6 +320,7 @@ fn check(mut settings: Settings, place: &dyn Fn(&str) -> String) -> Result<Setti
         ("runs.queue_seconds", s.runs.queue_seconds, 1, 600),
         ("runs.drain_seconds", s.runs.drain_seconds, 1, 3600),
         ("runs.silence_seconds", s.runs.silence_seconds, 1, 3600),
+        ("sessions.ttl_days", s.sessions.ttl_days, 0, 36_500),
     ];
     match bounds.iter().find(|(_, value, low, high)| value < low || value > high) {
         Some((key, value, low, high)) => wrong(key, format!("{value} is not between {low} and {high}")),
@@ -593,7 +594,7 @@ mod tests {
                 &[],
                 Some("[sever]\nlisten = 'x'"),
                 "FILE: unknown key `sever`; the sections are cli, \
-              credentials, isolation, level, models, runs, server, state, uids, upstream",
+              credentials, isolation, level, models, runs, server, sessions, state, uids, upstream",
             ),
             (
                 None,

@@ -227,6 +227,8 @@ fn refusal(report: &mut Report, refused: Refused) -> Result<u8, String> {
         | Refusal::UpstreamUnavailable
         | Refusal::Draining
         | Refusal::SessionBusy
+        | Refusal::WorkspaceUnknown
+        | Refusal::WorkspaceOther
         | Refusal::Unacceptable
         | Refusal::EgressFailed => Err(format!("the supervisor refused the run: {}", refused.reason)),
     }

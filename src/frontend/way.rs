@@ -32,7 +32,7 @@ use super::job::{Job, Shape};
 use super::metrics;
 use super::run::{self, Bounds, Piece};
 use super::tenant::{self, Credential};
-use super::{Frontend, id};
+use super::{Frontend, files, id};
 use crate::limits;
 
 /// Bytes of a body, at most: the API's own limit.
@@ -114,6 +114,9 @@ pub async fn answer(
     let (shape, thinking, ignored) = (job.shape, job.thinking, job.ignored.join(","));
     drop(job);
 
+    if heading.session.is_some() {
+        files::sweep(frontend, tenant).await;
+    }
     // What waits still takes memory, so it keeps its part of the budget.
     let place = frontend.admission.enter(tenant, frontend.draining.subscribe()).await?;
     drop(budget);
@@ -157,7 +160,7 @@ pub fn bounds(frontend: &Frontend, level: Level, disposable: bool) -> Bounds {
 
 /// The level of a run: the operator's default, or what the request asks for where that is not looser than
 /// the operator's maximum. Asked for twice, the stricter one holds.
-fn level(frontend: &Frontend, headers: &HeaderMap, in_body: Option<Level>) -> Result<Level, ApiError> {
+pub fn level(frontend: &Frontend, headers: &HeaderMap, in_body: Option<Level>) -> Result<Level, ApiError> {
     let named = |name: &str| Level::from_name(name).unwrap_or(Level::Paranoid);
     let maximum = named(&frontend.settings.level.maximum);
     let in_header = headers.get(LEVEL).map(|value| {
@@ -249,7 +252,7 @@ fn too_large() -> ApiError {
 }
 
 /// The body, within its bounds, and the part of the budget that it takes.
-async fn read<'a>(
+pub async fn read<'a>(
     mut body: Body,
     frontend: &'a Frontend,
 ) -> Result<(BytesMut, Option<SemaphorePermit<'a>>), ApiError> {

@@ -30,6 +30,8 @@ pub struct Settings {
     pub runs: Runs,
     /// `[models]`
     pub models: Models,
+    /// `[sessions]`
+    pub sessions: Sessions,
 }
 
 macro_rules! sections {
@@ -167,6 +169,12 @@ sections! {
         id: String = String::new(),
         /// For people; empty = the id.
         display_name: String = String::new(),
+    }
+
+    /// What tenants' conversations leave behind.
+    Sessions {
+        /// Days after which a session that nobody uses is removed; 0 = never.
+        ttl_days: u32 = 0,
     }
 
     /// Bounds of the whole instance.
