@@ -28,7 +28,7 @@ const ENTRIES_MAX: u64 = 200_000;
 /// How many times its own size an archive may become, and from how many bytes on that counts: a short one of zeros is
 /// no bomb.
 const RATIO_MAX: u64 = 250;
-const RATIO_FROM: u64 = 64 << 20;
+const RATIO_FROM: u64 = 16 << 20;
 /// Bytes of a link's target.
 const TARGET_BYTES_MAX: u64 = 4096;
 
@@ -186,8 +186,10 @@ fn read_error(error: std::io::Error) -> std::io::Error {
         if let Some(Told(code, message)) = inner.downcast_ref::<Told>() {
             return Told::io(*code, message.clone());
         }
-        if let Some(Told(code, message)) =
-            inner.downcast_ref::<std::io::Error>().and_then(|it| it.get_ref()).and_then(|it| it.downcast_ref::<Told>())
+        if let Some(Told(code, message)) = inner
+            .downcast_ref::<std::io::Error>()
+            .and_then(|it| it.get_ref())
+            .and_then(|it| it.downcast_ref::<Told>())
         {
             return Told::io(*code, message.clone());
         }
@@ -223,7 +225,12 @@ impl Unpacked<'_> {
                     let target = entry.link_name_bytes().map(|it| it.into_owned()).unwrap_or_default();
                     self.again(&name, &target)?;
                 }
-                _ => return Err(unsafe_entry(&name, "is a device, a pipe or something else that nobody may have here")),
+                _ => {
+                    return Err(unsafe_entry(
+                        &name,
+                        "is a device, a pipe or something else that nobody may have here",
+                    ));
+                }
             }
         }
         Ok(())
@@ -249,7 +256,10 @@ impl Unpacked<'_> {
                 let packed = self.packed;
                 self.file(&name, mode & 0o111 != 0, 0, &mut entry, &|| packed)?;
             } else {
-                return Err(unsafe_entry(&name, "is a device, a pipe or something else that nobody may have here"));
+                return Err(unsafe_entry(
+                    &name,
+                    "is a device, a pipe or something else that nobody may have here",
+                ));
             }
         }
         Ok(())
@@ -261,7 +271,8 @@ impl Unpacked<'_> {
         if self.entries > ENTRIES_MAX {
             return Err(too_many());
         }
-        let path = Relative::of(name).ok_or_else(|| unsafe_entry(name, "leads out of the folder, or is no path"))?;
+        let path =
+            Relative::of(name).ok_or_else(|| unsafe_entry(name, "leads out of the folder, or is no path"))?;
         let Some((before, last)) = path.split() else { return Ok(None) };
         let (folder, made) = match make_steps(self.tree, before) {
             Err(error) if is_in_the_way(&error) => {
@@ -278,14 +289,18 @@ impl Unpacked<'_> {
     fn folder(&mut self, name: &[u8]) -> Result<()> {
         let Some((folder, last, _)) = self.place(name)? else { return Ok(()) };
         match folder.make(&last) {
-            Err(error) if is_in_the_way(&error) => Err(unsafe_entry(name, "is in the place of another of its entries")),
+            Err(error) if is_in_the_way(&error) => {
+                Err(unsafe_entry(name, "is in the place of another of its entries"))
+            }
             other => other.map(drop),
         }
     }
 
     /// A later entry of the same name takes the place of the earlier, as tar has it; but never of a folder.
     fn fresh(&mut self, name: &[u8]) -> Result<Option<(Folder, OsString, Relative)>> {
-        let Some((folder, last, path)) = self.place(name)? else { return Err(unsafe_entry(name, "has no name")) };
+        let Some((folder, last, path)) = self.place(name)? else {
+            return Err(unsafe_entry(name, "has no name"));
+        };
         match folder.look(&last)? {
             Some(Found { kind: Kind::Folder, .. }) => {
                 Err(unsafe_entry(name, "is in the place of another of its entries"))
@@ -314,7 +329,9 @@ impl Unpacked<'_> {
             self.bytes += got as u64;
             self.packed = self.packed.max(packed());
             if self.bytes > RATIO_FROM && self.bytes / RATIO_MAX > self.packed {
-                let message = format!("The archive becomes more than {RATIO_MAX} times its size; nothing was unpacked.");
+                let message = format!(
+                    "The archive becomes more than {RATIO_MAX} times its size; nothing was unpacked."
+                );
                 return Err(Told::io(Code::Unsafe, message));
             }
             self.budget.bytes(got as u64)?;
@@ -350,14 +367,17 @@ impl Unpacked<'_> {
     fn again(&mut self, name: &[u8], target: &[u8]) -> Result<()> {
         let wrong = || unsafe_entry(name, "is a link to what is no earlier file of the archive");
         let source = Relative::of(target).ok_or_else(wrong)?;
-        let open = source.folder(self.tree).ok().flatten().zip(source.split()).and_then(|(folder, (_, last))| {
-            let found = folder.look(last).ok().flatten().filter(|found| found.kind == Kind::File)?;
-            Some((folder.read(last).ok()?, found.executable))
-        });
+        let open =
+            source.folder(self.tree).ok().flatten().zip(source.split()).and_then(|(folder, (_, last))| {
+                let found = folder.look(last).ok().flatten().filter(|found| found.kind == Kind::File)?;
+                Some((folder.read(last).ok()?, found.executable))
+            });
         let (mut file, executable) = open.ok_or_else(wrong)?;
         let modified = file.metadata()?.modified().ok().and_then(|it| it.duration_since(UNIX_EPOCH).ok());
         // A copy of what was counted costs nothing to send; the budget counts it all the same.
-        self.file(name, executable, modified.map_or(0, |it| it.as_secs()), &mut file, &|| u64::MAX / RATIO_MAX)
+        self.file(name, executable, modified.map_or(0, |it| it.as_secs()), &mut file, &|| {
+            u64::MAX / RATIO_MAX
+        })
     }
 }
 

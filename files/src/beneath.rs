@@ -139,7 +139,8 @@ impl Folder {
         let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
         let mut list = Dir::openat(&self.0, ".", flags, Mode::empty())?;
         let name = |entry: nix::dir::Entry| OsStr::from_bytes(entry.file_name().to_bytes()).to_owned();
-        let mut names: Vec<OsString> = list.iter().map(|entry| entry.map(name)).collect::<nix::Result<_>>()?;
+        let mut names: Vec<OsString> =
+            list.iter().map(|entry| entry.map(name)).collect::<nix::Result<_>>()?;
         names.retain(|name| name != "." && name != "..");
         names.sort_unstable();
         Ok(names)
@@ -219,7 +220,10 @@ impl Folder {
     }
 
     /// Visits everything below it, each folder before what is in it. The visitor says whether to go into a folder.
-    pub fn walk(&self, visit: &mut dyn FnMut(&Folder, &OsStr, &Relative, Found) -> Result<bool>) -> Result<()> {
+    pub fn walk(
+        &self,
+        visit: &mut dyn FnMut(&Folder, &OsStr, &Relative, Found) -> Result<bool>,
+    ) -> Result<()> {
         let mut open = vec![(Folder(self.0.try_clone()?), self.names()?.into_iter())];
         let mut path = Relative(Vec::new());
         while let Some((folder, names)) = open.last_mut() {

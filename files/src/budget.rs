@@ -24,14 +24,17 @@ impl Budget {
 
     /// Takes so many bytes of it.
     pub fn bytes(&mut self, count: u64) -> Result<()> {
-        let full = || Told::io(Code::Full, "There is no room for it on your part of the disk; remove something first.");
+        let full = || {
+            Told::io(Code::Full, "There is no room for it on your part of the disk; remove something first.")
+        };
         self.bytes = self.bytes.checked_sub(count).ok_or_else(full)?;
         Ok(())
     }
 
     /// Takes a file or folder of it, which costs a block.
     pub fn file(&mut self) -> Result<()> {
-        let full = || Told::io(Code::Full, "You have as many files and folders as you may have; remove some first.");
+        let full =
+            || Told::io(Code::Full, "You have as many files and folders as you may have; remove some first.");
         self.files = self.files.checked_sub(1).ok_or_else(full)?;
         Ok(())
     }

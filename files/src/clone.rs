@@ -44,7 +44,10 @@ fn is_address(url: &str) -> bool {
 /// A branch, a tag, or a commit's whole id.
 fn is_reference(name: &str) -> bool {
     let plain = |b: u8| b.is_ascii_alphanumeric() || b"._/-+".contains(&b);
-    (1..=200).contains(&name.len()) && name.bytes().all(plain) && !name.starts_with('-') && !name.contains("..")
+    (1..=200).contains(&name.len())
+        && name.bytes().all(plain)
+        && !name.starts_with('-')
+        && !name.contains("..")
 }
 
 /// Clones it.
@@ -91,7 +94,8 @@ pub fn clone(
 fn git(words: &[&str]) -> Result<(), Failed> {
     let mut command = Command::new("git");
     command.args(SETTINGS.iter().flat_map(|setting| ["-c", setting])).args(words);
-    let none = [("GIT_CONFIG_NOSYSTEM", "1"), ("GIT_CONFIG_GLOBAL", "/dev/null"), ("GIT_TERMINAL_PROMPT", "0")];
+    let none =
+        [("GIT_CONFIG_NOSYSTEM", "1"), ("GIT_CONFIG_GLOBAL", "/dev/null"), ("GIT_TERMINAL_PROMPT", "0")];
     command.envs(none).env("GIT_ASKPASS", "/bin/false").env("GIT_LFS_SKIP_SMUDGE", "1");
     command.stdin(Stdio::null()).stdout(Stdio::null());
     let output = command.output().map_err(|error| {

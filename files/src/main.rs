@@ -19,7 +19,7 @@ mod workspaces;
 use std::io::{BufRead, BufWriter, Read, Write};
 use std::process::ExitCode;
 
-use gaoler_files::{Answer, Code, Question, QUESTION_BYTES_MAX, Sized, What};
+use gaoler_files::{Answer, Code, QUESTION_BYTES_MAX, Question, Sized, What};
 use serde_json::Value;
 
 use beneath::Folder;
@@ -49,7 +49,8 @@ fn main() -> ExitCode {
 fn question(input: &mut impl BufRead) -> Result<Question, Failed> {
     let mut line = Vec::new();
     input.take(QUESTION_BYTES_MAX as u64).read_until(b'\n', &mut line).doing("read the question")?;
-    serde_json::from_slice(&line).map_err(|error| failed(Code::Internal, format!("the question is none: {error}")))
+    serde_json::from_slice(&line)
+        .map_err(|error| failed(Code::Internal, format!("the question is none: {error}")))
 }
 
 fn answer(question: Question, input: &mut impl Read) -> Result<Outcome, Failed> {

@@ -39,7 +39,11 @@ impl Note {
         let read = folder.read(OsStr::new(name)).and_then(|file| file.take(BYTES_MAX).read_to_end(&mut text));
         let note: Note = read.ok().and_then(|_| serde_json::from_slice(&text).ok()).unwrap_or_default();
         let bounded = |text: Option<String>| text.map(|text| plain(&text));
-        Note { title: bounded(note.title), created_at: note.created_at.map(|it| plain(&it)), origin: bounded(note.origin) }
+        Note {
+            title: bounded(note.title),
+            created_at: note.created_at.map(|it| plain(&it)),
+            origin: bounded(note.origin),
+        }
     }
 
     /// Writes it, whole or not at all.

@@ -10,7 +10,7 @@ use nix::fcntl::FlockArg;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::beneath::{Found, Folder, Kind, is_missing};
+use crate::beneath::{Folder, Found, Kind, is_missing};
 use crate::failure::{Doing, Failed, failed};
 use crate::note::{self, Note};
 
@@ -44,7 +44,8 @@ struct Message {
 impl Line {
     /// What somebody said, in blocks; `None` for what is none of the conversation.
     fn said(self) -> Option<(Option<String>, String, Vec<Value>, Option<String>)> {
-        let spoken = matches!(self.r#type.as_str(), "user" | "assistant") && !self.is_sidechain && !self.is_meta;
+        let spoken =
+            matches!(self.r#type.as_str(), "user" | "assistant") && !self.is_sidechain && !self.is_meta;
         let message = self.message.filter(|_| spoken)?;
         if message.role != self.r#type {
             return None;
@@ -261,7 +262,13 @@ pub fn sweep(top: &Folder, ttl_days: u32) -> Result<u64, Failed> {
 
 /// Copies it under a new id. The CLI finds a session by its file's name, and goes on with the id that its lines have:
 /// both are the new one's.
-pub fn fork(top: &Folder, id: &str, new: &str, title: Option<String>, ttl_days: u32) -> Result<Value, Failed> {
+pub fn fork(
+    top: &Folder,
+    id: &str,
+    new: &str,
+    title: Option<String>,
+    ttl_days: u32,
+) -> Result<Value, Failed> {
     let (folder, _) = fresh(top, id, ttl_days)?;
     let held = folder.lock(FlockArg::LockExclusiveNonblock).doing("lock a session")?;
     let _held = held.ok_or_else(busy)?;
@@ -295,7 +302,8 @@ pub fn fork(top: &Folder, id: &str, new: &str, title: Option<String>, ttl_days: 
         crate::snapshots::copy(&beside, &to, &mut |_| Ok(())).doing("copy a session")?;
     }
     if let Ok(workspace) = top.link(OsStr::new(&format!("{id}.workspace"))) {
-        top.make_link(OsStr::new(&format!("{new}.workspace")), &workspace).doing("note a session's workspace")?;
+        top.make_link(OsStr::new(&format!("{new}.workspace")), &workspace)
+            .doing("note a session's workspace")?;
     }
     Note::now(title.or(Note::read(top, &format!("{id}.note")).title), Some(id.to_owned()))
         .write(top, &format!("{new}.note"))?;
@@ -330,7 +338,10 @@ pub fn transcript(top: &Folder, id: &str, limit: u32, offset: u64, ttl_days: u32
         }
         match (joined, page.last_mut()) {
             (true, Some(message)) if bytes <= PAGE_BYTES_MAX => {
-                message["content"].as_array_mut().into_iter().for_each(|content| content.extend(blocks.clone()));
+                message["content"]
+                    .as_array_mut()
+                    .into_iter()
+                    .for_each(|content| content.extend(blocks.clone()));
             }
             (true, _) => {}
             (false, _) => page.push(json!({ "role": role, "content": blocks, "created_at": at })),

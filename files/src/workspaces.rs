@@ -27,7 +27,8 @@ const PIECE: usize = 64 * 1024;
 
 /// Whether this is a name that a workspace or snapshot may have: `default`, or a UUID.
 pub fn is_name(name: &str) -> bool {
-    let uuid = name.len() == 36 && name.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b) || b == b'-');
+    let uuid = name.len() == 36
+        && name.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b) || b == b'-');
     name == DEFAULT || uuid
 }
 
@@ -73,7 +74,9 @@ impl Draft {
         for name in drafts.names().doing("list drafts")? {
             // A file is what a write that was cut off has left.
             let free = match drafts.enter(&name) {
-                Ok(folder) => folder.lock(FlockArg::LockExclusiveNonblock).doing("look at a draft")?.is_some(),
+                Ok(folder) => {
+                    folder.lock(FlockArg::LockExclusiveNonblock).doing("look at a draft")?.is_some()
+                }
                 Err(_) => true,
             };
             if free {
@@ -81,7 +84,8 @@ impl Draft {
             }
         }
         // Its process's number is its own in this cage, and another cage's may be the same: so the time as well.
-        let nanos = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default().as_nanos();
+        let nanos =
+            std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default().as_nanos();
         let name = OsString::from(format!("{}-{nanos}", std::process::id()));
         let (folder, _) = drafts.make(&name).doing("make a draft")?;
         let held = folder.lock(FlockArg::LockExclusiveNonblock).doing("hold a draft")?;
@@ -288,7 +292,10 @@ fn executable(workspace: &Folder, path: &Relative) -> bool {
 pub fn remove_file(top: &Folder, id: &str, path: &str) -> Result<Value, Failed> {
     let (workspace, path) = (open(top, id)?, Relative::of_address(path)?);
     let Some((_, name)) = path.split() else {
-        return Err(failed(Code::Path, "path: must name a file or a folder; DELETE the workspace to empty it."));
+        return Err(failed(
+            Code::Path,
+            "path: must name a file or a folder; DELETE the workspace to empty it.",
+        ));
     };
     let removed = path.folder(&workspace).and_then(|folder| match folder {
         Some(folder) => folder.remove(name),

@@ -395,12 +395,8 @@ impl Answer {
 /// What a run's end means to whoever waits for its answer.
 pub fn exit_error(exit: Option<&Exit>) -> ApiError {
     match exit.map(|exit| exit.reason) {
-        Some(Reason::Oom) => {
-            ApiError::internal("memory_limit", "The run hit its memory limit.").final_word()
-        }
-        Some(Reason::Wall) => {
-            ApiError::new(504, "wall_limit", "The run hit its time limit.").final_word()
-        }
+        Some(Reason::Oom) => ApiError::internal("memory_limit", "The run hit its memory limit.").final_word(),
+        Some(Reason::Wall) => ApiError::new(504, "wall_limit", "The run hit its time limit.").final_word(),
         Some(Reason::Idle) => {
             ApiError::new(504, "idle_limit", "The run was silent for too long.").final_word()
         }

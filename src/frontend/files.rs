@@ -71,11 +71,11 @@ pub async fn ask(
     body: Option<Body>,
 ) -> Result<Told, ApiError> {
     let credential = asker(frontend, headers)?;
-    let level = way::level(frontend, headers, None)?;
+    let bounds = (way::level(frontend, headers, None)?, way::limits(headers, &Limits::NONE)?);
     let tenant = credential.tenant(&frontend.secret);
     let sealed = sealed("credential", &credential.bytes())?;
     drop(credential);
-    run(frontend, tenant, level, kind, what, Some(sealed), body).await
+    run(frontend, tenant, bounds, kind, what, Some(sealed), body).await
 }
 
 /// Has a tenant's old sessions removed, where the operator wants that and nobody has looked for an hour.
@@ -96,21 +96,20 @@ pub async fn sweep(frontend: &App, tenant: TenantKey) {
         swept.push((tenant.0, Instant::now()));
     }
     let level = way::level(frontend, &HeaderMap::new(), None).unwrap_or(Level::Paranoid);
-    let swept = run(frontend, tenant, level, Kind::Sessions, What::Sweep, None, None);
+    let swept = run(frontend, tenant, (level, Limits::NONE), Kind::Sessions, What::Sweep, None, None);
     // A tenant without a folder has no sessions, and is refused.
     let _ = timeout(SWEEP_WAIT, swept).await;
 }
 
 fn sealed(name: &str, bytes: &[u8]) -> Result<std::os::fd::OwnedFd, ApiError> {
-    let failed =
-        |_| ApiError::internal("no_memory_file", "This server is out of descriptors or memory.");
+    let failed = |_| ApiError::internal("no_memory_file", "This server is out of descriptors or memory.");
     memfd::sealed(name, bytes).map_err(failed)
 }
 
 async fn run(
     frontend: &App,
     tenant: TenantKey,
-    level: Level,
+    (level, limits): (Level, Limits),
     kind: Kind,
     what: What,
     credential: Option<std::os::fd::OwnedFd>,
@@ -129,7 +128,7 @@ async fn run(
         model: Model::DEFAULT,
         effort: Effort::Unset,
         turns_max: 0,
-        limits: Limits::NONE,
+        limits,
     };
     let fds = std::iter::once(sealed("options", b"")?).chain(credential).collect();
     let place = frontend.admission.enter(tenant, frontend.draining.subscribe()).await?;
@@ -183,7 +182,9 @@ async fn run(
     }
 }
 
-async fn finished(fed: Option<tokio::task::JoinHandle<Result<(), ApiError>>>) -> Option<Result<(), ApiError>> {
+async fn finished(
+    fed: Option<tokio::task::JoinHandle<Result<(), ApiError>>>,
+) -> Option<Result<(), ApiError>> {
     fed?.await.ok()
 }
 

@@ -3,10 +3,10 @@
 
 use axum::Router;
 use axum::body::Body;
-use axum::extract::{Extension, Path, RawQuery, State};
+use axum::extract::{Extension, RawQuery, State};
 use axum::response::Response;
 use axum::routing::{get, post};
-use http::{HeaderMap, StatusCode};
+use http::{HeaderMap, StatusCode, Uri};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -88,7 +88,8 @@ pub struct Deleted {
 /// # Errors
 /// 500 for another form.
 pub fn form<T: DeserializeOwned + Serialize>(told: Told) -> Result<Value, ApiError> {
-    let wrong = || ApiError::internal("files_failed", "The run over your files gave no answer that can be read.");
+    let wrong =
+        || ApiError::internal("files_failed", "The run over your files gave no answer that can be read.");
     let Told::Done(value) = told else { return Err(wrong()) };
     let read: T = serde_json::from_value(value).map_err(|_| wrong())?;
     serde_json::to_value(read).map_err(|_| wrong())
@@ -100,6 +101,11 @@ pub fn answer(status: StatusCode, result: Result<Value, ApiError>, id: &RequestI
         Ok(value) => json(status, &value),
         Err(error) => failure(&error, id),
     }
+}
+
+/// A part of an address, between its slashes, as it was sent: an id has no percent signs.
+pub fn part(uri: &Uri, at: usize) -> &str {
+    uri.path().split('/').nth(at).unwrap_or_default()
 }
 
 /// A session's id out of an address: what is none is a session that is not there.
@@ -173,11 +179,11 @@ async fn one(
     State(frontend): State<App>,
     Extension(request): Extension<RequestId>,
     headers: HeaderMap,
-    Path(id): Path<String>,
+    uri: Uri,
 ) -> Response {
     let result = async {
         files::asker(&frontend, &headers)?;
-        let what = What::Session { id: session(&id)? };
+        let what = What::Session { id: session(part(&uri, 3))? };
         form::<Session>(files::ask(&frontend, &headers, Kind::Sessions, what, None).await?)
     };
     answer(StatusCode::OK, result.await, &request)
@@ -187,12 +193,12 @@ async fn rename(
     State(frontend): State<App>,
     Extension(request): Extension<RequestId>,
     headers: HeaderMap,
-    Path(id): Path<String>,
+    uri: Uri,
     body: Body,
 ) -> Response {
     let result = async {
         files::asker(&frontend, &headers)?;
-        let id = session(&id)?;
+        let id = session(part(&uri, 3))?;
         let title = title(&fields(&frontend, body).await?)?;
         let title = title.ok_or_else(|| ApiError::invalid("title: field required."))?;
         let what = What::NameSession { id, title };
@@ -205,11 +211,11 @@ async fn remove(
     State(frontend): State<App>,
     Extension(request): Extension<RequestId>,
     headers: HeaderMap,
-    Path(id): Path<String>,
+    uri: Uri,
 ) -> Response {
     let result = async {
         files::asker(&frontend, &headers)?;
-        let what = What::DropSession { id: session(&id)? };
+        let what = What::DropSession { id: session(part(&uri, 3))? };
         form::<Deleted>(files::ask(&frontend, &headers, Kind::Sessions, what, None).await?)
     };
     answer(StatusCode::OK, result.await, &request)
@@ -219,12 +225,12 @@ async fn fork(
     State(frontend): State<App>,
     Extension(request): Extension<RequestId>,
     headers: HeaderMap,
-    Path(id): Path<String>,
+    uri: Uri,
     body: Body,
 ) -> Response {
     let result = async {
         files::asker(&frontend, &headers)?;
-        let id = session(&id)?;
+        let id = session(part(&uri, 3))?;
         let title = title(&fields(&frontend, body).await?)?;
         let new = uuid::Builder::from_random_bytes(rand::random()).into_uuid().to_string();
         let what = What::ForkSession { id, new, title };
@@ -237,7 +243,7 @@ async fn transcript(
     State(frontend): State<App>,
     Extension(request): Extension<RequestId>,
     headers: HeaderMap,
-    Path(id): Path<String>,
+    uri: Uri,
     RawQuery(query): RawQuery,
 ) -> Response {
     let result = async {
@@ -245,7 +251,7 @@ async fn transcript(
         let query = query.unwrap_or_default();
         let limit = number(&query, "limit", PAGE_MAX.into(), PAGE_MAX.into())? as u32;
         let offset = number(&query, "offset", u64::from(u32::MAX), 0)?;
-        let what = What::Transcript { id: session(&id)?, limit, offset };
+        let what = What::Transcript { id: session(part(&uri, 3))?, limit, offset };
         form::<Transcript>(files::ask(&frontend, &headers, Kind::Sessions, what, None).await?)
     };
     answer(StatusCode::OK, result.await, &request)

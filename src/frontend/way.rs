@@ -179,7 +179,7 @@ pub fn level(frontend: &Frontend, headers: &HeaderMap, in_body: Option<Level>) -
 }
 
 /// The limits that a request wishes for. Asked for twice, the lower one holds.
-fn limits(headers: &HeaderMap, in_body: &Limits) -> Result<Limits, ApiError> {
+pub fn limits(headers: &HeaderMap, in_body: &Limits) -> Result<Limits, ApiError> {
     let Some(value) = headers.get(LIMITS) else { return Ok(*in_body) };
     let wish = limits::wish(value.to_str().unwrap_or_default());
     let wish = wish.map_err(|what| ApiError::invalid(format!("x-gaoler-limits: {what}.")))?;

@@ -3,7 +3,7 @@
 
 use axum::Router;
 use axum::body::Body;
-use axum::extract::{Extension, Path, RawQuery, State};
+use axum::extract::{Extension, RawQuery, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post};
 use http::header::{self, HeaderName, HeaderValue};
@@ -18,7 +18,7 @@ use uuid::Uuid;
 use super::error::ApiError;
 use super::files::{self, Told};
 use super::http::{App, RequestId, failure};
-use super::sessions::{Deleted, Page, answer, fields, form, number, title, word};
+use super::sessions::{Deleted, Page, answer, fields, form, number, part, title, word};
 
 /// The workspace that is always there.
 const DEFAULT: &str = "default";
@@ -205,7 +205,11 @@ macro_rules! asks {
     }};
 }
 
-async fn list(State(frontend): State<App>, Extension(request): Extension<RequestId>, headers: HeaderMap) -> Response {
+async fn list(
+    State(frontend): State<App>,
+    Extension(request): Extension<RequestId>,
+    headers: HeaderMap,
+) -> Response {
     asks!(frontend, headers, request, StatusCode::OK, Kind::Files, Page<Workspace>, { What::Workspaces })
 }
 
@@ -242,7 +246,9 @@ fn made(fields: &Map<String, Value>) -> Result<(Kind, What), ApiError> {
     let depth = match git.get("depth") {
         None | Some(Value::Null) => 0,
         Some(depth) => {
-            let wrong = || ApiError::invalid(format!("git.depth: must be a whole number from 0 to {CLONE_DEPTH_MAX}."));
+            let wrong = || {
+                ApiError::invalid(format!("git.depth: must be a whole number from 0 to {CLONE_DEPTH_MAX}."))
+            };
             depth.as_u64().filter(|depth| *depth <= CLONE_DEPTH_MAX).ok_or_else(wrong)? as u32
         }
     };
@@ -253,10 +259,10 @@ async fn one(
     State(frontend): State<App>,
     Extension(request): Extension<RequestId>,
     headers: HeaderMap,
-    Path(id): Path<String>,
+    uri: Uri,
 ) -> Response {
     asks!(frontend, headers, request, StatusCode::OK, Kind::Files, Workspace, {
-        What::Workspace { id: workspace(&id)? }
+        What::Workspace { id: workspace(part(&uri, 3))? }
     })
 }
 
@@ -264,17 +270,20 @@ async fn remove(
     State(frontend): State<App>,
     Extension(request): Extension<RequestId>,
     headers: HeaderMap,
-    Path(id): Path<String>,
+    uri: Uri,
 ) -> Response {
     asks!(frontend, headers, request, StatusCode::OK, Kind::Files, Deleted, {
-        What::DropWorkspace { id: workspace(&id)? }
+        What::DropWorkspace { id: workspace(part(&uri, 3))? }
     })
 }
 
 /// A tenant's bytes: a download, whatever they look like.
 fn download(told: Told, kind: &'static str) -> Result<Response, ApiError> {
     let Told::Bytes(length, body) = told else {
-        return Err(ApiError::internal("files_failed", "The run over your files gave no answer that can be read."));
+        return Err(ApiError::internal(
+            "files_failed",
+            "The run over your files gave no answer that can be read.",
+        ));
     };
     let mut response = body.into_response();
     let fields: [(HeaderName, &'static str); 5] = [
@@ -311,10 +320,9 @@ async fn read(
     State(frontend): State<App>,
     Extension(request): Extension<RequestId>,
     headers: HeaderMap,
-    Path((id, _)): Path<(String, String)>,
     uri: Uri,
 ) -> Response {
-    let what = workspace(&id).map(|id| What::ReadFile { id, path: path_of(&uri) });
+    let what = workspace(part(&uri, 3)).map(|id| What::ReadFile { id, path: path_of(&uri) });
     bytes(&frontend, &headers, &request, what, "application/octet-stream").await
 }
 
@@ -322,13 +330,12 @@ async fn write(
     State(frontend): State<App>,
     Extension(request): Extension<RequestId>,
     headers: HeaderMap,
-    Path((id, _)): Path<(String, String)>,
     uri: Uri,
     body: Body,
 ) -> Response {
     let result = async {
         files::asker(&frontend, &headers)?;
-        let what = What::WriteFile { id: workspace(&id)?, path: path_of(&uri) };
+        let what = What::WriteFile { id: workspace(part(&uri, 3))?, path: path_of(&uri) };
         form::<Written>(files::ask(&frontend, &headers, Kind::Files, what, Some(body)).await?)
     };
     answer(StatusCode::OK, result.await, &request)
@@ -338,11 +345,10 @@ async fn remove_file(
     State(frontend): State<App>,
     Extension(request): Extension<RequestId>,
     headers: HeaderMap,
-    Path((id, _)): Path<(String, String)>,
     uri: Uri,
 ) -> Response {
     asks!(frontend, headers, request, StatusCode::OK, Kind::Files, Removed, {
-        What::DropFile { id: workspace(&id)?, path: path_of(&uri) }
+        What::DropFile { id: workspace(part(&uri, 3))?, path: path_of(&uri) }
     })
 }
 
@@ -356,13 +362,13 @@ async fn tree(
     State(frontend): State<App>,
     Extension(request): Extension<RequestId>,
     headers: HeaderMap,
-    Path(id): Path<String>,
+    uri: Uri,
     RawQuery(query): RawQuery,
 ) -> Response {
     let query = query.unwrap_or_default();
     asks!(frontend, headers, request, StatusCode::OK, Kind::Files, Tree, {
         What::Tree {
-            id: workspace(&id)?,
+            id: workspace(part(&uri, 3))?,
             path: path_in(&query),
             depth: number(&query, "depth", DEPTH_MAX as u64, DEPTH_MAX as u64)? as u32,
             limit: number(&query, "limit", TREE_MAX.into(), TREE)? as u32,
@@ -374,7 +380,7 @@ async fn pack(
     State(frontend): State<App>,
     Extension(request): Extension<RequestId>,
     headers: HeaderMap,
-    Path(id): Path<String>,
+    uri: Uri,
     RawQuery(query): RawQuery,
 ) -> Response {
     let (format, kind) = match word(&query.unwrap_or_default(), "format").as_deref() {
@@ -382,7 +388,7 @@ async fn pack(
         Some("zip") => (Ok(Format::Zip), "application/zip"),
         Some(_) => (Err(ApiError::invalid("format: must be tar.gz or zip.")), "application/gzip"),
     };
-    let what = workspace(&id).and_then(|id| Ok(What::Pack { id, format: format? }));
+    let what = workspace(part(&uri, 3)).and_then(|id| Ok(What::Pack { id, format: format? }));
     bytes(&frontend, &headers, &request, what, kind).await
 }
 
@@ -390,7 +396,7 @@ async fn unpack(
     State(frontend): State<App>,
     Extension(request): Extension<RequestId>,
     headers: HeaderMap,
-    Path(id): Path<String>,
+    uri: Uri,
     RawQuery(query): RawQuery,
     body: Body,
 ) -> Response {
@@ -410,7 +416,7 @@ async fn unpack(
                 return Err(ApiError::invalid(message));
             }
         };
-        let what = What::Unpack { id: workspace(&id)?, path: path_in(&query), format };
+        let what = What::Unpack { id: workspace(part(&uri, 3))?, path: path_in(&query), format };
         form::<Unpacked>(files::ask(&frontend, &headers, Kind::Files, what, Some(body)).await?)
     };
     answer(StatusCode::OK, result.await, &request)
@@ -420,10 +426,10 @@ async fn snapshots(
     State(frontend): State<App>,
     Extension(request): Extension<RequestId>,
     headers: HeaderMap,
-    Path(id): Path<String>,
+    uri: Uri,
 ) -> Response {
     asks!(frontend, headers, request, StatusCode::OK, Kind::Files, Page<Snapshot>, {
-        What::Snapshots { id: workspace(&id)? }
+        What::Snapshots { id: workspace(part(&uri, 3))? }
     })
 }
 
@@ -431,11 +437,11 @@ async fn snap(
     State(frontend): State<App>,
     Extension(request): Extension<RequestId>,
     headers: HeaderMap,
-    Path(id): Path<String>,
+    uri: Uri,
     body: Body,
 ) -> Response {
     asks!(frontend, headers, request, StatusCode::CREATED, Kind::Files, Snapshot, {
-        let id = workspace(&id)?;
+        let id = workspace(part(&uri, 3))?;
         What::MakeSnapshot { id, new: fresh(), title: title(&fields(&frontend, body).await?)? }
     })
 }
@@ -444,10 +450,10 @@ async fn restore(
     State(frontend): State<App>,
     Extension(request): Extension<RequestId>,
     headers: HeaderMap,
-    Path((id, kept)): Path<(String, String)>,
+    uri: Uri,
 ) -> Response {
     asks!(frontend, headers, request, StatusCode::OK, Kind::Files, Restored, {
-        What::Restore { id: workspace(&id)?, snapshot: snapshot(&kept)? }
+        What::Restore { id: workspace(part(&uri, 3))?, snapshot: snapshot(part(&uri, 5))? }
     })
 }
 
@@ -455,10 +461,10 @@ async fn remove_snapshot(
     State(frontend): State<App>,
     Extension(request): Extension<RequestId>,
     headers: HeaderMap,
-    Path((id, kept)): Path<(String, String)>,
+    uri: Uri,
 ) -> Response {
     asks!(frontend, headers, request, StatusCode::OK, Kind::Files, Deleted, {
-        What::DropSnapshot { id: workspace(&id)?, snapshot: snapshot(&kept)? }
+        What::DropSnapshot { id: workspace(part(&uri, 3))?, snapshot: snapshot(part(&uri, 5))? }
     })
 }
 
@@ -466,13 +472,13 @@ async fn diff(
     State(frontend): State<App>,
     Extension(request): Extension<RequestId>,
     headers: HeaderMap,
-    Path(id): Path<String>,
+    uri: Uri,
     RawQuery(query): RawQuery,
 ) -> Response {
     let query = query.unwrap_or_default();
     let asked = || -> Result<(String, String), ApiError> {
         let from = word(&query, "from").ok_or_else(|| ApiError::invalid("from: must name a snapshot."))?;
-        Ok((workspace(&id)?, snapshot(&from)?))
+        Ok((workspace(part(&uri, 3))?, snapshot(&from)?))
     };
     match word(&query, "format").as_deref() {
         Some("json") => asks!(frontend, headers, request, StatusCode::OK, Kind::Files, Diff, {
