@@ -50,7 +50,10 @@ fn t113_a_session_is_listed_read_named_copied_and_deleted_and_lasts_over_a_resta
     let list = get(&client, "a", "/v1/sessions");
     assert_eq!(ids(&list), [SECOND, SESSION], "the newest first");
     let row = &list.json()["data"][1];
-    assert_eq!((&row["turns"], &row["workspace_id"], &row["running"]), (&json!(2), &json!("default"), &json!(false)));
+    assert_eq!(
+        (&row["turns"], &row["workspace_id"], &row["running"]),
+        (&json!(2), &json!("default"), &json!(false))
+    );
     assert_eq!(ids(&get(&client, "a", "/v1/sessions?limit=1")), [SECOND]);
     assert_eq!(ids(&get(&client, "a", &format!("/v1/sessions?limit=1&after_id={SECOND}"))), [SESSION]);
 
@@ -189,7 +192,8 @@ fn t116_sessions_that_nobody_uses_are_removed_after_their_days() {
     says(&server.client(), "a", SESSION, "my bird is a bittern");
     says(&server.client(), "a", SECOND, "hello");
     assert!(server.stop().success());
-    let tenant = std::fs::read_dir(server.state.join("tenants")).expect("tenants").flatten().next().expect("one");
+    let tenant =
+        std::fs::read_dir(server.state.join("tenants")).expect("tenants").flatten().next().expect("one");
     let transcript = tenant.path().join("sessions").join(SESSION).join(format!("{SESSION}.jsonl"));
     let old = std::time::SystemTime::now() - std::time::Duration::from_secs(3 * 24 * 3600);
     let file = std::fs::File::options().write(true).open(&transcript).expect("a transcript");

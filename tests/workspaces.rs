@@ -129,11 +129,18 @@ fn t117_a_workspace_is_made_filled_looked_at_kept_and_removed() {
     for (method, rest) in [("DELETE", format!("/snapshots/{kept}")), ("DELETE", "/files/src".to_owned())] {
         assert_eq!(request(&client, "a", method, &format!("{path}{rest}"), b"").status, 200, "{rest}");
     }
-    assert_eq!(code(&get(&client, "a", &format!("{path}/files/src/a%20b.txt"))), (404, "file_not_found".into()));
+    assert_eq!(
+        code(&get(&client, "a", &format!("{path}/files/src/a%20b.txt"))),
+        (404, "file_not_found".into())
+    );
     assert_eq!(request(&client, "a", "DELETE", &path, b"").status, 200);
     assert_eq!(code(&get(&client, "a", &path)), (404, "workspace_not_found".into()));
     body.as_object_mut().expect("fields").remove("workspace_id");
-    assert_eq!(code(&client.messages("a", &body)), (404, "workspace_not_found".into()), "its session has no place");
+    assert_eq!(
+        code(&client.messages("a", &body)),
+        (404, "workspace_not_found".into()),
+        "its session has no place"
+    );
 }
 
 #[test]
@@ -174,7 +181,8 @@ fn t118_nobody_reaches_anothers_workspace_or_files() {
     body["workspace_id"] = id.as_str().into();
     assert_eq!(code(&client.messages("b", &body)), (404, "workspace_not_found".into()));
     // B's agent makes links to where A's files are; they lead nowhere, for every request.
-    let tenants: Vec<_> = std::fs::read_dir(server.state.join("tenants")).expect("tenants").flatten().collect();
+    let tenants: Vec<_> =
+        std::fs::read_dir(server.state.join("tenants")).expect("tenants").flatten().collect();
     for tenant in &tenants {
         let target = tenant.path().join("workspaces").join(&id).display().to_string();
         let link = tar_gz(&[(b'2', "out", &target[..target.len().min(99)], b"")]);
@@ -224,7 +232,8 @@ fn t119_a_hostile_archive_harms_nobody_and_leaves_nothing() {
     assert_eq!(tree["data"], json!([]), "{tree}");
     // A hundred thousand entries are an archive like any other.
     let names: Vec<String> = (0..100_000).map(|n| format!("d{}/f{n}", n % 100)).collect();
-    let entries: Vec<(u8, &str, &str, &[u8])> = names.iter().map(|name| (b'0', name.as_str(), "", &b""[..])).collect();
+    let entries: Vec<(u8, &str, &str, &[u8])> =
+        names.iter().map(|name| (b'0', name.as_str(), "", &b""[..])).collect();
     let begun = Instant::now();
     let many = request(&client, "a", "POST", upload, &tar_gz(&entries));
     assert_eq!(many.status, 200, "{many:?}");
@@ -237,7 +246,8 @@ fn t119_a_hostile_archive_harms_nobody_and_leaves_nothing() {
     assert_eq!(request(&client, "a", "DELETE", "/v1/workspaces/default", b"").status, 200);
     server.settles_to(&baseline);
     if environment().sees {
-        let tenant = std::fs::read_dir(server.state.join("tenants")).expect("tenants").flatten().next().expect("one");
+        let tenant =
+            std::fs::read_dir(server.state.join("tenants")).expect("tenants").flatten().next().expect("one");
         let drafts = tenant.path().join("workspaces/.drafts");
         assert_eq!(std::fs::read_dir(drafts).expect("drafts").count(), 0);
     }
@@ -266,9 +276,7 @@ fn t120_an_upload_that_breaks_off_and_a_client_that_goes_leave_nothing() {
     let big = vec![b'b'; 30 << 20];
     assert_eq!(request(&client, "a", "PUT", "/v1/workspaces/default/files/big", &big).status, 200);
     let stream = client.connect().expect("a connection");
-    client
-        .send(&stream, "GET", "/v1/workspaces/default/files/big", &[bearer("a")], b"")
-        .expect("sent");
+    client.send(&stream, "GET", "/v1/workspaces/default/files/big", &[bearer("a")], b"").expect("sent");
     drop(stream);
     server.settles_to(&baseline);
     let whole = get(&client, "a", "/v1/workspaces/default/files/big");
@@ -288,7 +296,9 @@ fn t121_only_https_is_cloned_and_only_through_the_levels_proxy() {
         let body = json!({"git": {"url": url, "depth": 1}}).to_string();
         request(&client, "a", "POST", "/v1/workspaces", body.as_bytes())
     };
-    for url in ["http://github.com/x/y", "file:///etc", "ext::sh -c id", "/etc", "https://u:p@github.com/x/y", "-x"] {
+    for url in
+        ["http://github.com/x/y", "file:///etc", "ext::sh -c id", "/etc", "https://u:p@github.com/x/y", "-x"]
+    {
         let refused = clone(url);
         assert_eq!(code(&refused), (400, "clone_failed".into()), "{refused:?}");
         assert!(refused.complaint().contains("git.url: must be https://HOST/PATH"), "{refused:?}");

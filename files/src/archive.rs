@@ -110,7 +110,14 @@ pub fn unpack(
     let (workspace, path) = (workspaces::open(top, id)?, Relative::of_address(path)?);
     let draft = Draft::new(top)?;
     let (tree, _) = draft.folder.make(OsStr::new("tree")).doing("make a draft")?;
-    let mut unpacked = Unpacked { tree: &tree, budget: &mut budget, entries: 0, bytes: 0, packed: 0 };
+    let mut unpacked = Unpacked {
+        tree: &tree,
+        budget: &mut budget,
+        entries: 0,
+        bytes: 0,
+        packed: 0,
+        piece: vec![0; 64 * 1024],
+    };
     match format {
         Format::TarGz => unpacked.tar(body).doing("unpack the archive")?,
         Format::Zip => {
@@ -166,6 +173,7 @@ struct Unpacked<'a> {
     entries: u64,
     bytes: u64,
     packed: u64,
+    piece: Vec<u8>,
 }
 
 fn unsafe_entry(name: &[u8], why: &str) -> std::io::Error {
@@ -320,9 +328,8 @@ impl Unpacked<'_> {
     ) -> Result<()> {
         let Some((folder, last, _)) = self.fresh(name)? else { return Ok(()) };
         let mut file = folder.create(&last, executable)?;
-        let mut piece = vec![0; 64 * 1024];
         loop {
-            let got = from.read(&mut piece).map_err(read_error)?;
+            let got = from.read(&mut self.piece).map_err(read_error)?;
             if got == 0 {
                 break;
             }
@@ -335,7 +342,7 @@ impl Unpacked<'_> {
                 return Err(Told::io(Code::Unsafe, message));
             }
             self.budget.bytes(got as u64)?;
-            file.write_all(&piece[..got])?;
+            file.write_all(&self.piece[..got])?;
         }
         if modified > 0 && modified < 1 << 35 {
             let at = UNIX_EPOCH + Duration::from_secs(modified);

@@ -97,6 +97,8 @@ fn git(words: &[&str]) -> Result<(), Failed> {
     let none =
         [("GIT_CONFIG_NOSYSTEM", "1"), ("GIT_CONFIG_GLOBAL", "/dev/null"), ("GIT_TERMINAL_PROMPT", "0")];
     command.envs(none).env("GIT_ASKPASS", "/bin/false").env("GIT_LFS_SKIP_SMUDGE", "1");
+    // Past the proxy there is nothing, and what it says of a host is what a client should hear.
+    command.env("no_proxy", "").env("NO_PROXY", "");
     command.stdin(Stdio::null()).stdout(Stdio::null());
     let output = command.output().map_err(|error| {
         failed(Code::Clone, format!("git could not be started: {error}; this host has none that cages see."))
