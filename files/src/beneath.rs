@@ -280,7 +280,7 @@ impl Relative {
             (1..=255).contains(&name.len()) && *name != b"." && *name != b".." && !name.contains(&0)
         };
         let names: Vec<&[u8]> = bytes.split(|&b| b == b'/').collect();
-        if names.len() > DEPTH_MAX || bytes.len() > 4095 || !names.iter().all(|name| fits(name)) {
+        if names.len() > DEPTH_MAX || bytes.len() > 4095 || !names.iter().all(fits) {
             return None;
         }
         Some(Relative(names.into_iter().map(|name| OsString::from_vec(name.to_vec())).collect()))

@@ -26,12 +26,15 @@ use beneath::Folder;
 use failure::{Doing, Failed, failed};
 use frames::{FramesIn, FramesOut};
 
+/// Writes the bytes of an answer.
+type Pour = Box<dyn FnOnce(&mut dyn Write) -> std::io::Result<()>>;
+
 /// What a question leads to.
 pub enum Outcome {
     /// An answer in one line.
     Done(Value),
     /// Bytes that follow it.
-    Bytes(Option<u64>, Box<dyn FnOnce(&mut dyn Write) -> std::io::Result<()>>),
+    Bytes(Option<u64>, Pour),
 }
 
 fn main() -> ExitCode {

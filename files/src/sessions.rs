@@ -41,9 +41,17 @@ struct Message {
     content: Value,
 }
 
+/// What somebody said: the message's name, where it has one, who, in which blocks, and when.
+struct Said {
+    name: Option<String>,
+    role: String,
+    blocks: Vec<Value>,
+    at: Option<String>,
+}
+
 impl Line {
     /// What somebody said, in blocks; `None` for what is none of the conversation.
-    fn said(self) -> Option<(Option<String>, String, Vec<Value>, Option<String>)> {
+    fn said(self) -> Option<Said> {
         let spoken =
             matches!(self.r#type.as_str(), "user" | "assistant") && !self.is_sidechain && !self.is_meta;
         let message = self.message.filter(|_| spoken)?;
@@ -57,7 +65,8 @@ impl Line {
             }
             _ => return None,
         };
-        Some((message.id, message.role, blocks, self.timestamp.as_deref().and_then(note::read_time)))
+        let at = self.timestamp.as_deref().and_then(note::read_time);
+        Some(Said { name: message.id, role: message.role, blocks, at })
     }
 }
 
@@ -149,9 +158,9 @@ fn row(top: &Folder, id: &str) -> Result<Value, Failed> {
                 created = line.timestamp.as_deref().and_then(note::read_time);
             }
             if line.r#type == "user"
-                && let Some((_, _, blocks, _)) = line.said()
+                && let Some(said) = line.said()
             {
-                turns += u64::from(blocks.iter().any(|block| block["type"] != "tool_result"));
+                turns += u64::from(said.blocks.iter().any(|block| block["type"] != "tool_result"));
             }
         }
         Ok(true)
@@ -321,7 +330,7 @@ pub fn transcript(top: &Folder, id: &str, limit: u32, offset: u64, ttl_days: u32
     lines(file, |line| {
         let size = line.len();
         let said = serde_json::from_slice::<Line>(line).ok().and_then(Line::said);
-        let Some((name, role, blocks, at)) = said.filter(|(_, _, blocks, _)| !blocks.is_empty()) else {
+        let Some(Said { name, role, blocks, at }) = said.filter(|said| !said.blocks.is_empty()) else {
             return Ok(true);
         };
         let same = name.clone().zip(Some(role.clone()));

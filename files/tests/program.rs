@@ -653,7 +653,7 @@ fn t112_no_depth_and_no_mode_keeps_a_folder_from_being_listed_packed_or_removed(
     }
     fs::create_dir(place.at("default/shut")).expect("made");
     fs::write(place.at("default/shut/f"), "x").expect("written");
-    fs::set_permissions(place.at("default/shut"), fs::Permissions::from_mode(0)).expect("a mode");
+    fs::set_permissions(place.at("default/shut"), fs::Permissions::from_mode(0o000)).expect("a mode");
     let question = json!({"what": "tree", "id": "default", "path": "", "depth": 100, "limit": 10000});
     let tree = place.ask(question, None);
     assert_eq!(tree.done()["data"].as_array().map(Vec::len), Some(102), "a hundred levels, and what is shut");
