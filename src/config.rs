@@ -340,6 +340,7 @@ fn check(mut settings: Settings, place: &dyn Fn(&str) -> String) -> Result<Setti
         ("runs.queue_seconds", s.runs.queue_seconds),
         ("runs.drain_seconds", s.runs.drain_seconds),
         ("runs.silence_seconds", s.runs.silence_seconds),
+        ("sessions.ttl_days", s.sessions.ttl_days),
     ];
     for (key, value) in numbers {
         let Some((low, most)) = knobs::bounds(key) else { continue };
@@ -617,7 +618,7 @@ mod tests {
                 &[],
                 Some("[sever]\nlisten = 'x'"),
                 "FILE: unknown key `sever`; the sections are cli, \
-              credentials, isolation, level, mcp, models, runs, server, state, uids, upstream",
+              credentials, isolation, level, mcp, models, runs, server, sessions, state, uids, upstream",
             ),
             (
                 None,

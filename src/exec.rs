@@ -227,6 +227,8 @@ fn refusal(report: &mut Report, refused: Refused) -> Result<u8, String> {
         | Refusal::UpstreamUnavailable
         | Refusal::Draining
         | Refusal::SessionBusy
+        | Refusal::WorkspaceUnknown
+        | Refusal::WorkspaceOther
         | Refusal::Unacceptable
         | Refusal::EgressFailed => Err(format!("the supervisor refused the run: {}", refused.reason)),
     }
@@ -285,6 +287,7 @@ fn spawn(level: Level, request: &Request) -> Spawn {
         ephemeral: request.tenant.is_none(),
         proof: false,
         session: [0; 16],
+        workspace: [0; 16],
         model: Model::DEFAULT,
         effort: Effort::Unset,
         turns_max: 0,

@@ -114,6 +114,12 @@ pub const KNOBS: &[Knob] = &[
         Kind::Tables(&["id", "display_name?"]),
         "what `GET /v1/models` lists beside the aliases; it forbids no other",
     ),
+    knob(
+        "sessions.ttl_days",
+        "",
+        Kind::Number(0, 36_500),
+        "days after which a session that nobody uses is removed; `0` = never",
+    ),
     knob("mcp.remote", "", Kind::Switch, "whether requests may name remote MCP servers"),
     knob(
         "mcp.internal",

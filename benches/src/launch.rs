@@ -110,6 +110,7 @@ fn spawn() -> Spawn {
         ephemeral: true,
         proof: false,
         session: [0; 16],
+        workspace: [0; 16],
         model: Model::DEFAULT,
         effort: Effort::Unset,
         turns_max: 0,

@@ -204,36 +204,7 @@ impl Answer {
         if self.ending.is_some() {
             return;
         }
-        let error = match exit.map(|exit| exit.reason) {
-            Some(Reason::Oom) => {
-                ApiError::internal("memory_limit", "The run hit its memory limit.").final_word()
-            }
-            Some(Reason::Wall) => {
-                ApiError::new(504, "wall_limit", "The run hit its time limit.").final_word()
-            }
-            Some(Reason::Idle) => {
-                ApiError::new(504, "idle_limit", "The run was silent for too long.").final_word()
-            }
-            Some(Reason::Tasks) => {
-                ApiError::internal("task_limit", "The run hit its limit of processes.").final_word()
-            }
-            Some(Reason::Output) => {
-                ApiError::internal("output_limit", "The run wrote more output than it may.").final_word()
-            }
-            Some(Reason::Disk) => {
-                ApiError::internal("disk_limit", "The workspace is larger than it may be.").final_word()
-            }
-            Some(Reason::EgressDied) => {
-                ApiError::internal("egress_died", "The run's way to the upstream API broke down.")
-            }
-            Some(Reason::Drained) => ApiError::draining(),
-            Some(Reason::Cancelled) => ApiError::internal("cancelled", "The run was cancelled."),
-            Some(Reason::Exited | Reason::Signaled | Reason::InitDied | Reason::Finished) => {
-                ApiError::internal("cli_exited", "The CLI ended without a result.")
-            }
-            None => ApiError::internal("run_lost", "The run ended and no word of it came."),
-        };
-        self.fail(error);
+        self.fail(exit_error(exit));
     }
 
     /// The ending, and the steps that are still missing before it. Call it once, after the last event.
@@ -432,6 +403,35 @@ impl Answer {
             Some(seconds) => error.after(seconds),
             None => error,
         }
+    }
+}
+
+/// What a run's end means to whoever waits for its answer.
+pub fn exit_error(exit: Option<&Exit>) -> ApiError {
+    match exit.map(|exit| exit.reason) {
+        Some(Reason::Oom) => ApiError::internal("memory_limit", "The run hit its memory limit.").final_word(),
+        Some(Reason::Wall) => ApiError::new(504, "wall_limit", "The run hit its time limit.").final_word(),
+        Some(Reason::Idle) => {
+            ApiError::new(504, "idle_limit", "The run was silent for too long.").final_word()
+        }
+        Some(Reason::Tasks) => {
+            ApiError::internal("task_limit", "The run hit its limit of processes.").final_word()
+        }
+        Some(Reason::Output) => {
+            ApiError::internal("output_limit", "The run wrote more output than it may.").final_word()
+        }
+        Some(Reason::Disk) => {
+            ApiError::internal("disk_limit", "The workspace is larger than it may be.").final_word()
+        }
+        Some(Reason::EgressDied) => {
+            ApiError::internal("egress_died", "The run's way to the upstream API broke down.")
+        }
+        Some(Reason::Drained) => ApiError::draining(),
+        Some(Reason::Cancelled) => ApiError::internal("cancelled", "The run was cancelled."),
+        Some(Reason::Exited | Reason::Signaled | Reason::InitDied | Reason::Finished) => {
+            ApiError::internal("cli_exited", "The CLI ended without a result.")
+        }
+        None => ApiError::internal("run_lost", "The run ended and no word of it came."),
     }
 }
 

@@ -109,7 +109,7 @@ where
 /// A base URL may have a prefix of its own, which a proxy in front of us may have left there.
 fn without_prefix<B>(mut request: http::Request<B>) -> http::Request<B> {
     let path = request.uri().path();
-    let begins = ["/v1/messages", "/v1/chat/completions", "/v1/models"];
+    let begins = ["/v1/messages", "/v1/chat/completions", "/v1/models", "/v1/sessions", "/v1/workspaces"];
     let stripped = begins.iter().filter_map(|known| path.find(known)).min().filter(|&at| at > 0);
     let whole = request.uri().path_and_query().map_or(path, |whole| whole.as_str());
     let stripped = stripped.map(|at| whole[at..].to_string());

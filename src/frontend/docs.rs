@@ -9,7 +9,9 @@ mod messages;
 mod models;
 pub mod openapi;
 mod pages;
+mod sessions;
 mod state;
+mod workspaces;
 
 use axum::Router;
 use axum::body::Body;

@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 
 use super::dialect::Dialect;
 use super::error::ApiError;
-use super::{Frontend, docs, id, mcp, metrics, models, posture, tenant, way};
+use super::{Frontend, docs, id, mcp, metrics, models, posture, sessions, tenant, way, workspaces};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("request-id");
 /// The same, where the second dialect's clients look for it.
@@ -39,6 +39,8 @@ pub fn router(frontend: App) -> Router {
         .route("/readyz", get(ready))
         .route("/api/hello", get(hello))
         .route("/metrics", get(figures))
+        .merge(sessions::routes())
+        .merge(workspaces::routes())
         .merge(docs::routes())
         .fallback(not_found)
         .method_not_allowed_fallback(wrong_method)
@@ -206,7 +208,8 @@ fn listed(headers: &HeaderMap, id: &RequestId, body: impl FnOnce() -> Result<Val
     }
 }
 
-fn failure(error: &ApiError, id: &RequestId) -> Response {
+/// An error in the form of the API.
+pub fn failure(error: &ApiError, id: &RequestId) -> Response {
     failed(error, &error.body(&id.0))
 }
 
@@ -223,7 +226,8 @@ pub fn failed(error: &ApiError, body: &Value) -> Response {
     response
 }
 
-fn json(status: StatusCode, value: &Value) -> Response {
+/// A JSON answer.
+pub fn json(status: StatusCode, value: &Value) -> Response {
     json_bytes(status, Body::from(serde_json::to_vec(value).unwrap_or_default()))
 }
 

@@ -12,6 +12,7 @@ use gaoler_protocol::{Effort, Level, Limits, Model};
 
 use super::error::ApiError;
 use super::models::ALIASES;
+use super::workspaces;
 use crate::limits;
 
 /// Messages of one request, at most (the API's own bound).
@@ -36,6 +37,8 @@ pub struct Job {
     pub shape: Shape,
     /// The session to resume or begin; `None` is a stateless request.
     pub session: Option<Uuid>,
+    /// The workspace, as the supervisor is told it; zeros where the request names none.
+    pub workspace: [u8; 16],
     /// Text for the system prompt; empty = none.
     pub system: String,
     /// The earlier turns, oldest first. The last of them is never a user's.
@@ -234,6 +237,7 @@ struct Common {
     turns_max: u32,
     level: Option<Level>,
     limits: Limits,
+    workspace: [u8; 16],
     credential: Option<BodyCredential>,
     mcp: mcp::Servers,
 }
@@ -259,6 +263,7 @@ fn common(fields: &mut Map<String, Value>, ignored: &mut Ignored) -> Result<Comm
             }
             None => Limits::NONE,
         },
+        workspace: parse_workspace(take(fields, "workspace_id"))?,
         credential: parse_credential(take(fields, "oauth_credentials"))?,
         mcp: {
             let permitted = boolean(take(fields, "skip_mcp_permissions"), "skip_mcp_permissions")?;
@@ -279,7 +284,7 @@ struct Words {
 
 /// The job; whatever is left of the fields has no effect.
 fn job(fields: Map<String, Value>, common: Common, words: Words, mut ignored: Ignored) -> Job {
-    let Common { model, shape, thinking, turns_max, level, limits, credential, mcp } = common;
+    let Common { model, shape, thinking, turns_max, level, limits, workspace, credential, mcp } = common;
     let Words { session, system, effort, turns: mut earlier, prompt, usage_last } = words;
     if session.is_some() && !earlier.is_empty() {
         // A session remembers its own earlier turns; a second history would contradict it.
@@ -292,6 +297,7 @@ fn job(fields: Map<String, Value>, common: Common, words: Words, mut ignored: Ig
         model,
         shape,
         session,
+        workspace,
         system,
         earlier,
         prompt,
@@ -426,6 +432,14 @@ fn parse_model(value: Option<Value>) -> Result<Model, ApiError> {
 fn parse_session(value: Option<Value>) -> Result<Option<Uuid>, ApiError> {
     let Some(text) = string(value, "session_id")? else { return Ok(None) };
     session(&text).map(Some).ok_or_else(|| no_session("session_id"))
+}
+
+fn parse_workspace(value: Option<Value>) -> Result<[u8; 16], ApiError> {
+    let Some(text) = string(value, "workspace_id")? else { return Ok([0; 16]) };
+    workspaces::number_of(&text).ok_or_else(|| {
+        let message = "workspace_id: must be `default`, or an id of GET /v1/workspaces.";
+        ApiError::new(400, "invalid_workspace_id", message)
+    })
 }
 
 /// A session's id, in the one form that an id has.

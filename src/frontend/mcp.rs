@@ -97,6 +97,7 @@ pub async fn probe(frontend: &App, headers: &HeaderMap, body: Body) -> Result<Re
         effort: Effort::Unset,
         turns_max: 1,
         mcp_refused: true,
+        workspace: gaoler_protocol::WORKSPACE_DEFAULT,
         limits: Limits::NONE,
     };
     let fds = way::descriptors(&section(Section::Mcp, &settled.config), &credential, &settled)?;

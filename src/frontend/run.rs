@@ -356,6 +356,44 @@ impl Talk {
         }
     }
 
+    /// Its id.
+    pub fn id(&self) -> RunId {
+        self.id
+    }
+
+    /// The way to stdin, once, for whoever has more to write than lines. Its end closes stdin.
+    pub fn feeder(&mut self) -> Option<mpsc::Sender<Vec<u8>>> {
+        self.stdin.take()
+    }
+
+    /// What has been read after the last line.
+    pub fn rest(&mut self) -> BytesMut {
+        self.lines.take_rest()
+    }
+
+    /// The next bytes of stdout; `None` at its end, and where the run is past a limit. Safe to drop while it waits.
+    pub async fn piece(&mut self) -> Option<BytesMut> {
+        loop {
+            self.read.reserve(READ_BYTES);
+            tokio::select! {
+                biased;
+                read = self.stdout.read_buf(&mut self.read) => {
+                    if !read.is_ok_and(|n| n > 0) || !self.meter.meter.count(self.read.len()) {
+                        return None;
+                    }
+                    return Some(self.read.split());
+                }
+                exit = self.report.exit(), if self.exit.is_none() => self.exit = Some(exit),
+                _ = self.meter.past() => return None,
+            }
+        }
+    }
+
+    /// Whoever reads was slow, and the run is not to blame for that.
+    pub fn touch(&self) {
+        let _ = self.meter.meter.count(0);
+    }
+
     /// Queues a line for stdin. One that does not fit is not written: the CLI is stuck, and silence ends it.
     pub fn say(&self, line: Vec<u8>) {
         if let Some(stdin) = &self.stdin {
@@ -401,7 +439,7 @@ impl Talk {
     }
 
     /// Ends the run, and says why.
-    fn last_word(&mut self, word: &[u8]) {
+    pub fn last_word(&mut self, word: &[u8]) {
         if let Some(lease) = self.lease.take() {
             let _ = channel::send(lease.as_fd(), word, &[]);
         }

@@ -33,7 +33,7 @@ use super::job::{Job, Shape};
 use super::metrics;
 use super::run::{self, Bounds, Piece};
 use super::tenant::{self, Credential};
-use super::{Frontend, id};
+use super::{Frontend, files, id};
 use crate::limits;
 
 /// Bytes of a body, at most: the API's own limit.
@@ -120,6 +120,9 @@ pub async fn answer(
     let (shape, thinking, ignored) = (job.shape, job.thinking, job.ignored.join(","));
     drop(job);
 
+    if heading.session.is_some() {
+        files::sweep(frontend, tenant).await;
+    }
     // What waits still takes memory, so it keeps its part of the budget.
     let place = frontend.admission.enter(tenant, frontend.draining.subscribe()).await?;
     drop(budget);
@@ -187,7 +190,7 @@ pub fn level(frontend: &Frontend, headers: &HeaderMap, in_body: Option<Level>) -
 }
 
 /// The limits that a request wishes for. Asked for twice, the lower one holds.
-fn limits(headers: &HeaderMap, in_body: &Limits) -> Result<Limits, ApiError> {
+pub fn limits(headers: &HeaderMap, in_body: &Limits) -> Result<Limits, ApiError> {
     let Some(value) = headers.get(LIMITS) else { return Ok(*in_body) };
     let wish = limits::wish(value.to_str().unwrap_or_default());
     let wish = wish.map_err(|what| ApiError::invalid(format!("x-gaoler-limits: {what}.")))?;
@@ -221,6 +224,7 @@ impl Order {
             ephemeral: false,
             proof: false,
             session: session.into_bytes(),
+            workspace: job.workspace,
             model: job.model,
             effort: job.effort,
             turns_max: job.turns_max,

@@ -71,6 +71,8 @@ pub struct Host {
     resolver: Option<(OwnedFd, OsString)>,
     /// The egress program.
     pub egress: Option<OwnedFd>,
+    /// The program of runs over files.
+    pub files: Option<OwnedFd>,
     /// The HTTP listener, until the frontend may have it.
     pub listener: Option<TcpListener>,
     /// Its address.
@@ -202,6 +204,7 @@ pub fn run(mode: Mode, inside: bool) -> Result<u8, Fault> {
         proc_fd,
         resolver,
         egress: None,
+        files: None,
         listener: None,
         address: String::new(),
         upstream_url: settings.upstream.url.clone(),
@@ -336,6 +339,7 @@ struct Service {
     tls: OwnedFd,
     gaoler: OwnedFd,
     egress: OwnedFd,
+    files: OwnedFd,
     upstream: OwnedFd,
 }
 
@@ -355,6 +359,7 @@ impl Service {
             tls: tls.map_or_else(|| memfd::sealed("tls", b"").doing("seal nothing"), Ok)?,
             gaoler: beside("gaoler")?,
             egress: beside("gaoler-egress")?,
+            files: beside("gaoler-files")?,
             upstream: beside("gaoler-upstream")?,
         })
     }
@@ -384,7 +389,7 @@ impl Service {
             (host.settings.uids.frontend, [text.as_fd(), self.secret.as_fd(), self.tls.as_fd()]);
         let argv = ["gaoler", "frontend"];
         let mut attended = spawn::start(plan, self.gaoler.as_fd(), &argv, uid, Network::Empty, &more, || {})?;
-        (host.listener, host.egress) = (Some(self.listener), Some(self.egress));
+        (host.listener, host.egress, host.files) = (Some(self.listener), Some(self.egress), Some(self.files));
         let control = std::mem::replace(&mut attended.control, text);
         Ok((attended, control))
     }

@@ -105,8 +105,8 @@ pub struct Run {
     pub uid: u32,
     /// The uid that alone may come to its listeners, where others could and the kernel names who comes; else 0.
     pub peer: u32,
-    /// The command reads its token from a descriptor.
-    pub token: bool,
+    /// The command has a descriptor 3.
+    pub third: bool,
     /// It has no pid namespace: pid 1's stand-in ends the others, and is told to by the end of its line.
     pub family: bool,
     /// Its tenant's folder.
@@ -121,8 +121,9 @@ pub struct Run {
     pub disk: Disk,
     /// The most that its tenant's folder was seen to take, bytes.
     pub disk_peak: u64,
-    /// The session's lock.
+    /// The session's lock, and the hold on its workspace.
     pub session: Option<Flock<File>>,
+    pub workspace: Option<Flock<File>>,
     /// Our end of the lease.
     pub lease: Option<OwnedFd>,
     /// Our end of the report.
@@ -170,7 +171,7 @@ impl Run {
             ledger: None,
             uid: 0,
             peer: 0,
-            token: false,
+            third: false,
             family: false,
             folder_of_tenant: None,
             folder: None,
@@ -179,6 +180,7 @@ impl Run {
             disk: Disk::default(),
             disk_peak: 0,
             session: None,
+            workspace: None,
             lease: None,
             report: None,
             reported: 0,

@@ -31,6 +31,12 @@ impl Lines {
         self.buffer.extend_from_slice(bytes);
     }
 
+    /// What was added and is no line yet.
+    pub fn take_rest(&mut self) -> BytesMut {
+        self.searched = 0;
+        self.buffer.split()
+    }
+
     /// The next whole line without its line break, if there is one.
     ///
     /// # Errors

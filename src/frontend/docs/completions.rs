@@ -113,6 +113,7 @@ fn request() -> Value {
             "max_turns": of_messages("max_turns"),
             "security_level": of_messages("security_level"),
             "limits": of_messages("limits"),
+            "workspace_id": of_messages("workspace_id"),
             "oauth_credentials": of_messages("oauth_credentials"),
             "mcp_servers": of_messages("mcp_servers"),
             "skip_mcp_permissions": of_messages("skip_mcp_permissions"),

@@ -62,6 +62,17 @@ fn path() -> Value {
     }})
 }
 
+/// A workspace, as a request for a run names it.
+pub fn workspace_id() -> Value {
+    json!({
+        "description": "Where the run works: `default`, or an id of `GET /v1/workspaces`. A session stays in the workspace \
+            that it was begun in.",
+        "type": "string",
+        "pattern": "^(default|[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12})$",
+        "not": {"const": "00000000-0000-0000-0000-000000000000"},
+    })
+}
+
 /// The headers that a request for a run may have.
 pub fn run_parameters() -> Vec<Value> {
     vec![
@@ -207,6 +218,7 @@ fn messages_request() -> Value {
                 {"type": "null"},
             ],
         },
+        "workspace_id": nullable(workspace_id()),
         "stream": nullable(json!({
             "description": "Server-sent events instead of one JSON body.", "type": "boolean", "default": false,
         })),

@@ -80,6 +80,8 @@ fn every_route_is_in_the_document_and_the_other_way_round() {
                 handlers.split(".route(").next().unwrap_or_default().split('\n').next().unwrap_or_default();
             let methods = ["get", "post", "put", "patch", "delete"];
             let methods = methods.into_iter().filter(|method| handlers.contains(&format!("{method}(")));
+            // All of the rest of a path is one parameter of it.
+            let path = path.replace("{*", "{");
             let methods: Vec<String> = methods.map(|method| format!("{method} {path}")).collect();
             assert!(!methods.is_empty(), "{path}: {handlers}");
             routes.extend(methods);
@@ -178,7 +180,13 @@ fn every_error_has_its_row_and_every_row_its_error() {
         .map(|row| (row.status, row.code.to_owned()))
         .collect();
     assert_eq!(table.len(), errors::NO_ROUTE.len() + errors::MESSAGES.len(), "a row comes twice");
-    let mut made = BTreeSet::new();
+    let files: BTreeSet<_> = errors::FILES.iter().map(|row| (row.status, row.code.to_owned())).collect();
+    assert_eq!(files.len(), errors::FILES.len(), "a row comes twice");
+    let table: BTreeSet<_> = table.union(&files).cloned().collect();
+    // What the program over files says has its own table, every row of which is one of these.
+    let told = gaoler_files::Code::ALL.iter().map(|code| code.told());
+    let mut made: BTreeSet<_> = told.map(|(status, code)| (status, code.to_owned())).collect();
+    assert!(made.is_subset(&files), "{made:?}");
     for source in sources() {
         for after in source.split("ApiError::new(").skip(1) {
             let Some((status, after)) = after.split_once(',') else { continue };
@@ -279,6 +287,8 @@ fn the_schema_takes_what_the_parser_takes() {
         r#""thinking":{"type":"enabled","budget_tokens":2048}"#,
         r#""thinking":{"type":"disabled"}"#,
         r#""output_config":{"effort":"xhigh","format":{"type":"json_schema"}}"#,
+        r#""workspace_id":"default""#,
+        r#""workspace_id":"6f1c0f0e-8d2b-4c7e-9a51-0c2d3e4f5a6b""#,
         r#""max_turns":0"#,
         r#""max_turns":10000"#,
         r#""security_level":"PARANOID""#,
@@ -346,6 +356,9 @@ fn the_schema_takes_what_the_parser_takes() {
         r#""mcp_servers":{"a":{"url":"https://a.example","transport":"ws"}}"#,
         r#""mcp_servers":[{"url":"https://a.example"}]"#,
         r#""skip_mcp_permissions":"yes""#,
+        r#""workspace_id":"x""#,
+        r#""workspace_id":"../default""#,
+        r#""workspace_id":"00000000-0000-0000-0000-000000000000""#,
         r#""max_turns":10001"#,
         r#""max_turns":-1"#,
         r#""security_level":"LAX""#,

@@ -32,6 +32,8 @@ pub struct Settings {
     pub models: Models,
     /// `[mcp]`
     pub mcp: Mcp,
+    /// `[sessions]`
+    pub sessions: Sessions,
 }
 
 macro_rules! sections {
@@ -198,6 +200,12 @@ sections! {
         url: String = String::new(),
         /// `http` or `sse`.
         transport: String = "http".into(),
+    }
+
+    /// What tenants' conversations leave behind.
+    Sessions {
+        /// Days after which a session that nobody uses is removed; 0 = never.
+        ttl_days: u32 = 0,
     }
 
     /// Bounds of the whole instance.

@@ -52,6 +52,30 @@ names! {
         Cli = 1, "cli";
         /// Any command, only from the command line's own supervisor.
         Exec = 2, "exec";
+        /// gaoler's own program in all workspaces of the tenant.
+        Files = 3, "files";
+        /// The same in all sessions of the tenant.
+        Sessions = 4, "sessions";
+        /// As `files`, with the level's proxy.
+        Fetch = 5, "fetch";
+    }
+}
+
+impl Kind {
+    /// Whether it has a way out, and so needs a credential.
+    pub fn has_egress(self) -> bool {
+        matches!(self, Kind::Cli | Kind::Fetch)
+    }
+
+    /// How many descriptors come with it: options, and a credential. One that is gaoler's own program needs it for a
+    /// new tenant only.
+    pub fn fds(self) -> std::ops::RangeInclusive<usize> {
+        match self {
+            Kind::Exec => 1..=1,
+            Kind::Cli => 2..=3,
+            Kind::Fetch => 2..=2,
+            Kind::Files | Kind::Sessions => 1..=2,
+        }
     }
 }
 
@@ -112,6 +136,10 @@ names! {
         Unacceptable = 10, "unacceptable";
         /// The egress of this run died.
         EgressFailed = 11, "egress_failed";
+        /// This tenant has no such workspace.
+        WorkspaceUnknown = 12, "workspace_unknown";
+        /// The session was begun in another workspace.
+        WorkspaceOther = 13, "workspace_other";
     }
 }
 
@@ -260,6 +288,8 @@ bodies! {
         proof: bool,
         /// The session's UUID (kind cli); the CLI's own id for a stateless run.
         session: [u8; 16],
+        /// The workspace's UUID (kind cli), or [`WORKSPACE_DEFAULT`]; zeros = the session's own, or the default.
+        workspace: [u8; 16],
         /// The model, or an empty string.
         model: Model,
         /// Reasoning effort, passed to the CLI where it is not `unset`.
@@ -657,6 +687,9 @@ impl Field for Rows {
         Ok(rows)
     }
 }
+
+/// The workspace that every tenant has, in the place of a UUID.
+pub const WORKSPACE_DEFAULT: [u8; 16] = *b"default\0\0\0\0\0\0\0\0\0";
 
 /// What the holder of a lease sends on it to say that the run may end because its work is done. A lease that just
 /// closes is a run that is cancelled.

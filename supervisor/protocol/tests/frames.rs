@@ -46,6 +46,7 @@ fn every_message() -> Vec<Message> {
             ephemeral: false,
             proof: true,
             session: [3; 16],
+            workspace: [0; 16],
             model: Model::new("claude-sonnet-5[1m]").unwrap(),
             effort: Effort::High,
             turns_max: 12,

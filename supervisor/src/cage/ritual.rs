@@ -109,7 +109,9 @@ fn enter(
     }
     folders(common, blueprint).at(Step::Workspace)?;
 
-    let Command::Cli(_) = blueprint.command else { return Ok((None, bounds)) };
+    if !blueprint.egress {
+        return Ok((None, bounds));
+    }
     let path = blueprint.places.door();
     let door = UnixListener::bind(&path).at(Step::Listener)?;
     let mode = if plan.root == Root::Host { 0o600 } else { 0o666 };
@@ -236,7 +238,7 @@ fn unpack(common: &Common, blueprint: &Blueprint, bytes: &[u8]) -> std::io::Resu
     let folder = places.session();
     let session = match &blueprint.command {
         Command::Cli(invocation) => Some(folder.join(format!("{}.jsonl", invocation.session))),
-        Command::Exec => None,
+        Command::Exec | Command::Files => None,
     };
     for (section, body) in sections(bytes).map_err(std::io::Error::other)? {
         match section {
@@ -311,7 +313,7 @@ fn kept(common: &Common, blueprint: &Blueprint, tasks: &[BorrowedFd<'_>], ends: 
     let owned = |fd: &OwnedFd| fd.as_raw_fd();
     keep.extend(blueprint.ahead.iter().flatten().map(owned));
     keep.extend([&blueprint.options].map(owned));
-    keep.extend(blueprint.token.as_ref().map(owned));
+    keep.extend(blueprint.third.as_ref().map(owned));
     keep.extend(common.rules.base().iter().map(|(place, _)| place.as_raw_fd()));
     keep.extend(blueprint.workspace.as_ref().map(owned));
     keep.extend(blueprint.session.as_ref().map(owned));

@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use gaoler_protocol::{
     CREDENTIAL_BYTES_MAX, Conversation, Kind, Message, OPTIONS_BYTES_MAX, Placeholder, REMOTES_BYTES_MAX,
-    Refusal, Refused, Spawn, TenantKey, Tier,
+    Refusal, Refused, Rules, Spawn, TenantKey, Tier, WORKSPACE_DEFAULT,
 };
 use gaoler_sys::{memfd, mount, process};
 use nix::fcntl::OFlag;
@@ -20,7 +20,7 @@ use crate::fault::{Doing, Fault};
 use crate::plan::{Ids, Root};
 use crate::run::{Broker, Phase, Run};
 use crate::spawn::{self, Network};
-use crate::tenants::{Closed, Folder, Tenant, TenantId};
+use crate::tenants::{Closed, DEFAULT, Folder, Tenant, TenantId};
 use crate::{invocation, namespaces};
 
 /// Bytes of what comes beside a Spawn, at most: options, credential, remote MCP servers.
@@ -28,22 +28,20 @@ const SEALED_BYTES_MAX: [usize; 3] = [OPTIONS_BYTES_MAX, CREDENTIAL_BYTES_MAX, R
 
 impl Monitor {
     pub(super) fn on_spawn(&mut self, mut spawn: Spawn, fds: Vec<OwnedFd>) {
-        let permitted = if self.host.mode == Mode::Exec { Kind::Exec } else { Kind::Cli };
-        let wanted = if spawn.kind == Kind::Cli { 2..=3 } else { 1..=1 };
         let sealed = |fd: &OwnedFd, max| memfd::is_sealed(fd, max);
         let tenant = (!spawn.ephemeral).then(|| TenantId::of(&spawn.tenant));
         // One that is late with its end may still have a process, and counts.
         let alone = self.plan.tier == Tier::Directory && !self.host.settings.isolation.tenants_together;
         let now = Situation {
             another: alone && self.runs.iter().any(|run| run.tenant != tenant),
-            permitted,
+            exec: self.host.mode == Mode::Exec,
             level_maximum: self.host.levels.maximum,
             runs: self.runs.iter().filter(|run| !run.quarantined).count(),
             runs_max: self.host.settings.runs.max as usize,
             draining: matches!(self.stage, Stage::Draining(_)),
             proving: self.stage == Stage::Proving,
             known: self.runs.iter().any(|run| run.id() == spawn.run),
-            sealed: wanted.contains(&fds.len())
+            sealed: spawn.kind.fds().contains(&fds.len())
                 && fds.iter().zip(SEALED_BYTES_MAX).all(|(fd, most)| sealed(fd, most)),
         };
         let bounds = self.host.levels.get(spawn.level);
@@ -74,10 +72,23 @@ impl Monitor {
             Ok(known) => known,
             Err(fault) => return fail(run, Refusal::CageFailed, &fault),
         };
+        let kind = run.spawn.kind;
+        if known && !kind.has_egress() {
+            run.credential = None;
+        }
         if run.credential.is_some()
             && let Err(fault) = self.start_egress(run)
         {
             return fail(run, Refusal::EgressFailed, &fault);
+        }
+        if !known && run.egress.is_none() && kind != Kind::Exec {
+            run.refuse(Refusal::CredentialRefused, 0, 0);
+            return end(run);
+        }
+        // Where nothing but the CLI's rules keeps tenants apart, nobody has commands, git's among them.
+        if kind == Kind::Fetch && self.plan.rules == Rules::Directory {
+            run.refuse(Refusal::LevelUnavailable, 0, 0);
+            return end(run);
         }
         if known || run.egress.is_none() {
             return self.launch(run);
@@ -160,8 +171,8 @@ impl Monitor {
         run.phase = Phase::Launching;
         match self.make_cage(run) {
             Ok(()) => {}
-            Err(Closed::Full) => {
-                run.refuse(Refusal::TenantsFull, 0, 0);
+            Err(Closed::Refused(refusal)) => {
+                run.refuse(refusal, 0, 0);
                 end(run);
             }
             Err(Closed::Fault(fault)) if fault.errno() == libc::EWOULDBLOCK as u16 => {
@@ -188,22 +199,45 @@ impl Monitor {
                 run.uid = tenant.uid;
                 set.belongs_to(self.host.proc_fd.as_fd(), tenant.uid)?;
             }
-            let folder = tenant.workspace()?;
             let name = invocation::uuid(&run.spawn.session);
-            if run.spawn.kind == Kind::Cli && run.spawn.conversation == Conversation::Session {
-                run.session = Some(tenant.session(&name)?);
-            }
+            let path = match run.spawn.kind {
+                Kind::Files | Kind::Fetch => "workspaces".to_owned(),
+                Kind::Sessions => "sessions".to_owned(),
+                Kind::Cli | Kind::Exec => {
+                    let wish = match run.spawn.workspace {
+                        unsaid if unsaid == [0; 16] => None,
+                        WORKSPACE_DEFAULT => Some(DEFAULT.to_owned()),
+                        uuid => Some(invocation::uuid(&uuid)),
+                    };
+                    let lasting = run.spawn.conversation == Conversation::Session;
+                    let own = match lasting && run.spawn.kind == Kind::Cli {
+                        true => tenant.workspace_of(&name, wish.as_deref())?,
+                        false => wish.unwrap_or_else(|| DEFAULT.to_owned()),
+                    };
+                    run.workspace = Some(tenant.workspace(&own)?);
+                    if lasting && run.spawn.kind == Kind::Cli {
+                        run.session = Some(tenant.session(&name, &own)?);
+                    }
+                    format!("workspaces/{own}")
+                }
+            };
             if plan.root == Root::Own {
                 let map = match plan.ids {
                     Ids::Run => Some(namespaces::user(self.host.proc_fd.as_fd(), tenant.uid, run.uid)?),
                     Ids::Tenant | Ids::Same => None,
                 };
                 let map = map.as_ref().map(AsFd::as_fd);
-                workspace = Some(self.mounted(folder.as_fd(), map)?);
+                workspace = Some(match &run.workspace {
+                    Some(folder) => self.mounted(folder.as_fd(), map)?,
+                    None => self.mounted(tenant.part(&path)?.as_fd(), map)?,
+                });
                 session = run.session.as_ref().map(|folder| self.mounted(folder.as_fd(), map)).transpose()?;
             } else {
                 let tenants = self.host.state.join("tenants").join(&id.0);
-                workspace_path = Some(tenants.join("workspaces/default"));
+                if run.workspace.is_none() {
+                    tenant.part(&path)?;
+                }
+                workspace_path = Some(tenants.join(&path));
                 session_path = run.session.as_ref().map(|_| tenants.join("sessions").join(&name));
             }
             run.folder_of_tenant = Some(tenant);
@@ -222,14 +256,19 @@ impl Monitor {
             }
         };
         // Where a cage sees other processes' entries, no secret is in an environment.
-        let token = match run.spawn.kind == Kind::Cli && !plan.has_own_proc() {
-            true => {
+        let third = match run.spawn.kind {
+            Kind::Cli if !plan.has_own_proc() => {
                 let text = run.placeholder.token();
                 Some(memfd::sealed("token", text.as_bytes()).doing("seal a placeholder")?)
             }
-            false => None,
+            Kind::Cli | Kind::Exec => None,
+            Kind::Files | Kind::Sessions | Kind::Fetch => {
+                let program = self.host.files.as_ref().map(OwnedFd::try_clone).transpose();
+                let program = program.doing("copy a program's descriptor")?;
+                Some(program.ok_or_else(|| Fault::new("make a cage", "its program is missing"))?)
+            }
         };
-        run.token = token.is_some();
+        run.third = third.is_some();
         run.peer = if plan.root == Root::Host && plan.peers { run.uid } else { 0 };
         run.family = !plan.has_pids();
         let ahead =
@@ -240,9 +279,10 @@ impl Monitor {
         let command = match run.spawn.kind {
             Kind::Cli => {
                 let policy = self.host.levels.get(run.spawn.level).policy;
-                Command::Cli(invocation::of(&run.spawn, &run.placeholder, run.token, plan.rules, policy))
+                Command::Cli(invocation::of(&run.spawn, &run.placeholder, run.third, plan.rules, policy))
             }
             Kind::Exec => Command::Exec,
+            Kind::Files | Kind::Sessions | Kind::Fetch => Command::Files,
         };
         let blueprint = Blueprint {
             uid: run.uid,
@@ -252,7 +292,8 @@ impl Monitor {
             session,
             session_path,
             proxy: !self.host.levels.get(run.spawn.level).proxy_ports.is_empty(),
-            token,
+            third,
+            egress: run.spawn.kind.has_egress(),
             options: run.options.take().ok_or_else(|| Fault::new("make a cage", "the options are gone"))?,
             command,
             limits,

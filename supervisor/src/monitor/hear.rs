@@ -149,7 +149,7 @@ impl Monitor {
             namespaces: &set.identities,
             apart: plan.apart(true),
             // Nobody without a capability may look at those of a process that cannot be traced.
-            descriptors: if plan.bounds() { 4 + usize::from(run.token) } else { 0 },
+            descriptors: if plan.bounds() { 4 + usize::from(run.third) } else { 0 },
             filters: plan.filters().count() as u32,
             mounts: if plan.root == Root::Own { &MOUNTS } else { &[] },
             visible,
