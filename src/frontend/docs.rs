@@ -8,6 +8,7 @@ mod messages;
 mod models;
 pub mod openapi;
 mod pages;
+mod runs;
 mod state;
 
 use axum::Router;

@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 
 use super::dialect::Dialect;
 use super::error::ApiError;
-use super::{Frontend, docs, id, metrics, models, posture, tenant, way};
+use super::{Frontend, docs, id, metrics, models, posture, runs, tenant, way};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("request-id");
 /// The same, where the second dialect's clients look for it.
@@ -37,6 +37,7 @@ pub fn router(frontend: App) -> Router {
         .route("/readyz", get(ready))
         .route("/api/hello", get(hello))
         .route("/metrics", get(figures))
+        .merge(runs::routes())
         .merge(docs::routes())
         .fallback(not_found)
         .method_not_allowed_fallback(wrong_method)
@@ -197,7 +198,8 @@ pub fn failed(error: &ApiError, body: &Value) -> Response {
     response
 }
 
-fn json(status: StatusCode, value: &Value) -> Response {
+/// A JSON answer.
+pub fn json(status: StatusCode, value: &Value) -> Response {
     json_bytes(status, Body::from(serde_json::to_vec(value).unwrap_or_default()))
 }
 

@@ -2,6 +2,7 @@
 //! It must never hand on a value that it has not named: what goes to the CLI is written anew from these types.
 
 pub mod completions;
+pub mod wishes;
 
 use serde_json::{Map, Value};
 use uuid::Uuid;
@@ -12,6 +13,8 @@ use gaoler_protocol::{Effort, Level, Limits, Model};
 use super::error::ApiError;
 use super::models::ALIASES;
 use crate::limits;
+
+pub use wishes::{OnDisconnect, Wishes};
 
 /// Messages of one request, at most (the API's own bound).
 pub(super) const MESSAGES_MAX: usize = 100_000;
@@ -57,6 +60,8 @@ pub struct Job {
     pub ignored: Vec<String>,
     /// Whether a stream of completions ends with what was used.
     pub usage_last: bool,
+    /// What else is asked of the run.
+    pub wishes: Wishes,
 }
 
 /// How the answer is sent.
@@ -234,6 +239,7 @@ struct Common {
     level: Option<Level>,
     limits: Limits,
     credential: Option<BodyCredential>,
+    wishes: Wishes,
 }
 
 fn common(fields: &mut Map<String, Value>, ignored: &mut Ignored) -> Result<Common, ApiError> {
@@ -258,6 +264,7 @@ fn common(fields: &mut Map<String, Value>, ignored: &mut Ignored) -> Result<Comm
             None => Limits::NONE,
         },
         credential: parse_credential(take(fields, "oauth_credentials"))?,
+        wishes: wishes::wishes(fields)?,
     })
 }
 
@@ -273,7 +280,7 @@ struct Words {
 
 /// The job; whatever is left of the fields has no effect.
 fn job(fields: Map<String, Value>, common: Common, words: Words, mut ignored: Ignored) -> Job {
-    let Common { model, shape, thinking, turns_max, level, limits, credential } = common;
+    let Common { model, shape, thinking, turns_max, level, limits, credential, wishes } = common;
     let Words { session, system, effort, turns: mut earlier, prompt, usage_last } = words;
     if session.is_some() && !earlier.is_empty() {
         // A session remembers its own earlier turns; a second history would contradict it.
@@ -297,6 +304,7 @@ fn job(fields: Map<String, Value>, common: Common, words: Words, mut ignored: Ig
         credential,
         ignored,
         usage_last,
+        wishes,
     }
 }
 

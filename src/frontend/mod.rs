@@ -18,6 +18,7 @@ mod models;
 mod posture;
 mod prove;
 mod run;
+mod runs;
 mod sse;
 mod tenant;
 pub mod tls;
@@ -43,6 +44,7 @@ use gaoler_sys::{channel, memfd};
 use admission::Admission;
 pub use prove::Check;
 use run::{Ask, Run, Socket, Supervisor};
+use runs::Runs;
 use tenant::Secret;
 
 /// Threads that serve, made before the filter. Two: the work is copying, and the cages need the cores more.
@@ -71,7 +73,9 @@ pub struct Frontend {
     /// Who may start a run, and who waits.
     admission: Arc<Admission>,
     /// KiB that bodies may take together.
-    bodies: Semaphore,
+    bodies: Arc<Semaphore>,
+    /// The runs that clients know by name.
+    runs: Arc<Runs>,
 }
 
 /// What the frontend must keep to itself.
@@ -185,8 +189,11 @@ pub async fn converse(control: OwnedFd, settings: Settings, secrets: Secrets) {
         listen: OnceLock::new(),
         draining: watch::Sender::new(false),
         busy: watch::Sender::new(()),
-        bodies: Semaphore::new(way::BODIES_KIB_MAX),
+        bodies: Arc::new(Semaphore::new(way::BODIES_KIB_MAX)),
+        runs: Arc::default(),
     });
+    let runs = Arc::clone(&frontend.runs);
+    tokio::spawn(async move { runs.sweep().await });
     let control = match Socket::new(control) {
         Ok(control) => control,
         Err(error) => return log::line("supervisor", &[("error", error.to_string().into())]),

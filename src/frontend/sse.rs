@@ -61,8 +61,9 @@ impl Citations {
     }
 }
 
+/// What was used, in the API's own form.
 #[derive(Serialize)]
-struct FullUsage {
+pub struct FullUsage {
     input_tokens: u64,
     output_tokens: u64,
     cache_creation_input_tokens: u64,
@@ -268,7 +269,8 @@ fn content(blocks: &[Shown]) -> Vec<Block<'_>> {
         .collect()
 }
 
-fn full_usage(usage: &Usage) -> FullUsage {
+/// What was used, as a message says it.
+pub fn full_usage(usage: &Usage) -> FullUsage {
     FullUsage {
         input_tokens: usage.input_tokens,
         output_tokens: usage.output_tokens,

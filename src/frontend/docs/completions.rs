@@ -113,6 +113,7 @@ fn request() -> Value {
             "max_turns": of_messages("max_turns"),
             "security_level": of_messages("security_level"),
             "limits": of_messages("limits"),
+            "on_disconnect": of_messages("on_disconnect"),
             "oauth_credentials": of_messages("oauth_credentials"),
             "n": nullable(json!({"type": "integer", "const": 1})),
             "tool_choice": nullable(json!({"type": "string", "enum": ["auto", "none"]})),

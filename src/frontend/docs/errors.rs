@@ -47,7 +47,9 @@ pub const MESSAGES: &[Known] = &[
     known(403, "upstream_forbidden", "the upstream API does not permit this to the credential"),
     known(404, "model_not_found", "no such model, here or upstream"),
     known(408, "body_timeout", "the body came too slowly"),
+    known(409, "idempotency_conflict", "the idempotency-key stands for another request: use a new one"),
     known(409, "session_busy", "the session has a run already: wait for its end"),
+    known(410, "events_gone", "the answer is not kept any more"),
     known(413, "request_too_large", "the request is larger than 32 MB"),
     known(413, "upstream_too_large", "the upstream API finds the request too large"),
     known(415, "request_body_encoding_unsupported", "the body is compressed: send it as it is"),
@@ -95,6 +97,25 @@ pub const MODELS: &[Known] =
 /// Of `GET /v1/models/{id}`.
 pub const MODEL: &[Known] =
     &[NO_CREDENTIAL, NO_TOKEN, known(404, "model_not_found", "the model is not in the list")];
+
+/// Of the routes of one run.
+pub const NO_RUN: &[Known] =
+    &[known(404, "run_not_found", "no such run, or it ended more than 15 minutes ago, or it is not yours")];
+
+/// Of `GET /v1/runs`.
+pub const RUNS: &[Known] = &[NO_CREDENTIAL, NO_TOKEN];
+
+/// Of `GET /v1/runs/{id}` and `POST /v1/runs/{id}/cancel`.
+pub const RUN: &[Known] = &[NO_CREDENTIAL, NO_TOKEN, NO_RUN[0]];
+
+/// Of `GET /v1/runs/{id}/events`.
+pub const RUN_EVENTS: &[Known] = &[
+    known(400, "invalid_request", "last-event-id is no id of this run's events"),
+    NO_CREDENTIAL,
+    NO_TOKEN,
+    NO_RUN[0],
+    known(410, "events_gone", "these events are not kept any more"),
+];
 
 /// Codes that only the log has: their client is gone.
 #[cfg(test)]

@@ -78,6 +78,17 @@ pub fn run_parameters() -> Vec<Value> {
             "schema": {"type": "string"},
             "example": "memory_mib=700,wall_ms=60000",
         }),
+        json!({
+            "name": "idempotency-key", "in": "header",
+            "description": "A name of yours for this request. Sent again with it, the request joins the run that it began, or \
+                gets its answer once more, up to 15 minutes after its end. Another request under the same name is a 409.",
+            "schema": {"type": "string", "pattern": "^[!-~]{1,255}$"},
+        }),
+        json!({
+            "name": "x-gaoler-events", "in": "header",
+            "description": "`ids` puts an id before each event of a stream; `GET /v1/runs/{id}/events` goes on after one.",
+            "schema": {"type": "string"},
+        }),
     ]
 }
 
@@ -90,6 +101,7 @@ pub fn run_headers() -> Value {
         "x-gaoler-limits": {"$ref": "#/components/headers/Limits"},
         "x-gaoler-queue-ms": {"$ref": "#/components/headers/Queue"},
         "x-gaoler-ignored": {"$ref": "#/components/headers/Ignored"},
+        "x-gaoler-idempotent-replay": {"$ref": "#/components/headers/Replay"},
     })
 }
 
@@ -229,6 +241,11 @@ fn messages_request() -> Value {
             "enum": levels,
         })),
         "limits": nullable(schema("Limits")),
+        "on_disconnect": nullable(json!({
+            "description": "What your going away means: the run ends, or goes on to its end within its limits. An official \
+                client, or one with an idempotency-key, has 10 s to come back.",
+            "type": "string", "enum": ["cancel", "continue"], "default": "cancel",
+        })),
         "oauth_credentials": nullable(schema("OauthCredentials")),
         "max_tokens": ignored(nullable(json!({
             "description": "Sent by every official client; the CLI has limits of its own.",

@@ -6,7 +6,7 @@ use std::sync::LazyLock;
 use bytes::Bytes;
 use serde_json::{Map, Value, json};
 
-use super::{completions, errors, messages, models, pages, state};
+use super::{completions, errors, messages, models, pages, runs, state};
 
 /// Routes that belong together. A new one is a file beside this one and a line in [`GROUPS`].
 pub struct Group {
@@ -21,8 +21,8 @@ pub struct Group {
 }
 
 /// All of them, in the order in which they are shown.
-const GROUPS: [fn() -> Group; 5] =
-    [messages::group, completions::group, models::group, state::group, pages::group];
+const GROUPS: [fn() -> Group; 6] =
+    [messages::group, completions::group, runs::group, models::group, state::group, pages::group];
 
 /// The document.
 pub fn document() -> &'static Value {
@@ -164,6 +164,10 @@ fn headers() -> Value {
             "schema": {"type": "string", "enum": ["true", "false"]},
         },
         "Ignored": text("Fields of the request that had no effect, with commas between them. Absent where there are none."),
+        "Replay": {
+            "description": "`true` where another request, which this one repeats, began the run.",
+            "schema": {"type": "string", "const": "true"},
+        },
         "Run": {
             "description": "The run, as it is called in the operator's log.",
             "schema": {"type": "string", "pattern": "^[0-9a-f]{32}$"},

@@ -94,7 +94,8 @@ fn every_route_is_in_the_document_and_the_other_way_round() {
 
 /// Names that functions of the parser read, by the function.
 fn read_by(functions: &[&str]) -> BTreeSet<String> {
-    let text = std::fs::read_to_string(folder().join("src/frontend/job.rs")).expect("job.rs");
+    let files = ["job.rs", "job/wishes.rs"].map(|file| folder().join("src/frontend").join(file));
+    let text: String = files.iter().map(|file| std::fs::read_to_string(file).expect("a source")).collect();
     let mut function = "";
     let mut names = BTreeSet::new();
     for line in text.lines() {
@@ -117,7 +118,7 @@ fn read_by(functions: &[&str]) -> BTreeSet<String> {
 
 /// Who reads what, and the schemas that say so.
 const READERS: &[(&[&str], &[&str])] = &[
-    (&["parse", "common", "messages"], &["MessagesRequest"]),
+    (&["parse", "common", "messages", "wishes"], &["MessagesRequest"]),
     (&["parse_thinking"], &["Thinking"]),
     (&["parse_output"], &["OutputConfig"]),
     (&["parse_credential"], &["OauthCredentials"]),
@@ -169,9 +170,11 @@ fn every_error_has_its_row_and_every_row_its_error() {
     let table: BTreeSet<(u16, String)> = errors::NO_ROUTE
         .iter()
         .chain(errors::MESSAGES)
+        .chain(errors::NO_RUN)
         .map(|row| (row.status, row.code.to_owned()))
         .collect();
-    assert_eq!(table.len(), errors::NO_ROUTE.len() + errors::MESSAGES.len(), "a row comes twice");
+    let rows = errors::NO_ROUTE.len() + errors::MESSAGES.len() + errors::NO_RUN.len();
+    assert_eq!(table.len(), rows, "a row comes twice");
     let mut made = BTreeSet::new();
     for source in sources() {
         for after in source.split("ApiError::new(").skip(1) {
