@@ -288,6 +288,7 @@ fn spawn(level: Level, request: &Request) -> Spawn {
         model: Model::DEFAULT,
         effort: Effort::Unset,
         turns_max: 0,
+        budget_microusd: 0,
         limits: request.limits,
     }
 }

@@ -107,6 +107,13 @@ async fn d01_every_route_answers_as_the_document_says() {
                     document.reply(method, path, &get(&house, "/v1/models/nothing", BEARER).await);
                     get(&house, "/v1/models/opus", BEARER).await
                 }
+                ("post", "/v1/messages/count_tokens") => {
+                    let head = format!("POST {path} HTTP/1.1\r\n");
+                    document.reply(method, path, &house.request(&head, HELLO.as_bytes()).await);
+                    let head = format!("{head}{BEARER}");
+                    document.reply(method, path, &house.request(&head, b"{}").await);
+                    house.request(&head, HELLO.as_bytes()).await
+                }
                 ("get", "/v1/runs") => {
                     document.reply(method, path, &get(&house, path, "").await);
                     get(&house, path, BEARER).await

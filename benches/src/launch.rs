@@ -113,6 +113,7 @@ fn spawn() -> Spawn {
         model: Model::DEFAULT,
         effort: Effort::Unset,
         turns_max: 0,
+        budget_microusd: 0,
         limits: Limits::NONE,
     }
 }

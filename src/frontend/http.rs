@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 
 use super::dialect::Dialect;
 use super::error::ApiError;
-use super::{Frontend, docs, id, metrics, models, posture, runs, tenant, way};
+use super::{Frontend, docs, head, id, metrics, models, posture, runs, tenant, tokens, way};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("request-id");
 /// The same, where the second dialect's clients look for it.
@@ -37,10 +37,12 @@ pub fn router(frontend: App) -> Router {
         .route("/readyz", get(ready))
         .route("/api/hello", get(hello))
         .route("/metrics", get(figures))
+        .merge(tokens::routes())
         .merge(runs::routes())
         .merge(docs::routes())
         .fallback(not_found)
         .method_not_allowed_fallback(wrong_method)
+        .layer(middleware::from_fn(head::bounded))
         .layer(middleware::from_fn(with_request_id))
         .with_state(frontend)
 }

@@ -9,6 +9,7 @@ mod connections;
 mod dialect;
 mod docs;
 mod error;
+mod head;
 mod http;
 mod id;
 pub mod job;
@@ -22,6 +23,7 @@ mod runs;
 mod sse;
 mod tenant;
 pub mod tls;
+mod tokens;
 mod way;
 
 use std::collections::HashMap;

@@ -69,11 +69,7 @@ pub async fn answer(
     body: Body,
 ) -> Result<Response, ApiError> {
     let begun = Instant::now();
-    let encoding = headers.get(header::CONTENT_ENCODING).map(HeaderValue::as_bytes);
-    if encoding.is_some_and(|encoding| !encoding.eq_ignore_ascii_case(b"identity")) {
-        let message = "content-encoding: only identity is accepted; send the body uncompressed.";
-        return Err(ApiError::new(415, "request_body_encoding_unsupported", message));
-    }
+    refuse_encoding(headers)?;
     // A credential in a header is judged before the body is read, as the API itself does it.
     let in_header = headers.contains_key(header::AUTHORIZATION) || headers.contains_key("x-api-key");
     let early = if in_header { Some(tenant::credential(headers, None, now_ms())?) } else { None };
@@ -193,8 +189,9 @@ async fn conduct(frontend: App, writer: Writer, job: Job, request: Request) {
         asked_at: now_ms() / 1000,
         usage_last: job.usage_last,
     };
-    let answer = Answer::new(heading, shape, job.thinking);
-    let prompt = input::user(&job.prompt);
+    let schema = job.wishes.schema.as_ref();
+    let answer = Answer::new(heading, shape, job.thinking).structured(schema.is_some());
+    let prompt = [input::initialize(schema), input::user(&job.prompt)].concat();
     let bounds = bounds(&frontend, level, job.session.is_none());
     drop(job);
     run::converse(run, prompt, answer, dialect.render(shape), bounds, writer).await;
@@ -265,6 +262,7 @@ impl Order {
             model: job.model,
             effort: job.effort,
             turns_max: job.turns_max,
+            budget_microusd: job.wishes.budget_microusd,
             limits,
         };
         Order { spawn, session }
@@ -299,8 +297,24 @@ fn too_large() -> ApiError {
     ApiError::new(413, "request_too_large", "The request is larger than 32 MB.")
 }
 
+/// Refuses a body that is compressed.
+///
+/// # Errors
+/// 415.
+pub fn refuse_encoding(headers: &HeaderMap) -> Result<(), ApiError> {
+    let encoding = headers.get(header::CONTENT_ENCODING).map(HeaderValue::as_bytes);
+    if encoding.is_some_and(|encoding| !encoding.eq_ignore_ascii_case(b"identity")) {
+        let message = "content-encoding: only identity is accepted; send the body uncompressed.";
+        return Err(ApiError::new(415, "request_body_encoding_unsupported", message));
+    }
+    Ok(())
+}
+
 /// The body, within its bounds, and the part of the budget that it takes.
-async fn read(
+///
+/// # Errors
+/// 400, 408, 413, 529.
+pub async fn read(
     mut body: Body,
     frontend: &Frontend,
 ) -> Result<(BytesMut, Option<OwnedSemaphorePermit>), ApiError> {

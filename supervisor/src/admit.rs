@@ -87,6 +87,7 @@ mod tests {
             model: Model::DEFAULT,
             effort: Effort::Unset,
             turns_max: 0,
+            budget_microusd: 0,
             limits: LIMITS,
         }
     }

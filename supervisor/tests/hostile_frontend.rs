@@ -134,6 +134,7 @@ fn spawn(id: u8) -> Spawn {
         model: Model::DEFAULT,
         effort: Effort::Unset,
         turns_max: 0,
+        budget_microusd: 0,
         limits: Limits::NONE,
     }
 }

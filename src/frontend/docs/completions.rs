@@ -114,6 +114,8 @@ fn request() -> Value {
             "security_level": of_messages("security_level"),
             "limits": of_messages("limits"),
             "on_disconnect": of_messages("on_disconnect"),
+            "max_budget_usd": of_messages("max_budget_usd"),
+            "output_format": of_messages("output_format"),
             "oauth_credentials": of_messages("oauth_credentials"),
             "n": nullable(json!({"type": "integer", "const": 1})),
             "tool_choice": nullable(json!({"type": "string", "enum": ["auto", "none"]})),

@@ -26,12 +26,14 @@ const fn known(status: u16, code: &'static str, means: &'static str) -> Known {
 pub const NO_ROUTE: &[Known] = &[
     known(404, "not_found", "there is nothing at this path"),
     known(405, "method_not_allowed", "the path does not know this method"),
+    known(431, "head_too_large", "the head of the request is larger than 64 KiB"),
 ];
 
 /// Of `POST /v1/messages`, before the answer has begun.
 pub const MESSAGES: &[Known] = &[
     known(400, "invalid_request", "the message names the field and what it must be"),
     known(400, "invalid_session_id", "session_id is no UUID"),
+    known(400, "schema_refused", "the CLI does not take the JSON schema"),
     known(400, "upstream_invalid_request", "the upstream API refused the request; the message says why"),
     known(401, "credential_missing", "no credential, neither in a header nor in the body"),
     known(
@@ -67,6 +69,7 @@ pub const MESSAGES: &[Known] = &[
     known(500, "output_limit", "the run wrote more output than it may"),
     known(500, "disk_limit", "the workspace is larger than it may be"),
     known(500, "cancelled", "the run was cancelled"),
+    known(500, "schema_not_met", "the model gave no answer that follows the JSON schema"),
     known(500, "cli_exited", "the CLI ended without a result"),
     known(500, "cli_failed", "the CLI ended its turn with an error"),
     known(500, "cli_garbage", "the CLI wrote something that is not its protocol"),
@@ -97,6 +100,19 @@ pub const MODELS: &[Known] =
 /// Of `GET /v1/models/{id}`.
 pub const MODEL: &[Known] =
     &[NO_CREDENTIAL, NO_TOKEN, known(404, "model_not_found", "the model is not in the list")];
+
+/// Of `POST /v1/messages/count_tokens`.
+pub const TOKENS: &[Known] = &[
+    known(400, "invalid_request", "the message names the field and what it must be"),
+    known(400, "invalid_session_id", "session_id is no UUID"),
+    NO_CREDENTIAL,
+    NO_TOKEN,
+    known(404, "model_not_found", "no such model"),
+    known(408, "body_timeout", "the body came too slowly"),
+    known(413, "request_too_large", "the request is larger than 32 MB"),
+    known(415, "request_body_encoding_unsupported", "the body is compressed: send it as it is"),
+    known(529, "bodies_full", "the server is reading too many requests"),
+];
 
 /// Of the routes of one run.
 pub const NO_RUN: &[Known] =

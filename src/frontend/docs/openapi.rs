@@ -141,8 +141,8 @@ fn about() -> String {
         errors::NO_ROUTE.iter().map(|row| format!("{} `{}`: {}.", row.status, row.code, row.means)).collect();
     format!(
         "The official Anthropic SDKs work unmodified. A base URL may have a prefix before `/v1/messages`. An error has one \
-         form everywhere, with a stable code in `error.details.error_code`; what no route answers is {} A head of a \
-         request that is malformed, or larger than 64 KiB, is answered by a bare 400 or 431.",
+         form everywhere, with a stable code in `error.details.error_code`; of no route of its own is {} A head of a \
+         request that is malformed, or larger than 192 KiB, is answered by a bare 400 or 431.",
         nowhere.join(" ")
     )
 }
@@ -164,6 +164,11 @@ fn headers() -> Value {
             "schema": {"type": "string", "enum": ["true", "false"]},
         },
         "Ignored": text("Fields of the request that had no effect, with commas between them. Absent where there are none."),
+        "Estimate": {
+            "description": "The number is an estimate.",
+            "required": true,
+            "schema": {"type": "string", "const": "true"},
+        },
         "Replay": {
             "description": "`true` where another request, which this one repeats, began the run.",
             "schema": {"type": "string", "const": "true"},

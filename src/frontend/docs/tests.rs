@@ -94,12 +94,13 @@ fn every_route_is_in_the_document_and_the_other_way_round() {
 
 /// Names that functions of the parser read, by the function.
 fn read_by(functions: &[&str]) -> BTreeSet<String> {
-    let files = ["job.rs", "job/wishes.rs"].map(|file| folder().join("src/frontend").join(file));
+    let files =
+        ["job.rs", "job/blocks.rs", "job/wishes.rs"].map(|file| folder().join("src/frontend").join(file));
     let text: String = files.iter().map(|file| std::fs::read_to_string(file).expect("a source")).collect();
     let mut function = "";
     let mut names = BTreeSet::new();
     for line in text.lines() {
-        let begins = line.strip_prefix("pub fn ").or_else(|| line.strip_prefix("fn "));
+        let begins = ["pub fn ", "pub(super) fn ", "fn "].iter().find_map(|begin| line.strip_prefix(begin));
         if let Some(begins) = begins {
             function = begins.split(['(', '<']).next().unwrap_or_default();
         }
@@ -121,11 +122,23 @@ const READERS: &[(&[&str], &[&str])] = &[
     (&["parse", "common", "messages", "wishes"], &["MessagesRequest"]),
     (&["parse_thinking"], &["Thinking"]),
     (&["parse_output"], &["OutputConfig"]),
+    (&["parse_format", "parse_schema"], &["OutputFormat"]),
     (&["parse_credential"], &["OauthCredentials"]),
     (&["parse_messages"], &["UserMessage", "AssistantMessage", "SystemMessage"]),
     (
-        &["text_block", "parse_block", "parse_image", "parse_document", "parse_media", "parse_tool_result"],
         &[
+            "text_block",
+            "parse_block",
+            "parse_image",
+            "parse_document",
+            "parse_media",
+            "parse_tool_result",
+            "parse_search_result",
+            "parse_content_source",
+        ],
+        &[
+            "SearchResultBlock",
+            "ContentSource",
             "TextBlock",
             "ImageBlock",
             "DocumentBlock",
@@ -275,7 +288,12 @@ fn the_schema_takes_what_the_parser_takes() {
         r#""session_id":"6f1c0f0e-8d2b-4c7e-9a51-0c2d3e4f5a6b""#,
         r#""thinking":{"type":"enabled","budget_tokens":2048}"#,
         r#""thinking":{"type":"disabled"}"#,
-        r#""output_config":{"effort":"xhigh","format":{"type":"json_schema"}}"#,
+        r#""output_config":{"effort":"xhigh","format":{"type":"json_schema","schema":{"type":"object"}}}"#,
+        r#""output_config":{"format":null}"#,
+        r#""output_format":{"type":"json_schema","schema":{}}"#,
+        r#""max_budget_usd":0.25"#,
+        r#""max_budget_usd":4000"#,
+        r#""on_disconnect":"continue""#,
         r#""max_turns":0"#,
         r#""max_turns":10000"#,
         r#""security_level":"PARANOID""#,
@@ -304,6 +322,18 @@ fn the_schema_takes_what_the_parser_takes() {
             r#"[{"type":"tool_result","tool_use_id":"t","content":[{"type":"text","text":"x"}],"is_error":true}]"#,
         ),
         ("user", r#"[{"type":"tool_result","tool_use_id":"t"}]"#),
+        (
+            "user",
+            r#"[{"type":"document","source":{"type":"content","content":"x"},"citations":{"enabled":true}}]"#,
+        ),
+        (
+            "user",
+            r#"[{"type":"document","source":{"type":"content","content":[{"type":"text","text":"x"}]}}]"#,
+        ),
+        (
+            "user",
+            r#"[{"type":"search_result","source":"https://x","title":"t","content":[{"type":"text","text":"x"}]}]"#,
+        ),
         ("assistant", r#""""#),
         ("assistant", r#"[{"type":"thinking","thinking":"t","signature":"s"},{"type":"text","text":"x"}]"#),
         ("assistant", r#"[{"type":"tool_use","id":"t","name":"Bash","input":{}}]"#),
@@ -331,6 +361,14 @@ fn the_schema_takes_what_the_parser_takes() {
         r#""thinking":{"type":"perhaps"}"#,
         r#""thinking":{"type":"enabled","budget_tokens":-1}"#,
         r#""output_config":{"effort":"much"}"#,
+        r#""output_config":{"format":{"type":"json_schema"}}"#,
+        r#""output_config":{"format":{"type":"text","schema":{}}}"#,
+        r#""output_format":{"type":"json_schema","schema":[]}"#,
+        r#""max_budget_usd":0"#,
+        r#""max_budget_usd":-1"#,
+        r#""max_budget_usd":4000.5"#,
+        r#""max_budget_usd":"much""#,
+        r#""on_disconnect":"perhaps""#,
         r#""max_turns":10001"#,
         r#""max_turns":-1"#,
         r#""security_level":"LAX""#,
@@ -359,6 +397,12 @@ fn the_schema_takes_what_the_parser_takes() {
         ("user", r#"[{"type":"image","source":{"type":"base64","media_type":"image/png","data":"aGk"}}]"#),
         ("user", r#"[{"type":"image","source":{"type":"base64","media_type":"image/png","data":""}}]"#),
         ("user", r#"[{"type":"document","source":{"type":"text"}}]"#),
+        ("user", r#"[{"type":"document","source":{"type":"content","content":[{"type":"image"}]}}]"#),
+        ("user", r#"[{"type":"document","source":{"type":"content"}}]"#),
+        ("user", r#"[{"type":"document","source":{"type":"file","file_id":"file_1"}}]"#),
+        ("user", r#"[{"type":"search_result","source":"x","content":[]}]"#),
+        ("user", r#"[{"type":"search_result","source":"x","title":"t","content":"x"}]"#),
+        ("user", r#"[{"type":"container_upload","file_id":"file_1"}]"#),
         ("user", r#"[{"type":"tool_result","tool_use_id":""}]"#),
         (
             "user",

@@ -266,6 +266,8 @@ bodies! {
         effort: Effort,
         /// Agent turns at most; 0 = no limit.
         turns_max: u32,
+        /// What the run may cost by the CLI's price list, millionths of a US dollar; 0 = no limit.
+        budget_microusd: u32,
         /// The limits wished for, each clamped to the level's.
         limits: Limits,
     }

@@ -49,6 +49,7 @@ fn every_message() -> Vec<Message> {
             model: Model::new("claude-sonnet-5[1m]").unwrap(),
             effort: Effort::High,
             turns_max: 12,
+            budget_microusd: 1_250_000,
             limits: LIMITS,
         }),
         Message::Spawned(Spawned { run: RUN, limits: LIMITS, launch_us: 1_500, tier: Tier::Kernel }),
