@@ -292,6 +292,7 @@ fn spawn(level: Level, request: &Request) -> Spawn {
         effort: Effort::Unset,
         turns_max: 0,
         mcp_refused: false,
+        budget_microusd: 0,
         limits: request.limits,
     }
 }

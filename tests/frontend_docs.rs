@@ -120,6 +120,25 @@ async fn d01_every_route_answers_as_the_document_says() {
                     document.reply(method, path, &get(&house, "/v1/models/nothing", BEARER).await);
                     get(&house, "/v1/models/opus", BEARER).await
                 }
+                ("post", "/v1/messages/count_tokens") => {
+                    let head = format!("POST {path} HTTP/1.1\r\n");
+                    document.reply(method, path, &house.request(&head, HELLO.as_bytes()).await);
+                    let head = format!("{head}{BEARER}");
+                    document.reply(method, path, &house.request(&head, b"{}").await);
+                    house.request(&head, HELLO.as_bytes()).await
+                }
+                ("get", "/v1/runs") => {
+                    document.reply(method, path, &get(&house, path, "").await);
+                    get(&house, path, BEARER).await
+                }
+                (method, path) if path.starts_with("/v1/runs/") => {
+                    let known = get(&house, "/v1/runs", BEARER).await.json();
+                    let id = known["data"][0]["id"].as_str().expect("a run").to_owned();
+                    let line = |id: &str| format!("{} {}", method.to_uppercase(), path.replace("{id}", id));
+                    let none = format!("{} HTTP/1.1\r\n{BEARER}", line("none"));
+                    document.reply(method, path, &house.request(&none, b"").await);
+                    house.request(&format!("{} HTTP/1.1\r\n{BEARER}", line(&id)), b"").await
+                }
                 ("get", "/docs/{file}") => {
                     for file in files.as_array().expect("files") {
                         let reply =

@@ -115,6 +115,7 @@ fn spawn() -> Spawn {
         effort: Effort::Unset,
         turns_max: 0,
         mcp_refused: false,
+        budget_microusd: 0,
         limits: Limits::NONE,
     }
 }

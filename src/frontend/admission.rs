@@ -92,7 +92,14 @@ impl Admission {
         })
     }
 
-    /// Waits for this tenant's turn. Dropping the future leaves the queue.
+    /// How many of its tenant's requests are before this one in the line, itself included; `None` once it is called.
+    pub fn position(&self, tenant: &[u8; 32], ticket: u64) -> Option<usize> {
+        let state = self.state();
+        let line = &state.tenants.get(tenant)?.line;
+        line.iter().position(|waiter| waiter.ticket == ticket).map(|before| before + 1)
+    }
+
+    /// Waits for this tenant's turn. Dropping the future leaves the queue. `told` is told the number in it.
     ///
     /// # Errors
     /// 429 where the tenant has all the runs that one may have, 529 where the server has; 503 in a drain.
@@ -100,9 +107,11 @@ impl Admission {
         self: &Arc<Self>,
         tenant: TenantKey,
         mut draining: watch::Receiver<bool>,
+        told: impl FnOnce(u64),
     ) -> Result<Ticket, ApiError> {
         let came = Instant::now();
         let mut ticket = self.line_up(tenant.0);
+        told(ticket.number);
         let called = tokio::select! {
             biased;
             called = timeout(self.wait, &mut ticket.called) => called,
@@ -245,7 +254,7 @@ mod tests {
         for &name in names {
             let (admission, served) = (Arc::clone(admission), Arc::clone(&served));
             tasks.push(tokio::spawn(async move {
-                let ticket = admission.enter(key(name), calm()).await;
+                let ticket = admission.enter(key(name), calm(), drop).await;
                 if ticket.is_ok() {
                     served.lock().expect("no panic").push(name);
                     tokio::time::sleep(Duration::from_millis(5)).await;
@@ -279,21 +288,21 @@ mod tests {
     #[tokio::test]
     async fn a_tenant_has_its_own_bound_and_is_told_so() {
         let admission = admission(4, 2, 0);
-        let first = admission.enter(key(1), calm()).await.expect("a place");
-        let second = admission.enter(key(1), calm()).await.expect("a place");
-        let third = admission.enter(key(1), calm()).await.expect_err("its bound");
+        let first = admission.enter(key(1), calm(), drop).await.expect("a place");
+        let second = admission.enter(key(1), calm(), drop).await.expect("a place");
+        let third = admission.enter(key(1), calm(), drop).await.expect_err("its bound");
         assert_eq!((third.status, third.code), (429, "tenant_busy"));
         assert!(third.retry_after.is_some_and(|after| AFTER_SECONDS.contains(&after)));
         let others = [key(2), key(2)];
         let mut tickets = Vec::new();
         for other in others {
-            tickets.push(admission.enter(other, calm()).await.expect("a place"));
+            tickets.push(admission.enter(other, calm(), drop).await.expect("a place"));
         }
-        let full = admission.enter(key(3), calm()).await.expect_err("the server's bound");
+        let full = admission.enter(key(3), calm(), drop).await.expect_err("the server's bound");
         assert_eq!((full.status, full.code), (529, "busy"));
         assert_eq!(admission.load(), (4, 0));
         drop(first);
-        let again = admission.enter(key(1), calm()).await.expect("a place");
+        let again = admission.enter(key(1), calm(), drop).await.expect("a place");
         drop((second, again, tickets));
         assert_eq!(admission.load(), (0, 0));
     }
@@ -301,7 +310,7 @@ mod tests {
     #[tokio::test]
     async fn who_goes_away_leaves_no_place_behind() {
         let admission = admission(1, 8, 8);
-        let only = admission.enter(key(1), calm()).await.expect("a place");
+        let only = admission.enter(key(1), calm(), drop).await.expect("a place");
         let waiting: Vec<_> = (0..3).map(|_| admission.line_up(key(2).0)).collect();
         assert_eq!(admission.load(), (1, 3));
         let mut waiting = waiting.into_iter();
@@ -319,11 +328,11 @@ mod tests {
     #[tokio::test]
     async fn a_drain_calls_off_the_wait() {
         let admission = admission(1, 8, 8);
-        let _only = admission.enter(key(1), calm()).await.expect("a place");
+        let _only = admission.enter(key(1), calm(), drop).await.expect("a place");
         let (drain, draining) = watch::channel(false);
         let waiting = tokio::spawn({
             let admission = Arc::clone(&admission);
-            async move { admission.enter(key(2), draining).await.map(drop) }
+            async move { admission.enter(key(2), draining, drop).await.map(drop) }
         });
         tokio::task::yield_now().await;
         drain.send_replace(true);

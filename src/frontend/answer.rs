@@ -8,7 +8,7 @@ use uuid::Uuid;
 use gaoler_protocol::{Exit, Reason, RunId};
 
 use super::cli::decode::{
-    Assistant, BlockStart, Delta, Event, MISSING, Outcome, RateLimit, Server, Stream, Usage,
+    Assistant, BlockStart, Delta, Event, Init, MISSING, Outcome, RateLimit, Server, Stream, Usage,
 };
 use super::error::ApiError;
 use super::job::{Shape, Thinking};
@@ -17,6 +17,8 @@ use super::job::{Shape, Thinking};
 const OPEN_TOOLS_MAX: usize = 1024;
 /// The model that the CLI names where it wrote a message by itself.
 const SYNTHETIC: &str = "<synthetic>";
+/// The tool by which the model gives an answer in JSON.
+const STRUCTURED: &str = "StructuredOutput";
 /// The upstream's stop reasons that a client may see. `tool_use` is not one: those tools were the CLI's.
 pub(super) const STOP_REASONS: &[&str] =
     &["end_turn", "max_tokens", "stop_sequence", "pause_turn", "refusal", "model_context_window_exceeded"];
@@ -125,6 +127,8 @@ pub struct Answer {
     tools_ran: bool,
     rate_limit: Option<RateLimit>,
     result_text: String,
+    /// The text is JSON that follows a schema, and nothing that the model says beside it.
+    structured: bool,
     ending: Option<Ending>,
 }
 
@@ -146,8 +150,14 @@ impl Answer {
             tools_ran: false,
             rate_limit: None,
             result_text: String::new(),
+            structured: false,
             ending: None,
         }
+    }
+
+    /// The same, whose text is JSON.
+    pub fn structured(self, structured: bool) -> Answer {
+        Answer { structured, ..self }
     }
 
     /// Whether the upstream has begun to answer: from here on the credential is proven and the status is 200.
@@ -172,13 +182,7 @@ impl Answer {
             return out;
         }
         match event {
-            Event::Init(init) => {
-                let word = |name: &String| {
-                    let found = init.mcp_servers.iter().find(|server| server.name == *name);
-                    (name.clone(), found.map_or(MISSING, Server::word))
-                };
-                self.servers = self.heading.servers.iter().map(word).collect();
-            }
+            Event::Init(init) => self.init(&init),
             Event::Servers(_) | Event::Other => {}
             Event::Stream(stream) => self.stream(stream, &mut out),
             Event::Assistant(message) => self.assistant(message, &mut out),
@@ -232,6 +236,19 @@ impl Answer {
                 self.exited(None);
                 self.finish()
             }
+        }
+    }
+
+    /// A schema that the CLI does not take it leaves out without a word: then the tool is not there.
+    fn init(&mut self, init: &Init) {
+        let word = |name: &String| {
+            let found = init.mcp_servers.iter().find(|server| server.name == *name);
+            (name.clone(), found.map_or(MISSING, Server::word))
+        };
+        self.servers = self.heading.servers.iter().map(word).collect();
+        if self.structured && !init.tools.iter().any(|tool| tool == STRUCTURED) {
+            let message = "output_config.format.schema: the CLI does not take this schema; it must be valid, and that of an object.";
+            self.fail(ApiError::new(400, "schema_refused", message));
         }
     }
 
@@ -296,6 +313,7 @@ impl Answer {
     /// What of a block is shown: its kind and what it begins with.
     fn shown(&mut self, block: BlockStart) -> Option<(Kind, String)> {
         match block {
+            BlockStart::Text(_) if self.structured => None,
             BlockStart::Text(text) => Some((Kind::Text, text)),
             BlockStart::Thinking(text) => {
                 (self.thinking == Thinking::Shown).then_some((Kind::Thinking, text))
@@ -373,7 +391,7 @@ impl Answer {
         let claim = outcome.result.as_deref().unwrap_or_default();
         // `subtype` stays "success" for most failures, so `is_error` and the status are asked first.
         let ending = match (outcome.subtype.as_str(), outcome.is_error, outcome.api_error_status) {
-            ("error_max_turns", ..) => done("pause_turn"),
+            ("error_max_turns" | "error_max_budget_usd", ..) => done("pause_turn"),
             (_, true, Some(429)) => Ending::Failed(self.rate_limited(claim)),
             (_, true, Some(status)) => Ending::Failed(ApiError::upstream(Some(status), claim)),
             _ if stop_reason == "refusal" => done("refusal"),
@@ -382,11 +400,16 @@ impl Answer {
                 done("max_tokens")
             }
             ("success", true, None) => Ending::Failed(ApiError::upstream(None, "")),
+            ("success", false, _) if self.structured && outcome.structured_output.is_none() => {
+                let message = "The model did not give an answer that follows the schema.";
+                Ending::Failed(ApiError::internal("schema_not_met", message).final_word())
+            }
             ("success", false, _) => done(known.unwrap_or("end_turn")),
             _ => Ending::Failed(ApiError::internal("cli_failed", "The CLI ended its turn with an error.")),
         };
         // A refusal's text would be the CLI's advice to its user at a terminal; the stop reason says enough.
-        self.result_text = outcome.result.filter(|_| !outcome.is_error).unwrap_or_default();
+        let json = outcome.structured_output.filter(|_| self.structured).map(|json| json.to_string());
+        self.result_text = json.or(outcome.result.filter(|_| !outcome.is_error)).unwrap_or_default();
         self.ending = Some(ending);
     }
 

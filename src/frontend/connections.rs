@@ -16,6 +16,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
+use super::head::HEAD_BYTES_MAX;
 use super::http::{App, router};
 use super::tls::HANDSHAKE_WAIT;
 
@@ -24,8 +25,9 @@ use super::tls::HANDSHAKE_WAIT;
 const CONNECTIONS_MORE: usize = 512;
 /// How long a client may take for the head of a request, and how long an idle connection is kept.
 const HEAD_WAIT: Duration = Duration::from_secs(30);
-/// Bytes of a request's head, at most.
-const HEAD_BYTES_MAX: usize = 64 * 1024;
+/// Bytes that a connection's buffer holds, at most. More than a head may have, so that one that is too large can be
+/// answered in the API's own form; one beyond this gets a bare 431.
+const BUFFER_BYTES_MAX: usize = 3 * HEAD_BYTES_MAX;
 /// Fields of a request's head, at most.
 const HEAD_FIELDS_MAX: usize = 100;
 /// A pause after a failed accept(2), so that a lack of descriptors is no busy loop.
@@ -91,7 +93,7 @@ where
         .timer(TokioTimer::new())
         .keep_alive(!late)
         .header_read_timeout(HEAD_WAIT)
-        .max_buf_size(HEAD_BYTES_MAX)
+        .max_buf_size(BUFFER_BYTES_MAX)
         .max_headers(HEAD_FIELDS_MAX)
         .serve_connection(TokioIo::new(stream), TowerToHyperService::new(service));
     let mut serving = std::pin::pin!(serving);

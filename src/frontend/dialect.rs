@@ -12,7 +12,7 @@ use super::run::Render;
 use super::{completions, id, sse};
 
 /// The header that names a session where the body has no field for it.
-const SESSION: &str = "x-session-id";
+pub const SESSION: &str = "x-session-id";
 
 /// Which of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,6 +35,14 @@ impl Dialect {
                 let session = headers.get(SESSION).map(|value| value.to_str().unwrap_or_default());
                 job::completions::parse(body, session)
             }
+        }
+    }
+
+    /// Where it is spoken.
+    pub fn path(self) -> &'static str {
+        match self {
+            Dialect::Messages => "/v1/messages",
+            Dialect::Completions => "/v1/chat/completions",
         }
     }
 

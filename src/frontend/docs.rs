@@ -9,6 +9,7 @@ mod messages;
 mod models;
 pub mod openapi;
 mod pages;
+mod runs;
 mod sessions;
 mod state;
 mod workspaces;

@@ -129,10 +129,11 @@ async fn run(
         effort: Effort::Unset,
         turns_max: 0,
         mcp_refused: false,
+        budget_microusd: 0,
         limits,
     };
     let fds = std::iter::once(sealed("options", b"")?).chain(credential).collect();
-    let place = frontend.admission.enter(tenant, frontend.draining.subscribe()).await?;
+    let place = frontend.admission.enter(tenant, frontend.draining.subscribe(), |_| {}).await?;
     let guard = (frontend.busy.subscribe(), place);
     let refused = |refused: Refused| ApiError::refused(&refused);
     let mut run = frontend.supervisor.spawn(spawn, fds).await.map_err(refused)?;

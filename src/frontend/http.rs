@@ -15,7 +15,9 @@ use serde_json::{Value, json};
 
 use super::dialect::Dialect;
 use super::error::ApiError;
-use super::{Frontend, docs, id, mcp, metrics, models, posture, sessions, tenant, way, workspaces};
+use super::{
+    Frontend, docs, head, id, mcp, metrics, models, posture, runs, sessions, tenant, tokens, way, workspaces,
+};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("request-id");
 /// The same, where the second dialect's clients look for it.
@@ -41,9 +43,12 @@ pub fn router(frontend: App) -> Router {
         .route("/metrics", get(figures))
         .merge(sessions::routes())
         .merge(workspaces::routes())
+        .merge(tokens::routes())
+        .merge(runs::routes())
         .merge(docs::routes())
         .fallback(not_found)
         .method_not_allowed_fallback(wrong_method)
+        .layer(middleware::from_fn(head::bounded))
         .layer(middleware::from_fn(with_request_id))
         .with_state(frontend)
 }

@@ -1,8 +1,10 @@
 //! The only parser of tenants' JSON: a request's body becomes a [`Job`], a type that cannot be wrong.
 //! It must never hand on a value that it has not named: what goes to the CLI is written anew from these types.
 
+mod blocks;
 pub mod completions;
 pub mod mcp;
+pub mod wishes;
 
 use serde_json::{Map, Value};
 use uuid::Uuid;
@@ -14,6 +16,8 @@ use super::error::ApiError;
 use super::models::ALIASES;
 use super::workspaces;
 use crate::limits;
+
+pub use wishes::{OnDisconnect, Wishes};
 
 /// Messages of one request, at most (the API's own bound).
 pub(super) const MESSAGES_MAX: usize = 100_000;
@@ -63,6 +67,8 @@ pub struct Job {
     pub usage_last: bool,
     /// MCP servers.
     pub mcp: mcp::Servers,
+    /// What else is asked of the run.
+    pub wishes: Wishes,
 }
 
 /// How the answer is sent.
@@ -176,6 +182,11 @@ pub(super) const DEFAULT_MODEL: &str = "sonnet";
 /// They are named in the answer like any unknown field; this list only documents them.
 pub(super) const WITHOUT_EFFECT: &[&str] = &[
     "max_tokens",
+    "cache_control",
+    "diagnostics",
+    "inference_geo",
+    "speed",
+    "context_management",
     "metadata",
     "stop_sequences",
     "tools",
@@ -208,11 +219,11 @@ pub fn parse(body: &[u8]) -> Result<Job, ApiError> {
     let session = parse_session(take(&mut fields, "session_id"))?;
     let common = common(&mut fields, &mut ignored)?;
     let mut system = parse_system(take(&mut fields, "system"))?;
-    let effort = parse_output(take(&mut fields, "output_config"), &mut ignored)?;
+    let (effort, schema) = parse_output(take(&mut fields, "output_config"))?;
     parse_tokens_max(&mut fields, "max_tokens", &mut ignored)?;
     let messages = messages(&mut fields)?;
     let (turns, prompt) = parse_messages(messages, &mut system, &mut ignored)?;
-    let words = Words { session, system, effort, turns, prompt, usage_last: false };
+    let words = Words { session, system, effort, schema, turns, prompt, usage_last: false };
     Ok(job(fields, common, words, ignored))
 }
 
@@ -240,6 +251,7 @@ struct Common {
     workspace: [u8; 16],
     credential: Option<BodyCredential>,
     mcp: mcp::Servers,
+    wishes: Wishes,
 }
 
 fn common(fields: &mut Map<String, Value>, ignored: &mut Ignored) -> Result<Common, ApiError> {
@@ -269,6 +281,7 @@ fn common(fields: &mut Map<String, Value>, ignored: &mut Ignored) -> Result<Comm
             let permitted = boolean(take(fields, "skip_mcp_permissions"), "skip_mcp_permissions")?;
             mcp::servers(fields, ignored)?.permitted(permitted != Some(false))
         },
+        wishes: wishes::wishes(fields)?,
     })
 }
 
@@ -277,6 +290,7 @@ struct Words {
     session: Option<Uuid>,
     system: String,
     effort: Effort,
+    schema: Option<Map<String, Value>>,
     turns: Vec<Turn>,
     prompt: Vec<Block>,
     usage_last: bool,
@@ -284,8 +298,10 @@ struct Words {
 
 /// The job; whatever is left of the fields has no effect.
 fn job(fields: Map<String, Value>, common: Common, words: Words, mut ignored: Ignored) -> Job {
-    let Common { model, shape, thinking, turns_max, level, limits, workspace, credential, mcp } = common;
-    let Words { session, system, effort, turns: mut earlier, prompt, usage_last } = words;
+    let Common { model, shape, thinking, turns_max, level, limits, workspace, credential, mcp, mut wishes } =
+        common;
+    let Words { session, system, effort, schema, turns: mut earlier, prompt, usage_last } = words;
+    wishes.schema = schema.or(wishes.schema);
     if session.is_some() && !earlier.is_empty() {
         // A session remembers its own earlier turns; a second history would contradict it.
         earlier.clear();
@@ -310,6 +326,7 @@ fn job(fields: Map<String, Value>, common: Common, words: Words, mut ignored: Ig
         ignored,
         usage_last,
         mcp,
+        wishes,
     }
 }
 
@@ -496,8 +513,8 @@ fn parse_thinking(value: Option<Value>, ignored: &mut Ignored) -> Result<Thinkin
     }
 }
 
-fn parse_output(value: Option<Value>, ignored: &mut Ignored) -> Result<Effort, ApiError> {
-    let Some(mut fields) = object(value, "output_config")? else { return Ok(Effort::Unset) };
+fn parse_output(value: Option<Value>) -> Result<(Effort, Option<Map<String, Value>>), ApiError> {
+    let Some(mut fields) = object(value, "output_config")? else { return Ok((Effort::Unset, None)) };
     let effort = match string(take(&mut fields, "effort"), "output_config.effort")?.as_deref() {
         None => Effort::Unset,
         Some("low") => Effort::Low,
@@ -507,10 +524,8 @@ fn parse_output(value: Option<Value>, ignored: &mut Ignored) -> Result<Effort, A
             return Err(ApiError::invalid("output_config.effort: must be low, medium, high, xhigh or max."));
         }
     };
-    if fields.values().any(|value| !value.is_null()) {
-        ignored.name("output_config.format");
-    }
-    Ok(effort)
+    let schema = wishes::parse_format(take(&mut fields, "format"), "output_config.format")?;
+    Ok((effort, schema))
 }
 
 fn parse_level(value: Option<Value>) -> Result<Option<Level>, ApiError> {
@@ -644,7 +659,8 @@ fn parse_block(
             Ok(Some(text).filter(|t| !t.trim().is_empty()).map(Block::Text))
         }
         ("image", Role::User) => parse_image(block, path).map(Some),
-        ("document", Role::User) => parse_document(block, path).map(Some),
+        ("document", Role::User) => parse_document(block, path, ignored).map(Some),
+        ("search_result", Role::User) => blocks::parse_search_result(block, path, ignored).map(Some),
         ("tool_use", Role::Assistant) => {
             let id = tool_id(take(&mut block, "id"), &format!("{path}.id"))?;
             let name = tool_id(take(&mut block, "name"), &format!("{path}.name"))?;
@@ -662,7 +678,7 @@ fn parse_block(
             Ok(None)
         }
         (_, Role::User) => Err(ApiError::invalid(format!(
-            "{path}.type: not supported here. A user's blocks are text, image, document and tool_result."
+            "{path}.type: not supported here. A user's blocks are text, image, document, search_result and tool_result."
         ))),
     }
 }
@@ -688,7 +704,14 @@ fn parse_image(mut block: Map<String, Value>, path: &str) -> Result<Block, ApiEr
     }
 }
 
-fn parse_document(mut block: Map<String, Value>, path: &str) -> Result<Block, ApiError> {
+fn parse_document(
+    mut block: Map<String, Value>,
+    path: &str,
+    ignored: &mut Ignored,
+) -> Result<Block, ApiError> {
+    if take(&mut block, "citations").is_some_and(|citations| citations["enabled"] != false) {
+        ignored.name("messages.citations");
+    }
     let title = string(take(&mut block, "title"), &format!("{path}.title"))?;
     let context = string(take(&mut block, "context"), &format!("{path}.context"))?;
     let path = format!("{path}.source");
@@ -697,12 +720,13 @@ fn parse_document(mut block: Map<String, Value>, path: &str) -> Result<Block, Ap
     let source = match required_string(take(&mut source, "type"), &format!("{path}.type"))?.as_str() {
         "base64" => DocumentSource::Base64(parse_media(source, &path, DOCUMENT_TYPES)?),
         "text" => DocumentSource::Text(required_string(take(&mut source, "data"), &format!("{path}.data"))?),
+        "content" => blocks::parse_content_source(source, &path)?,
         "url" => {
             return Err(ApiError::invalid(format!(
                 "{path}.type: url documents are not fetched here; send the document as base64 or text."
             )));
         }
-        _ => return Err(ApiError::invalid(format!("{path}.type: must be base64 or text."))),
+        _ => return Err(ApiError::invalid(format!("{path}.type: must be base64, text or content."))),
     };
     Ok(Block::Document { source, title, context })
 }

@@ -97,12 +97,13 @@ pub async fn probe(frontend: &App, headers: &HeaderMap, body: Body) -> Result<Re
         effort: Effort::Unset,
         turns_max: 1,
         mcp_refused: true,
+        budget_microusd: 0,
         workspace: gaoler_protocol::WORKSPACE_DEFAULT,
         limits: Limits::NONE,
     };
     let fds = way::descriptors(&section(Section::Mcp, &settled.config), &credential, &settled)?;
     drop(credential);
-    let place = frontend.admission.enter(tenant, frontend.draining.subscribe()).await?;
+    let place = frontend.admission.enter(tenant, frontend.draining.subscribe(), |_| {}).await?;
     let waited = place.waited.as_millis();
     let guard = (frontend.busy.subscribe(), place);
     let run = frontend.supervisor.spawn(spawn, fds).await.map_err(|refused| ApiError::refused(&refused))?;
@@ -145,7 +146,7 @@ pub async fn probe(frontend: &App, headers: &HeaderMap, body: Body) -> Result<Re
 async fn tried(talk: &mut Talk, names: &[String]) -> Result<Vec<Found>, ApiError> {
     let deadline = Instant::now() + ANSWER_WAIT;
     let mut servers = Vec::new();
-    talk.say(input::initialize());
+    talk.say(input::begin());
     while Instant::now() < deadline {
         talk.say(input::mcp_status());
         let next = Instant::now() + ASK_EVERY;

@@ -10,6 +10,7 @@ mod dialect;
 mod docs;
 mod error;
 mod files;
+mod head;
 mod http;
 mod id;
 pub mod job;
@@ -20,10 +21,12 @@ mod models;
 mod posture;
 mod prove;
 mod run;
+mod runs;
 mod sessions;
 mod sse;
 mod tenant;
 pub mod tls;
+mod tokens;
 mod way;
 mod workspaces;
 
@@ -47,6 +50,7 @@ use gaoler_sys::{channel, memfd};
 use admission::Admission;
 pub use prove::Check;
 use run::{Ask, Run, Socket, Supervisor};
+use runs::Runs;
 use tenant::Secret;
 
 /// Threads that serve, made before the filter. Two: the work is copying, and the cages need the cores more.
@@ -75,7 +79,9 @@ pub struct Frontend {
     /// Who may start a run, and who waits.
     admission: Arc<Admission>,
     /// KiB that bodies may take together.
-    bodies: Semaphore,
+    bodies: Arc<Semaphore>,
+    /// The runs that clients know by name.
+    runs: Arc<Runs>,
 }
 
 /// What the frontend must keep to itself.
@@ -189,8 +195,11 @@ pub async fn converse(control: OwnedFd, settings: Settings, secrets: Secrets) {
         listen: OnceLock::new(),
         draining: watch::Sender::new(false),
         busy: watch::Sender::new(()),
-        bodies: Semaphore::new(way::BODIES_KIB_MAX),
+        bodies: Arc::new(Semaphore::new(way::BODIES_KIB_MAX)),
+        runs: Arc::default(),
     });
+    let runs = Arc::clone(&frontend.runs);
+    tokio::spawn(async move { runs.sweep().await });
     let control = match Socket::new(control) {
         Ok(control) => control,
         Err(error) => return log::line("supervisor", &[("error", error.to_string().into())]),

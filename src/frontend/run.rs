@@ -26,7 +26,8 @@ use crate::meter::{Meter, Past};
 use super::answer::{Answer, Ending};
 use super::cli::{decode, input};
 use super::error::ApiError;
-use super::{log, metrics};
+use super::runs::{Why, Writer};
+use super::{log, metrics, way};
 
 /// Bytes of one read from a cage's stdout: the size of a pipe.
 const READ_BYTES: usize = 64 * 1024;
@@ -40,10 +41,6 @@ const INTERRUPT_WAIT: Duration = Duration::from_secs(3);
 const TOOL_EXTRA: Duration = Duration::from_secs(600);
 /// How long a client waits for its run's Exit. The supervisor's own deadline for a teardown is 2 s.
 const EXIT_WAIT: Duration = Duration::from_secs(5);
-/// Pieces of an answer between its run and its client. A slow client so slows its own CLI down, not us.
-const PIECES_MAX: usize = 64;
-/// How long a client may take nothing before it counts as gone.
-const CLIENT_WAIT: Duration = Duration::from_secs(120);
 /// Output of one CLI run, MiB, whatever its level allows: no answer of a model comes near it.
 const OUTPUT_MIB_MAX: u32 = 64;
 /// Destinations in a log line, at most.
@@ -199,47 +196,33 @@ pub struct Bounds {
     pub disposable: bool,
 }
 
-/// A piece of an answer on its way to the client.
-pub enum Piece {
-    /// Bytes of events; for a JSON answer, empty: the sign that it has begun.
-    Begun(bytes::Bytes),
-    /// The end, after which nothing comes.
-    End(Box<Answer>, Ending),
-}
-
 /// How an answer's steps become bytes.
 pub type Render = fn(&Answer, &[super::answer::Emit]) -> bytes::Bytes;
 
-/// A conversation with one CLI, served by a task of its own. Dropping the receiver ends it and its cage.
-pub fn converse(
+/// A conversation with one CLI, to the last trace of its run. It ends, and its cage, where nobody wants it any more.
+pub async fn converse(
     run: Run,
     prompt: Vec<u8>,
-    answer: Answer,
+    mut answer: Answer,
     render: Render,
     bounds: Bounds,
-    guard: impl Send + 'static,
-) -> mpsc::Receiver<Piece> {
-    let (pieces, out) = mpsc::channel(PIECES_MAX);
-    tokio::spawn(async move {
-        let (spawned, level) = (run.spawned, bounds.level);
-        let running = metrics::Running::begin(&spawned, level);
-        let mut talk = Talk::new(run, bounds);
-        talk.say(prompt);
-        let mut answer = answer;
-        talk.turn(&mut answer, render, &pieces).await;
-        let (exit, ledger) = talk.end().await;
-        answer.exited(exit.as_ref());
-        let (rest, ending) = answer.finish();
-        if answer.begun() {
-            let bytes = render(&answer, &rest);
-            let _ = pieces.send_timeout(Piece::Begun(bytes), CLIENT_WAIT).await;
-        }
-        drop(running);
-        ended(&spawned, level, &ending, exit.as_ref(), &ledger);
-        let _ = pieces.send_timeout(Piece::End(Box::new(answer), ending), CLIENT_WAIT).await;
-        drop(guard);
-    });
-    out
+    writer: Writer,
+) {
+    let (spawned, level) = (run.spawned, bounds.level);
+    let running = metrics::Running::begin(&spawned, level);
+    let mut talk = Talk::new(run, bounds);
+    talk.say(prompt);
+    talk.turn(&mut answer, render, &writer).await;
+    let (exit, ledger) = talk.end().await;
+    answer.exited(exit.as_ref());
+    let (rest, ending) = answer.finish();
+    if answer.begun() {
+        // Where nobody is left to read it, the log keeps it for who comes back.
+        let _ = writer.write(render(&answer, &rest)).await;
+    }
+    drop(running);
+    ended(&spawned, level, &ending, exit.as_ref(), &ledger);
+    writer.end(Some(answer), ending, way::now_ms());
 }
 
 /// The log's word on a run.
@@ -310,7 +293,7 @@ enum Heard {
     Garbage,
     Past(Past),
     Silence,
-    ClientGone,
+    Unwanted(Why),
 }
 
 /// A run's meter, and a word for whoever waits for the run when stderr has gone past it.
@@ -402,10 +385,10 @@ impl Talk {
     }
 
     /// Serves one turn until the answer has an ending, and leaves the run in a state that can only end.
-    async fn turn(&mut self, answer: &mut Answer, render: Render, pieces: &mpsc::Sender<Piece>) {
+    async fn turn(&mut self, answer: &mut Answer, render: Render, writer: &Writer) {
         while answer.ending().is_none() {
             let begun = answer.begun();
-            let steps = match self.hear(answer, pieces).await {
+            let steps = match self.hear(answer, writer).await {
                 Heard::Line(line) => match decode::event(&line) {
                     Ok(event) => answer.feed(event),
                     Err(_) => return self.abort(answer, garbage()),
@@ -415,18 +398,22 @@ impl Talk {
                 // Its Exit says why, and so does the error that is made of it.
                 Heard::Past(Past::Output) => return self.last_word(LEASE_OUTPUT),
                 Heard::Past(Past::Idle) => return self.last_word(LEASE_IDLE),
-                Heard::Silence => return self.interrupt(answer).await,
-                Heard::ClientGone => {
-                    let gone = ApiError::new(499, "client_gone", "The client went away.");
-                    return self.abort(answer, gone);
+                Heard::Silence => {
+                    let error = "The upstream API did not answer in time.";
+                    let error = ApiError::new(504, "upstream_silent", error);
+                    return self.interrupt(answer, error.final_word()).await;
                 }
+                // What was said so far is the session's; nobody else has any use for it.
+                Heard::Unwanted(Why::Cancelled) if !self.bounds.disposable => {
+                    return self.interrupt(answer, Why::Cancelled.error()).await;
+                }
+                Heard::Unwanted(why) => return self.abort(answer, why.error()),
             };
             if steps.is_empty() && begun == answer.begun() {
                 continue;
             }
-            let piece = Piece::Begun(render(answer, &steps));
-            if pieces.send_timeout(piece, CLIENT_WAIT).await.is_err() {
-                return self.abort(answer, ApiError::new(499, "client_gone", "The client went away."));
+            if let Err(why) = writer.write(render(answer, &steps)).await {
+                return self.abort(answer, why.error());
             }
         }
         match answer.ending() {
@@ -450,8 +437,8 @@ impl Talk {
         self.lease = None;
     }
 
-    /// Ends a silent turn politely, so that the CLI saves its transcript, and then the cage.
-    async fn interrupt(&mut self, answer: &mut Answer) {
+    /// Ends a turn politely, so that the CLI saves its transcript, and then the cage.
+    async fn interrupt(&mut self, answer: &mut Answer, error: ApiError) {
         self.say(input::interrupt());
         let deadline = Instant::now() + INTERRUPT_WAIT;
         while let Ok(Ok(Some(line))) = timeout_at(deadline, self.line()).await {
@@ -459,11 +446,10 @@ impl Talk {
                 break;
             }
         }
-        let error = ApiError::new(504, "upstream_silent", "The upstream API did not answer in time.");
-        self.abort(answer, error.final_word());
+        self.abort(answer, error);
     }
 
-    async fn hear(&mut self, answer: &Answer, pieces: &mpsc::Sender<Piece>) -> Heard {
+    async fn hear(&mut self, answer: &Answer, writer: &Writer) -> Heard {
         let silence = match answer.tool_at_work() {
             true => self.bounds.silence + TOOL_EXTRA,
             false => self.bounds.silence,
@@ -471,7 +457,7 @@ impl Talk {
         let deadline = Instant::now() + silence;
         tokio::select! {
             biased;
-            () = pieces.closed() => Heard::ClientGone,
+            why = writer.unwanted() => Heard::Unwanted(why),
             heard = timeout_at(deadline, self.line()) => match heard {
                 Ok(Ok(Some(line))) => Heard::Line(line),
                 Ok(Ok(None)) => Heard::End,

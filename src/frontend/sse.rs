@@ -70,8 +70,9 @@ impl Citations {
     }
 }
 
+/// What was used, in the API's own form.
 #[derive(Serialize)]
-struct FullUsage {
+pub struct FullUsage {
     input_tokens: u64,
     output_tokens: u64,
     cache_creation_input_tokens: u64,
@@ -278,7 +279,8 @@ fn content(blocks: &[Shown]) -> Vec<Block<'_>> {
         .collect()
 }
 
-fn full_usage(usage: &Usage) -> FullUsage {
+/// What was used, as a message says it.
+pub fn full_usage(usage: &Usage) -> FullUsage {
     FullUsage {
         input_tokens: usage.input_tokens,
         output_tokens: usage.output_tokens,

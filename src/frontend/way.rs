@@ -1,19 +1,18 @@
 //! The way of a request that asks for a run: its credential, its body, the run, and the answer's way to its client.
 //! It must never buffer without a bound, nor wait without a deadline.
 
-use std::convert::Infallible;
-use std::io;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use axum::body::Body;
-use axum::response::{IntoResponse, Response};
-use bytes::{Bytes, BytesMut};
+use axum::response::Response;
+use bytes::BytesMut;
 use http::header::{self, HeaderName, HeaderValue};
 use http::{HeaderMap, StatusCode};
 use http_body_util::BodyExt;
 use time::OffsetDateTime;
-use tokio::sync::{SemaphorePermit, mpsc};
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, timeout, timeout_at};
 use uuid::Uuid;
 use zeroize::Zeroize;
@@ -25,13 +24,14 @@ use gaoler_sys::memfd;
 
 use super::answer::{Answer, Ending, Heading};
 use super::cli::{input, transcript};
-use super::dialect::Dialect;
+use super::dialect::{self, Dialect};
 use super::error::ApiError;
-use super::http::{App, RequestId, failed, json_bytes};
+use super::http::{App, RequestId};
 use super::job::mcp::Settled;
 use super::job::{Job, Shape};
 use super::metrics;
-use super::run::{self, Bounds, Piece};
+use super::run::{self, Bounds};
+use super::runs::{About, Asked, Entered, Writer, reply};
 use super::tenant::{self, Credential};
 use super::{Frontend, files, id};
 use crate::limits;
@@ -45,12 +45,6 @@ const BODY_PIECE_WAIT: Duration = Duration::from_secs(15);
 const BODY_WAIT: Duration = Duration::from_secs(120);
 /// KiB of bodies that are held at the same time, at most.
 pub const BODIES_KIB_MAX: usize = 512 * 1024;
-/// How often a stream says something: proxies cut at 16 s of silence and more.
-const PING_EVERY: Duration = Duration::from_secs(8);
-/// How long a JSON answer waits for a real status before it begins with 200 and blanks.
-const STATUS_WAIT: Duration = Duration::from_secs(50);
-/// How often it then sends a blank.
-const BLANK_EVERY: Duration = Duration::from_secs(25);
 
 /// Fields of a request that had no effect.
 pub const IGNORED: HeaderName = HeaderName::from_static("x-gaoler-ignored");
@@ -59,9 +53,12 @@ pub const RUN_ID: HeaderName = HeaderName::from_static("x-gaoler-run");
 /// Of a request: the level and the limits that it wishes for. Of an answer: those that its run had.
 pub const LEVEL: HeaderName = HeaderName::from_static("x-gaoler-level");
 const LIMITS: HeaderName = HeaderName::from_static("x-gaoler-limits");
+/// Of a request: the session, where the dialect has no field for it.
+const SESSION: HeaderName = HeaderName::from_static(dialect::SESSION);
+/// Of a request: `ids` puts an id before each event of a stream, to go on after.
+const EVENTS: HeaderName = HeaderName::from_static("x-gaoler-events");
 /// Milliseconds that the request waited for a run.
 pub const QUEUED: HeaderName = HeaderName::from_static("x-gaoler-queue-ms");
-const BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
 
 /// Serves one such request to the first byte of its answer; the rest is a stream of its own.
 ///
@@ -75,11 +72,7 @@ pub async fn answer(
     body: Body,
 ) -> Result<Response, ApiError> {
     let begun = Instant::now();
-    let encoding = headers.get(header::CONTENT_ENCODING).map(HeaderValue::as_bytes);
-    if encoding.is_some_and(|encoding| !encoding.eq_ignore_ascii_case(b"identity")) {
-        let message = "content-encoding: only identity is accepted; send the body uncompressed.";
-        return Err(ApiError::new(415, "request_body_encoding_unsupported", message));
-    }
+    refuse_encoding(headers)?;
     // A credential in a header is judged before the body is read, as the API itself does it.
     let in_header = headers.contains_key(header::AUTHORIZATION) || headers.contains_key("x-api-key");
     let early = if in_header { Some(tenant::credential(headers, None, now_ms())?) } else { None };
@@ -88,6 +81,9 @@ pub async fn answer(
     }
 
     let (mut body, budget) = read(body, frontend).await?;
+    let meaning =
+        [LEVEL, LIMITS, SESSION].map(|name| headers.get(name).map_or(&b""[..], HeaderValue::as_bytes));
+    let asked = Asked::new(headers, &[&[dialect.path().as_bytes()], &meaning[..]].concat(), &body);
     let job = dialect.parse(&body, headers);
     // It may hold a token.
     body.as_mut().zeroize();
@@ -104,8 +100,97 @@ pub async fn answer(
     let tier = tier(frontend);
     let mcp = job.mcp.settle(&frontend.settings.mcp, level, tier)?;
     let order = Order::new(&job, tenant, level, limits);
+    let asked = asked?(tenant);
+    let about = About {
+        run: order.spawn.run,
+        dialect,
+        shape: job.shape,
+        session: job.session,
+        model: job.model.as_str().to_string(),
+        level,
+        on_disconnect: job.wishes.on_disconnect,
+        ids: headers.get(EVENTS).is_some_and(|value| value == "ids"),
+        asked_ms: now_ms(),
+    };
+    // The files first: what fails here was never a run that somebody could join.
     let fds = order.fds(&job, &mcp, &credential, &frontend.settings.cli.version)?;
     drop(credential);
+    let (reader, joined) = match frontend.runs.enter(&asked, about)? {
+        Entered::Joined(reader) => (reader, true),
+        Entered::Begun(writer, reader) => {
+            let request = Request { order, fds, servers: mcp.names, budget };
+            tokio::spawn(conduct(Arc::clone(frontend), writer, job, request));
+            (reader, false)
+        }
+    };
+    let shape = reader.log().entry.about.shape;
+    let answered = reply::answer(reader, id, joined).await;
+    if shape == Shape::Events && answered.as_ref().is_ok_and(|response| response.status() == StatusCode::OK) {
+        metrics::first_event(begun.elapsed());
+    }
+    answered
+}
+
+/// A request that is to become a run.
+struct Request {
+    order: Order,
+    fds: Vec<OwnedFd>,
+    /// The MCP servers that it named.
+    servers: Vec<String>,
+    budget: Option<OwnedSemaphorePermit>,
+}
+
+/// A run from its place in the queue to its end. It depends on no connection: whoever reads its log keeps it alive.
+async fn conduct(frontend: App, writer: Writer, job: Job, request: Request) {
+    let Request { order, fds, servers, budget } = request;
+    let (level, tenant) = (order.spawn.level, order.spawn.tenant);
+    if job.session.is_some() {
+        files::sweep(&frontend, tenant).await;
+    }
+    let draining = frontend.draining.subscribe();
+    let entering = frontend.admission.enter(tenant, draining, |ticket| writer.queued(ticket));
+    let entered = tokio::select! {
+        biased;
+        why = writer.unwanted() => Err(why.error()),
+        entered = entering => entered,
+    };
+    let place = match entered {
+        Ok(place) => place,
+        Err(error) => return writer.end(None, Ending::Failed(error), now_ms()),
+    };
+    // What waits still takes memory, so it keeps its part of the budget.
+    drop(budget);
+    let waited = place.waited.as_millis().to_string();
+    let guard = (frontend.busy.subscribe(), place);
+    let spawned = tokio::select! {
+        biased;
+        why = writer.unwanted() => Err(why.error()),
+        spawned = frontend.supervisor.spawn(order.spawn, fds) => spawned.map_err(|refused| ApiError::refused(&refused)),
+    };
+    let run = match spawned {
+        Ok(run) => run,
+        Err(error) => {
+            drop(guard);
+            return writer.end(None, Ending::Failed(error), now_ms());
+        }
+    };
+    let in_force = run.spawned.limits.rows().map(|(name, limit)| format!("{name}={limit}"));
+    let in_force = in_force.collect::<Vec<_>>().join(",");
+    let mut headers = HeaderMap::new();
+    let told = [
+        (RUN_ID, order.spawn.run.to_string()),
+        (LEVEL, level.name().to_string()),
+        (LIMITS, in_force),
+        (QUEUED, waited),
+        (IGNORED, job.ignored.join(",")),
+    ];
+    for (name, value) in told.into_iter().filter(|(_, value)| !value.is_empty()) {
+        if let Ok(value) = HeaderValue::from_str(&value) {
+            headers.insert(name, value);
+        }
+    }
+    writer.running(now_ms(), headers);
+    let (dialect, shape) = (writer.about().dialect, writer.about().shape);
     let heading = Heading {
         id: dialect.answer_id(),
         session: job.session,
@@ -113,49 +198,15 @@ pub async fn answer(
         model: job.model.as_str().to_string(),
         asked_at: now_ms() / 1000,
         usage_last: job.usage_last,
-        servers: mcp.names,
+        servers,
     };
-    let prompt = input::user(&job.prompt);
-    let disposable = job.session.is_none();
-    let (shape, thinking, ignored) = (job.shape, job.thinking, job.ignored.join(","));
+    let schema = job.wishes.schema.as_ref();
+    let answer = Answer::new(heading, shape, job.thinking).structured(schema.is_some());
+    let prompt = [input::initialize(schema), input::user(&job.prompt)].concat();
+    let bounds = bounds(&frontend, level, job.session.is_none());
     drop(job);
-
-    if heading.session.is_some() {
-        files::sweep(frontend, tenant).await;
-    }
-    // What waits still takes memory, so it keeps its part of the budget.
-    let place = frontend.admission.enter(tenant, frontend.draining.subscribe()).await?;
-    drop(budget);
-    let waited = place.waited.as_millis().to_string();
-    let busy = (frontend.busy.subscribe(), place);
-    let run =
-        frontend.supervisor.spawn(order.spawn, fds).await.map_err(|refused| ApiError::refused(&refused))?;
-    let run_id = heading.run;
-    let in_force = run.spawned.limits.rows().map(|(name, limit)| format!("{name}={limit}"));
-    let in_force = in_force.collect::<Vec<_>>().join(",");
-    let merged = Answer::new(heading, shape, thinking);
-    let render = dialect.render(shape);
-    let pieces = run::converse(run, prompt, merged, render, bounds(frontend, level, disposable), busy);
-    let answered = match shape {
-        Shape::Events => stream(dialect, pieces, id).await,
-        Shape::Json => whole(dialect, pieces, id).await,
-    };
-    if shape == Shape::Events && answered.is_ok() {
-        metrics::first_event(begun.elapsed());
-    }
-    // An error of a run says, like any answer, which run it was.
-    let mut response = answered.unwrap_or_else(|error| failed(&error, &dialect.failure(&error, &id.0)));
-    let headers = response.headers_mut();
-    if let Some(value) = HeaderValue::from_str(&ignored).ok().filter(|_| !ignored.is_empty()) {
-        headers.insert(IGNORED, value);
-    }
-    headers.insert(LEVEL, HeaderValue::from_static(level.name()));
-    for (name, value) in [(RUN_ID, run_id.to_string()), (LIMITS, in_force), (QUEUED, waited)] {
-        if let Ok(value) = HeaderValue::from_str(&value) {
-            headers.insert(name, value);
-        }
-    }
-    Ok(response)
+    run::converse(run, prompt, answer, dialect.render(shape), bounds, writer).await;
+    drop(guard);
 }
 
 /// Bounds that the operator's settings give to every run.
@@ -229,6 +280,7 @@ impl Order {
             effort: job.effort,
             turns_max: job.turns_max,
             mcp_refused: job.mcp.refused,
+            budget_microusd: job.wishes.budget_microusd,
             limits,
         };
         Order { spawn, session }
@@ -283,13 +335,29 @@ fn too_large() -> ApiError {
     ApiError::new(413, "request_too_large", "The request is larger than 32 MB.")
 }
 
+/// Refuses a body that is compressed.
+///
+/// # Errors
+/// 415.
+pub fn refuse_encoding(headers: &HeaderMap) -> Result<(), ApiError> {
+    let encoding = headers.get(header::CONTENT_ENCODING).map(HeaderValue::as_bytes);
+    if encoding.is_some_and(|encoding| !encoding.eq_ignore_ascii_case(b"identity")) {
+        let message = "content-encoding: only identity is accepted; send the body uncompressed.";
+        return Err(ApiError::new(415, "request_body_encoding_unsupported", message));
+    }
+    Ok(())
+}
+
 /// The body, within its bounds, and the part of the budget that it takes.
-pub async fn read<'a>(
+///
+/// # Errors
+/// 400, 408, 413, 529.
+pub async fn read(
     mut body: Body,
-    frontend: &'a Frontend,
-) -> Result<(BytesMut, Option<SemaphorePermit<'a>>), ApiError> {
+    frontend: &Frontend,
+) -> Result<(BytesMut, Option<OwnedSemaphorePermit>), ApiError> {
     let deadline = Instant::now() + BODY_WAIT;
-    let mut budget: Option<SemaphorePermit<'a>> = None;
+    let mut budget: Option<OwnedSemaphorePermit> = None;
     let mut bytes = BytesMut::new();
     let mut total = 0;
     loop {
@@ -312,7 +380,7 @@ pub async fn read<'a>(
             continue;
         }
         let kib = u32::try_from(data.len().div_ceil(1024)).unwrap_or(u32::MAX);
-        let Ok(more) = frontend.bodies.try_acquire_many(kib) else {
+        let Ok(more) = Arc::clone(&frontend.bodies).try_acquire_many_owned(kib) else {
             return Err(
                 ApiError::new(529, "bodies_full", "This server is reading too many requests.").after(5)
             );
@@ -324,109 +392,6 @@ pub async fn read<'a>(
         bytes.extend_from_slice(&data);
     }
     if total > BODY_BYTES_MAX { Err(too_large()) } else { Ok((bytes, budget)) }
-}
-
-/// A streamed answer. The status waits for the upstream's first word, so that a refusal keeps its own.
-async fn stream(
-    dialect: Dialect,
-    mut pieces: mpsc::Receiver<Piece>,
-    id: &RequestId,
-) -> Result<Response, ApiError> {
-    let (first, ended) = match pieces.recv().await {
-        Some(Piece::Begun(bytes)) => (bytes, false),
-        Some(Piece::End(_, Ending::Failed(error))) => return Err(error),
-        Some(Piece::End(answer, Ending::Done(done))) => (dialect.ending(&answer, &done), true),
-        None => return Err(lost()),
-    };
-    let id = id.clone();
-    let rest =
-        futures_util::stream::unfold((Some(first), pieces, ended), move |(first, mut pieces, ended)| {
-            let id = id.clone();
-            async move {
-                if let Some(first) = first {
-                    return Some((Ok::<_, Infallible>(first), (None, pieces, ended)));
-                }
-                if ended {
-                    return None;
-                }
-                let silent_until = Instant::now() + PING_EVERY;
-                let (bytes, ended) = loop {
-                    break match timeout_at(silent_until, pieces.recv()).await {
-                        Err(_) => (dialect.alive(), false),
-                        // A step that the dialect has no word for is silence all the same.
-                        Ok(Some(Piece::Begun(bytes))) if bytes.is_empty() => continue,
-                        Ok(Some(Piece::Begun(bytes))) => (bytes, false),
-                        Ok(Some(Piece::End(answer, Ending::Done(done)))) => {
-                            (dialect.ending(&answer, &done), true)
-                        }
-                        Ok(Some(Piece::End(_, Ending::Failed(error)))) => {
-                            (dialect.error(&error, &id.0), true)
-                        }
-                        Ok(None) => (dialect.error(&lost(), &id.0), true),
-                    };
-                };
-                Some((Ok(bytes), (None, pieces, ended)))
-            }
-        });
-    let mut response = Body::from_stream(rest).into_response();
-    let headers = response.headers_mut();
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream; charset=utf-8"));
-    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
-    headers.insert(BUFFERING, HeaderValue::from_static("no"));
-    Ok(response)
-}
-
-/// A JSON answer: with a real status where the run ends in time; else 200 and blanks until it has ended.
-async fn whole(
-    dialect: Dialect,
-    mut pieces: mpsc::Receiver<Piece>,
-    id: &RequestId,
-) -> Result<Response, ApiError> {
-    let status_until = Instant::now() + STATUS_WAIT;
-    let mut begun = false;
-    loop {
-        let piece = match begun {
-            true => timeout_at(status_until, pieces.recv()).await,
-            false => Ok(pieces.recv().await),
-        };
-        match piece {
-            Ok(Some(Piece::Begun(_))) => begun = true,
-            Ok(Some(Piece::End(answer, Ending::Done(done)))) => {
-                return Ok(json_bytes(StatusCode::OK, Body::from(dialect.body(&answer, &done))));
-            }
-            Ok(Some(Piece::End(_, Ending::Failed(error)))) => return Err(error),
-            Ok(None) => return Err(lost()),
-            Err(_) => break,
-        }
-    }
-    let id = id.clone();
-    let rest = futures_util::stream::unfold(Some(pieces), move |pieces| {
-        let id = id.clone();
-        async move {
-            let mut pieces = pieces?;
-            let blank_at = Instant::now() + BLANK_EVERY;
-            loop {
-                return match timeout_at(blank_at, pieces.recv()).await {
-                    Err(_) => Some((Ok(Bytes::from_static(b"\n")), Some(pieces))),
-                    Ok(Some(Piece::Begun(_))) => continue,
-                    Ok(Some(Piece::End(answer, Ending::Done(done)))) => {
-                        Some((Ok(dialect.body(&answer, &done)), None))
-                    }
-                    Ok(Some(Piece::End(answer, Ending::Failed(error)))) => {
-                        Some((Ok(dialect.failed_body(&answer, &error, &id.0)), None))
-                    }
-                    Ok(None) => Some((Err(io::Error::other("the run was lost")), None)),
-                };
-            }
-        }
-    });
-    let first = futures_util::stream::iter([Ok(Bytes::from_static(b"\n"))]);
-    let body = Body::from_stream(futures_util::StreamExt::chain(first, rest));
-    Ok(json_bytes(StatusCode::OK, body))
-}
-
-fn lost() -> ApiError {
-    ApiError::internal("run_lost", "The run ended and no word of it came.")
 }
 
 /// Milliseconds since 1970.

@@ -89,6 +89,7 @@ mod tests {
             effort: Effort::Unset,
             turns_max: 0,
             mcp_refused: false,
+            budget_microusd: 0,
             limits: LIMITS,
         }
     }

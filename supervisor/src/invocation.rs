@@ -31,6 +31,10 @@ pub fn of(
     if spawn.mcp_refused {
         option("--disallowedTools", "mcp__*");
     }
+    if spawn.budget_microusd != 0 {
+        let (dollars, rest) = (spawn.budget_microusd / 1_000_000, spawn.budget_microusd % 1_000_000);
+        option("--max-budget-usd", &format!("{dollars}.{rest:06}"));
+    }
     let placeholder = placeholder.token();
     let token = match readable {
         false => format!("CLAUDE_CODE_OAUTH_TOKEN={placeholder}"),

@@ -136,6 +136,7 @@ fn spawn(id: u8) -> Spawn {
         effort: Effort::Unset,
         turns_max: 0,
         mcp_refused: false,
+        budget_microusd: 0,
         limits: Limits::NONE,
     }
 }

@@ -59,6 +59,8 @@ pub enum Until {
     LeaseDrops,
     /// When the test says so, after stdin has been closed.
     Told(Arc<Notify>),
+    /// When its stdin is closed, after it has gone on with these bytes at the test's word.
+    GoesOn(Arc<Notify>, Vec<u8>),
 }
 
 impl Play {
@@ -321,6 +323,11 @@ async fn run(
             Until::Told(ref told) => {
                 while prompts.read_buf(&mut written).await.expect("stdin") > 0 {}
                 told.notified().await;
+            }
+            Until::GoesOn(ref told, ref more) => {
+                told.notified().await;
+                let _ = stdout.write_all(more).await;
+                while prompts.read_buf(&mut written).await.expect("stdin") > 0 {}
             }
         }
     };

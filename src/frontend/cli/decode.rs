@@ -258,6 +258,8 @@ pub struct Outcome {
     pub total_cost_usd: Option<f64>,
     /// Turns of the agent.
     pub num_turns: u64,
+    /// The answer in JSON, where a schema asked for one.
+    pub structured_output: Option<serde_json::Value>,
 }
 
 /// Tokens used.

@@ -2,6 +2,7 @@
 //! command or change a setting), so these few are the only ones, and each is one line of JSON from a type.
 
 use serde::Serialize;
+use serde_json::{Map, Value};
 
 use super::WireBlock;
 use crate::frontend::job::Block;
@@ -10,7 +11,7 @@ use crate::frontend::job::Block;
 #[serde(tag = "type", rename_all = "snake_case")]
 enum Line<'a> {
     User { message: Message<'a> },
-    ControlRequest { request_id: &'static str, request: Control },
+    ControlRequest { request_id: &'static str, request: Control<'a> },
 }
 
 #[derive(Serialize)]
@@ -21,9 +22,12 @@ struct Message<'a> {
 
 #[derive(Serialize)]
 #[serde(tag = "subtype", rename_all = "snake_case")]
-enum Control {
-    Initialize,
+enum Control<'a> {
     Interrupt,
+    Initialize {
+        #[serde(rename = "jsonSchema", skip_serializing_if = "Option::is_none")]
+        schema: Option<&'a Map<String, Value>>,
+    },
     McpStatus,
 }
 
@@ -43,14 +47,27 @@ pub fn user(prompt: &[Block]) -> Vec<u8> {
     line(&Line::User { message: Message { role: "user", content } })
 }
 
+/// What a conversation begins with, where it needs more than words; nothing where it does not. A schema comes this way
+/// and not as an argument, which others could read.
+pub fn initialize(schema: Option<&Map<String, Value>>) -> Vec<u8> {
+    match schema {
+        None => Vec::new(),
+        schema => {
+            let request = Control::Initialize { schema };
+            line(&Line::ControlRequest { request_id: "gaoler-initialize", request })
+        }
+    }
+}
+
 /// Ask the CLI to stop what it is doing: it kills its tools, saves its transcript and gives a result.
 pub fn interrupt() -> Vec<u8> {
     line(&Line::ControlRequest { request_id: "gaoler-interrupt", request: Control::Interrupt })
 }
 
 /// Begin without a prompt: the CLI starts its MCP servers and waits.
-pub fn initialize() -> Vec<u8> {
-    line(&Line::ControlRequest { request_id: "gaoler-initialize", request: Control::Initialize })
+pub fn begin() -> Vec<u8> {
+    let request = Control::Initialize { schema: None };
+    line(&Line::ControlRequest { request_id: "gaoler-initialize", request })
 }
 
 /// Ask how the MCP servers stand.

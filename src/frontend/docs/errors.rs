@@ -26,6 +26,7 @@ const fn known(status: u16, code: &'static str, means: &'static str) -> Known {
 pub const NO_ROUTE: &[Known] = &[
     known(404, "not_found", "there is nothing at this path"),
     known(405, "method_not_allowed", "the path does not know this method"),
+    known(431, "head_too_large", "the head of the request is larger than 64 KiB"),
 ];
 
 /// Of `POST /v1/messages`, before the answer has begun.
@@ -33,6 +34,7 @@ pub const MESSAGES: &[Known] = &[
     known(400, "invalid_request", "the message names the field and what it must be"),
     known(400, "invalid_session_id", "session_id is no UUID"),
     known(400, "invalid_workspace_id", "workspace_id is neither default nor a UUID"),
+    known(400, "schema_refused", "the CLI does not take the JSON schema"),
     known(400, "upstream_invalid_request", "the upstream API refused the request; the message says why"),
     known(401, "credential_missing", "no credential, neither in a header nor in the body"),
     known(
@@ -52,7 +54,9 @@ pub const MESSAGES: &[Known] = &[
     known(404, "workspace_not_found", "there is no such workspace"),
     known(408, "body_timeout", "the body came too slowly"),
     known(409, "workspace_conflict", "the session was begun in another workspace: leave workspace_id out"),
+    known(409, "idempotency_conflict", "the idempotency-key stands for another request: use a new one"),
     known(409, "session_busy", "the session has a run already: wait for its end"),
+    known(410, "events_gone", "the answer is not kept any more"),
     known(413, "request_too_large", "the request is larger than 32 MB"),
     known(413, "upstream_too_large", "the upstream API finds the request too large"),
     known(415, "request_body_encoding_unsupported", "the body is compressed: send it as it is"),
@@ -70,6 +74,7 @@ pub const MESSAGES: &[Known] = &[
     known(500, "output_limit", "the run wrote more output than it may"),
     known(500, "disk_limit", "the workspace is larger than it may be"),
     known(500, "cancelled", "the run was cancelled"),
+    known(500, "schema_not_met", "the model gave no answer that follows the JSON schema"),
     known(500, "cli_exited", "the CLI ended without a result"),
     known(500, "cli_failed", "the CLI ended its turn with an error"),
     known(500, "cli_garbage", "the CLI wrote something that is not its protocol"),
@@ -158,6 +163,37 @@ pub const MODEL: &[Known] =
 
 /// Of `GET /v1/mcp/catalog`.
 pub const CATALOG: &[Known] = &[NO_CREDENTIAL, NO_TOKEN];
+/// Of `POST /v1/messages/count_tokens`.
+pub const TOKENS: &[Known] = &[
+    known(400, "invalid_request", "the message names the field and what it must be"),
+    known(400, "invalid_session_id", "session_id is no UUID"),
+    NO_CREDENTIAL,
+    NO_TOKEN,
+    known(404, "model_not_found", "no such model"),
+    known(408, "body_timeout", "the body came too slowly"),
+    known(413, "request_too_large", "the request is larger than 32 MB"),
+    known(415, "request_body_encoding_unsupported", "the body is compressed: send it as it is"),
+    known(529, "bodies_full", "the server is reading too many requests"),
+];
+
+/// Of the routes of one run.
+pub const NO_RUN: &[Known] =
+    &[known(404, "run_not_found", "no such run, or it ended more than 15 minutes ago, or it is not yours")];
+
+/// Of `GET /v1/runs`.
+pub const RUNS: &[Known] = &[NO_CREDENTIAL, NO_TOKEN];
+
+/// Of `GET /v1/runs/{id}` and `POST /v1/runs/{id}/cancel`.
+pub const RUN: &[Known] = &[NO_CREDENTIAL, NO_TOKEN, NO_RUN[0]];
+
+/// Of `GET /v1/runs/{id}/events`.
+pub const RUN_EVENTS: &[Known] = &[
+    known(400, "invalid_request", "last-event-id is no id of this run's events"),
+    NO_CREDENTIAL,
+    NO_TOKEN,
+    NO_RUN[0],
+    known(410, "events_gone", "these events are not kept any more"),
+];
 
 /// Codes that only the log has: their client is gone.
 #[cfg(test)]

@@ -8,6 +8,7 @@ use super::errors;
 use super::openapi::{Group, nullable, schema};
 use super::state::levels;
 use crate::frontend::answer::STOP_REASONS;
+use crate::frontend::job::wishes::{BUDGET_LEAST_USD, BUDGET_MAX_USD, SCHEMA_BYTES_MAX};
 use crate::frontend::job::{
     BLOCKS_MAX, DEFAULT_MODEL, DOCUMENT_TYPES, IMAGE_TYPES, MESSAGES_MAX, TOOL_ID_BYTES_MAX, TURNS_MAX,
     WITHOUT_EFFECT,
@@ -22,7 +23,7 @@ pub fn group() -> Group {
     Group {
         name: "Messages",
         about: "One request, one run of the CLI in a cage of its own, one answer.",
-        paths: vec![("/v1/messages", path())],
+        paths: vec![("/v1/messages", path()), ("/v1/messages/count_tokens", count_tokens())],
         schemas: requests().into_iter().chain(answers()).chain(events()).collect(),
     }
 }
@@ -62,6 +63,26 @@ fn path() -> Value {
     }})
 }
 
+fn count_tokens() -> Value {
+    let mut responses = errors::responses(errors::TOKENS, errors::Form::Plain);
+    let mut done = super::openapi::answers("The estimate.", "TokenCount");
+    done["headers"]["x-gaoler-estimate"] = json!({"$ref": "#/components/headers/Estimate"});
+    responses.insert("200".to_owned(), done);
+    json!({"post": {
+        "operationId": "count_tokens",
+        "summary": "How many tokens a request has, about",
+        "description": "An estimate from the size of what the request says, without what the CLI adds to it (its system \
+            prompt and its tools, some thousands of tokens). It starts no run and asks no upstream.",
+        "security": [{"bearer": []}, {"api_key": []}],
+        "requestBody": {
+            "required": true,
+            "description": "As for `POST /v1/messages`.",
+            "content": {"application/json": {"schema": schema("MessagesRequest")}},
+        },
+        "responses": responses,
+    }})
+}
+
 /// A workspace, as a request for a run names it.
 pub fn workspace_id() -> Value {
     json!({
@@ -89,6 +110,17 @@ pub fn run_parameters() -> Vec<Value> {
             "schema": {"type": "string"},
             "example": "memory_mib=700,wall_ms=60000",
         }),
+        json!({
+            "name": "idempotency-key", "in": "header",
+            "description": "A name of yours for this request. Sent again with it, the request joins the run that it began, or \
+                gets its answer once more, up to 15 minutes after its end. Another request under the same name is a 409.",
+            "schema": {"type": "string", "pattern": "^[!-~]{1,255}$"},
+        }),
+        json!({
+            "name": "x-gaoler-events", "in": "header",
+            "description": "`ids` puts an id before each event of a stream; `GET /v1/runs/{id}/events` goes on after one.",
+            "schema": {"type": "string"},
+        }),
     ]
 }
 
@@ -101,6 +133,7 @@ pub fn run_headers() -> Value {
         "x-gaoler-limits": {"$ref": "#/components/headers/Limits"},
         "x-gaoler-queue-ms": {"$ref": "#/components/headers/Queue"},
         "x-gaoler-ignored": {"$ref": "#/components/headers/Ignored"},
+        "x-gaoler-idempotent-replay": {"$ref": "#/components/headers/Replay"},
     })
 }
 
@@ -172,18 +205,24 @@ fn requests() -> Schemas {
         ("UserMessage", spoken("user", schema("UserBlock"))),
         ("AssistantMessage", spoken("assistant", schema("AssistantBlock"))),
         ("SystemMessage", system_message()),
-        ("UserBlock", one_of(&["TextBlock", "ImageBlock", "DocumentBlock", "ToolResultBlock"])),
+        (
+            "UserBlock",
+            one_of(&["TextBlock", "ImageBlock", "DocumentBlock", "SearchResultBlock", "ToolResultBlock"]),
+        ),
         ("AssistantBlock", assistant_block()),
         ("TextBlock", text_block()),
         ("ImageBlock", image_block()),
         ("DocumentBlock", document_block()),
+        ("SearchResultBlock", search_result_block()),
         ("ToolUseBlock", tool_use_block()),
         ("ToolResultBlock", tool_result_block()),
         ("ImageSource", media("base64", IMAGE_TYPES)),
         ("DocumentSource", media("base64", DOCUMENT_TYPES)),
         ("TextSource", text_source()),
+        ("ContentSource", content_source()),
         ("Thinking", thinking()),
         ("OutputConfig", output_config()),
+        ("OutputFormat", output_format()),
         ("OauthCredentials", oauth_credentials()),
         ("Limits", limits()),
     ]
@@ -241,6 +280,17 @@ fn messages_request() -> Value {
             "enum": levels,
         })),
         "limits": nullable(schema("Limits")),
+        "max_budget_usd": nullable(json!({
+            "description": "What the run may cost by the CLI's price list, in US dollars; looked at after each of the model's \
+                answers. At the limit `stop_reason` is `pause_turn`.",
+            "type": "number", "minimum": BUDGET_LEAST_USD, "maximum": BUDGET_MAX_USD,
+        })),
+        "output_format": described("As `output_config.format`.", nullable(schema("OutputFormat"))),
+        "on_disconnect": nullable(json!({
+            "description": "What your going away means: the run ends, or goes on to its end within its limits. An official \
+                client, or one with an idempotency-key, has 10 s to come back.",
+            "type": "string", "enum": ["cancel", "continue"], "default": "cancel",
+        })),
         "oauth_credentials": nullable(schema("OauthCredentials")),
         "mcp_servers": nullable(schema("McpServers")),
         "skip_mcp_permissions": nullable(json!({
@@ -317,9 +367,41 @@ fn document_block() -> Value {
         &["type", "source"],
         json!({
             "type": constant("document"),
-            "source": {"oneOf": [schema("DocumentSource"), schema("TextSource")]},
+            "source": {"oneOf": [schema("DocumentSource"), schema("TextSource"), schema("ContentSource")]},
             "title": string("Its title."),
             "context": string("What the user says about it."),
+            "citations": citations(),
+        }),
+    )
+}
+
+fn citations() -> Value {
+    json!({"description": "Cannot be had; named in `x-gaoler-ignored` unless it is off."})
+}
+
+fn search_result_block() -> Value {
+    object(
+        "A result of a search. The agent gets it as text with its source.",
+        &["type", "source", "title", "content"],
+        json!({
+            "type": constant("search_result"),
+            "source": {"type": "string"},
+            "title": {"type": "string"},
+            "content": {"type": "array", "maxItems": BLOCKS_MAX, "items": schema("TextBlock")},
+            "citations": citations(),
+        }),
+    )
+}
+
+fn content_source() -> Value {
+    object(
+        "",
+        &["type", "content"],
+        json!({
+            "type": constant("content"),
+            "content": {"anyOf": [
+                {"type": "string"}, {"type": "array", "maxItems": BLOCKS_MAX, "items": schema("TextBlock")},
+            ]},
         }),
     )
 }
@@ -399,7 +481,18 @@ fn output_config() -> Value {
         &[],
         json!({
             "effort": nullable(json!({"type": "string", "enum": ["low", "medium", "high", "xhigh", "max"]})),
-            "format": ignored(json!({"description": "No effect here."})),
+            "format": nullable(schema("OutputFormat")),
+        }),
+    )
+}
+
+fn output_format() -> Value {
+    object(
+        "The answer's text is JSON that follows this schema, and nothing else.",
+        &["type", "schema"],
+        json!({
+            "type": constant("json_schema"),
+            "schema": described(&format!("Of an object, {SCHEMA_BYTES_MAX} bytes at most."), json!({"type": "object"})),
         }),
     )
 }
@@ -437,6 +530,7 @@ fn answers() -> Schemas {
         ("Message", message(json!({"type": "array", "items": schema("AnswerBlock")}), stop_reason(), true)),
         ("AnswerBlock", answer_block(json!({"type": "null"}))),
         ("Usage", usage()),
+        ("TokenCount", exact("", json!({"input_tokens": count()}))),
         ("Cost", exact("By the CLI's price list.", json!({"total_cost_usd": {"type": "number"}}))),
     ]
 }

@@ -6,7 +6,7 @@ use std::sync::LazyLock;
 use bytes::Bytes;
 use serde_json::{Map, Value, json};
 
-use super::{completions, errors, mcp, messages, models, pages, sessions, state, workspaces};
+use super::{completions, errors, mcp, messages, models, pages, runs, sessions, state, workspaces};
 
 /// Routes that belong together. A new one is a file beside this one and a line in [`GROUPS`].
 pub struct Group {
@@ -21,9 +21,10 @@ pub struct Group {
 }
 
 /// All of them, in the order in which they are shown.
-const GROUPS: [fn() -> Group; 8] = [
+const GROUPS: [fn() -> Group; 9] = [
     messages::group,
     completions::group,
+    runs::group,
     sessions::group,
     workspaces::group,
     models::group,
@@ -149,8 +150,8 @@ fn about() -> String {
         errors::NO_ROUTE.iter().map(|row| format!("{} `{}`: {}.", row.status, row.code, row.means)).collect();
     format!(
         "The official Anthropic SDKs work unmodified. A base URL may have a prefix before `/v1/messages`. An error has one \
-         form everywhere, with a stable code in `error.details.error_code`; what no route answers is {} A head of a \
-         request that is malformed, or larger than 64 KiB, is answered by a bare 400 or 431.",
+         form everywhere, with a stable code in `error.details.error_code`; of no route of its own is {} A head of a \
+         request that is malformed, or larger than 192 KiB, is answered by a bare 400 or 431.",
         nowhere.join(" ")
     )
 }
@@ -172,6 +173,15 @@ fn headers() -> Value {
             "schema": {"type": "string", "enum": ["true", "false"]},
         },
         "Ignored": text("Fields of the request that had no effect, with commas between them. Absent where there are none."),
+        "Estimate": {
+            "description": "The number is an estimate.",
+            "required": true,
+            "schema": {"type": "string", "const": "true"},
+        },
+        "Replay": {
+            "description": "`true` where another request, which this one repeats, began the run.",
+            "schema": {"type": "string", "const": "true"},
+        },
         "Run": {
             "description": "The run, as it is called in the operator's log.",
             "schema": {"type": "string", "pattern": "^[0-9a-f]{32}$"},

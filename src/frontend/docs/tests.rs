@@ -97,7 +97,7 @@ fn every_route_is_in_the_document_and_the_other_way_round() {
 /// Names that functions of the parser read, by the function.
 fn read_by(functions: &[&str]) -> BTreeSet<String> {
     let read = |name: &str| std::fs::read_to_string(folder().join("src/frontend").join(name)).expect(name);
-    let text = read("job.rs") + &read("job/mcp.rs");
+    let text = ["job.rs", "job/blocks.rs", "job/mcp.rs", "job/wishes.rs"].map(read).concat();
     let mut function = "";
     let mut names = BTreeSet::new();
     for line in text.lines() {
@@ -121,18 +121,30 @@ fn read_by(functions: &[&str]) -> BTreeSet<String> {
 
 /// Who reads what, and the schemas that say so.
 const READERS: &[(&[&str], &[&str])] = &[
-    (&["parse", "common", "messages", "servers"], &["MessagesRequest"]),
+    (&["parse", "common", "messages", "servers", "wishes"], &["MessagesRequest"]),
     (&["question", "servers"], &["McpProbe"]),
     (&["one"], &["McpServer"]),
     (&["tools"], &["McpTools"]),
     (&["with_name"], &["McpListed"]),
     (&["parse_thinking"], &["Thinking"]),
     (&["parse_output"], &["OutputConfig"]),
+    (&["parse_format", "parse_schema"], &["OutputFormat"]),
     (&["parse_credential"], &["OauthCredentials"]),
     (&["parse_messages"], &["UserMessage", "AssistantMessage", "SystemMessage"]),
     (
-        &["text_block", "parse_block", "parse_image", "parse_document", "parse_media", "parse_tool_result"],
         &[
+            "text_block",
+            "parse_block",
+            "parse_image",
+            "parse_document",
+            "parse_media",
+            "parse_tool_result",
+            "parse_search_result",
+            "parse_content_source",
+        ],
+        &[
+            "SearchResultBlock",
+            "ContentSource",
             "TextBlock",
             "ImageBlock",
             "DocumentBlock",
@@ -177,9 +189,11 @@ fn every_error_has_its_row_and_every_row_its_error() {
     let table: BTreeSet<(u16, String)> = errors::NO_ROUTE
         .iter()
         .chain(errors::MESSAGES)
+        .chain(errors::NO_RUN)
         .map(|row| (row.status, row.code.to_owned()))
         .collect();
-    assert_eq!(table.len(), errors::NO_ROUTE.len() + errors::MESSAGES.len(), "a row comes twice");
+    let rows = errors::NO_ROUTE.len() + errors::MESSAGES.len() + errors::NO_RUN.len();
+    assert_eq!(table.len(), rows, "a row comes twice");
     let files: BTreeSet<_> = errors::FILES.iter().map(|row| (row.status, row.code.to_owned())).collect();
     assert_eq!(files.len(), errors::FILES.len(), "a row comes twice");
     let table: BTreeSet<_> = table.union(&files).cloned().collect();
@@ -286,9 +300,14 @@ fn the_schema_takes_what_the_parser_takes() {
         r#""session_id":"6f1c0f0e-8d2b-4c7e-9a51-0c2d3e4f5a6b""#,
         r#""thinking":{"type":"enabled","budget_tokens":2048}"#,
         r#""thinking":{"type":"disabled"}"#,
-        r#""output_config":{"effort":"xhigh","format":{"type":"json_schema"}}"#,
         r#""workspace_id":"default""#,
         r#""workspace_id":"6f1c0f0e-8d2b-4c7e-9a51-0c2d3e4f5a6b""#,
+        r#""output_config":{"effort":"xhigh","format":{"type":"json_schema","schema":{"type":"object"}}}"#,
+        r#""output_config":{"format":null}"#,
+        r#""output_format":{"type":"json_schema","schema":{}}"#,
+        r#""max_budget_usd":0.25"#,
+        r#""max_budget_usd":4000"#,
+        r#""on_disconnect":"continue""#,
         r#""max_turns":0"#,
         r#""max_turns":10000"#,
         r#""security_level":"PARANOID""#,
@@ -321,6 +340,18 @@ fn the_schema_takes_what_the_parser_takes() {
             r#"[{"type":"tool_result","tool_use_id":"t","content":[{"type":"text","text":"x"}],"is_error":true}]"#,
         ),
         ("user", r#"[{"type":"tool_result","tool_use_id":"t"}]"#),
+        (
+            "user",
+            r#"[{"type":"document","source":{"type":"content","content":"x"},"citations":{"enabled":true}}]"#,
+        ),
+        (
+            "user",
+            r#"[{"type":"document","source":{"type":"content","content":[{"type":"text","text":"x"}]}}]"#,
+        ),
+        (
+            "user",
+            r#"[{"type":"search_result","source":"https://x","title":"t","content":[{"type":"text","text":"x"}]}]"#,
+        ),
         ("assistant", r#""""#),
         ("assistant", r#"[{"type":"thinking","thinking":"t","signature":"s"},{"type":"text","text":"x"}]"#),
         ("assistant", r#"[{"type":"tool_use","id":"t","name":"Bash","input":{}}]"#),
@@ -359,6 +390,14 @@ fn the_schema_takes_what_the_parser_takes() {
         r#""workspace_id":"x""#,
         r#""workspace_id":"../default""#,
         r#""workspace_id":"00000000-0000-0000-0000-000000000000""#,
+        r#""output_config":{"format":{"type":"json_schema"}}"#,
+        r#""output_config":{"format":{"type":"text","schema":{}}}"#,
+        r#""output_format":{"type":"json_schema","schema":[]}"#,
+        r#""max_budget_usd":0"#,
+        r#""max_budget_usd":-1"#,
+        r#""max_budget_usd":4000.5"#,
+        r#""max_budget_usd":"much""#,
+        r#""on_disconnect":"perhaps""#,
         r#""max_turns":10001"#,
         r#""max_turns":-1"#,
         r#""security_level":"LAX""#,
@@ -387,6 +426,12 @@ fn the_schema_takes_what_the_parser_takes() {
         ("user", r#"[{"type":"image","source":{"type":"base64","media_type":"image/png","data":"aGk"}}]"#),
         ("user", r#"[{"type":"image","source":{"type":"base64","media_type":"image/png","data":""}}]"#),
         ("user", r#"[{"type":"document","source":{"type":"text"}}]"#),
+        ("user", r#"[{"type":"document","source":{"type":"content","content":[{"type":"image"}]}}]"#),
+        ("user", r#"[{"type":"document","source":{"type":"content"}}]"#),
+        ("user", r#"[{"type":"document","source":{"type":"file","file_id":"file_1"}}]"#),
+        ("user", r#"[{"type":"search_result","source":"x","content":[]}]"#),
+        ("user", r#"[{"type":"search_result","source":"x","title":"t","content":"x"}]"#),
+        ("user", r#"[{"type":"container_upload","file_id":"file_1"}]"#),
         ("user", r#"[{"type":"tool_result","tool_use_id":""}]"#),
         (
             "user",

@@ -6,6 +6,7 @@ use uuid::Uuid;
 
 use gaoler_protocol::Effort;
 
+use super::wishes::parse_schema;
 use super::{
     BLOCKS_MAX, Block, IMAGE_TYPES, Ignored, Job, Media, Role, Turn, Words, add_turn, append_paragraph,
     boolean, common, fields, is_base64, job, messages, no_session, object, parse_system, parse_tokens_max,
@@ -26,11 +27,12 @@ pub fn parse(body: &[u8], in_header: Option<&str>) -> Result<Job, ApiError> {
     let usage_last = parse_stream_options(take(&mut fields, "stream_options"), &mut ignored)?;
     parse_tokens_max(&mut fields, "max_tokens", &mut ignored)?;
     parse_tokens_max(&mut fields, "max_completion_tokens", &mut ignored)?;
+    let schema = parse_response_format(&mut fields)?;
     refuse_what_would_be_read(&mut fields, &mut ignored)?;
     leave_out_what_asks_for_nothing(&mut fields);
     let mut system = String::new();
     let (turns, prompt) = parse_messages(messages(&mut fields)?, &mut system, &mut ignored)?;
-    let words = Words { session, system, effort, turns, prompt, usage_last };
+    let words = Words { session, system, effort, schema, turns, prompt, usage_last };
     Ok(job(fields, common, words, ignored))
 }
 
@@ -83,9 +85,26 @@ fn parse_stream_options(value: Option<Value>, ignored: &mut Ignored) -> Result<b
     Ok(usage.unwrap_or(false))
 }
 
+/// The schema of `response_format`, where it has one; what else it says is left for the others.
+fn parse_response_format(fields: &mut Map<String, Value>) -> Result<Option<Map<String, Value>>, ApiError> {
+    let is_schema = |format: &Value| format.get("type").and_then(Value::as_str) == Some("json_schema");
+    let Some(format) = take_if(fields, "response_format", is_schema) else { return Ok(None) };
+    let mut format = object(Some(format), "response_format")?.unwrap_or_default();
+    let path = "response_format.json_schema";
+    let named = object(take(&mut format, "json_schema"), path)?;
+    let mut named = named.ok_or_else(|| ApiError::invalid(format!("{path}: field required.")))?;
+    parse_schema(take(&mut named, "schema"), &format!("{path}.schema")).map(Some)
+}
+
+/// Removes a field that is such a one.
+fn take_if(fields: &mut Map<String, Value>, name: &str, is: impl Fn(&Value) -> bool) -> Option<Value> {
+    let found = fields.get(name).is_some_and(is);
+    if found { fields.remove(name) } else { None }
+}
+
 /// What a program would look for in the answer, and fail where it is not there, is refused. What an answer may
 /// lack by the API's own rules is ignored and named: `tools` are of this kind, for a model may always answer in
-/// words, and so are `logprobs` and `response_format`, as in the first dialect.
+/// words, and so are `logprobs` and a `response_format` without a schema.
 fn refuse_what_would_be_read(fields: &mut Map<String, Value>, ignored: &mut Ignored) -> Result<(), ApiError> {
     match unsigned(take(fields, "n"), "n")? {
         None | Some(1) => {}

@@ -49,7 +49,7 @@ fn a_bad_request_names_the_path_of_what_is_wrong() {
     check(
         &messages(r#"[{"role":"user","content":[{"type":"audio"}]}]"#),
         400,
-        "messages[0].content[0].type: not supported here. A user's blocks are text, image, document and tool_result.",
+        "messages[0].content[0].type: not supported here. A user's blocks are text, image, document, search_result and tool_result.",
     );
     check(
         &messages(

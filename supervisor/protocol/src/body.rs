@@ -298,6 +298,8 @@ bodies! {
         turns_max: u32,
         /// 1 = the tools of MCP servers are refused: its client said that nobody permits them.
         mcp_refused: bool,
+        /// What the run may cost by the CLI's price list, millionths of a US dollar; 0 = no limit.
+        budget_microusd: u32,
         /// The limits wished for, each clamped to the level's.
         limits: Limits,
     }

@@ -51,6 +51,7 @@ fn every_message() -> Vec<Message> {
             effort: Effort::High,
             turns_max: 12,
             mcp_refused: true,
+            budget_microusd: 1_250_000,
             limits: LIMITS,
         }),
         Message::Spawned(Spawned { run: RUN, limits: LIMITS, launch_us: 1_500, tier: Tier::Kernel }),

@@ -5,9 +5,12 @@ usage: suite.py BASE_URL [raw]      (raw: the embedded upstream itself answers, 
 
 import asyncio
 import json
+import socket
 import sys
+import threading
 import traceback
 import urllib.error
+import urllib.parse
 import urllib.request
 import uuid
 
@@ -224,6 +227,77 @@ def a_failing_stream_is_an_error():
             stream.get_final_message()
 
     expect(refused("BadRequestError", 400, call), "invalid_request_error")
+
+
+class Cut:
+    """A proxy on loopback that cuts its first connection while the answer is waited for, and no other."""
+
+    def __init__(self):
+        address = urllib.parse.urlsplit(BASE_URL)
+        self.server = (address.hostname, address.port)
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.url = "http://127.0.0.1:%d" % self.listener.getsockname()[1]
+        self.connections = 0
+        threading.Thread(target=self.accept, daemon=True).start()
+
+    def accept(self):
+        while True:
+            client, _ = self.listener.accept()
+            self.connections += 1
+            threading.Thread(target=self.relay, args=(client, self.connections == 1), daemon=True).start()
+
+    def relay(self, client, cut):
+        server = socket.create_connection(self.server)
+        threading.Thread(target=copy, args=(client, server), daemon=True).start()
+        if cut:
+            # The whole request has gone through once its run is known; the answer is seconds away.
+            listed = {"authorization": "Bearer " + TOKEN}
+            while True:
+                with urllib.request.urlopen(urllib.request.Request(BASE_URL + "/v1/runs", headers=listed)) as response:
+                    if any(run["status"] == "running" for run in json.load(response)["data"]):
+                        break
+            # Both ways at once, as a cable does it.
+            for end in (client, server):
+                end.shutdown(socket.SHUT_RDWR)
+            return
+        copy(server, client)
+
+
+def copy(source, sink):
+    try:
+        while data := source.recv(65536):
+            sink.sendall(data)
+        sink.shutdown(socket.SHUT_WR)
+    except OSError:
+        pass
+
+
+@agent
+def a_retry_after_a_cut_runs_the_agent_once():
+    for streamed in (False, True):
+        proxy, name = Cut(), "joined-" + uuid.uuid4().hex
+        cut = anthropic.Anthropic(auth_token=TOKEN, base_url=proxy.url, timeout=120, max_retries=2)
+        options = {
+            "model": MODEL,
+            "max_tokens": 64,
+            "messages": [{"role": "user", "content": f"RUN: echo once >> {name}; sleep 2; wc -l < {name}"}],
+        }
+        if streamed:
+            with cut.messages.stream(**options) as stream:
+                message = stream.get_final_message()
+        else:
+            message = cut.messages.create(**options)
+        expect(proxy.connections, 2)
+        expect(text_of(message), "[embedded] RUN ok:\n1")
+        # And nobody else ran it since.
+        expect(text_of(ask(f"RUN: wc -l < {name}")), "[embedded] RUN ok:\n1")
+
+
+@agent
+def tokens_are_counted():
+    messages = [{"role": "user", "content": "word " * 1000}]
+    counted = client().messages.count_tokens(model=MODEL, messages=messages)
+    assert 1000 < counted.input_tokens < 2000, counted
 
 
 @agent

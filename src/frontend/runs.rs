@@ -1,0 +1,271 @@
+//! The runs that clients know by name: each has a bounded log of its answer that more than one reader can follow.
+//! It must never show a run to another tenant, write anything to disk, or keep more than its bounds.
+
+mod http;
+mod log;
+pub mod reply;
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use sha2::{Digest, Sha256};
+use tokio::time::Instant;
+
+use gaoler_protocol::{RunId, TenantKey};
+
+use super::error::ApiError;
+
+pub use self::http::routes;
+pub use log::{About, Entry, Finished, Log, Read, Reader, Why, Writer};
+
+/// Bytes of all logs and kept answers together.
+const HELD_BYTES_MAX: usize = 128 * 1024 * 1024;
+/// Runs that have ended and are still known, of everybody and of one tenant.
+const ENDED_MAX: usize = 4096;
+const TENANT_ENDED_MAX: usize = 256;
+/// How long an answer that somebody may come back for is kept, and a run is known after its end.
+const KEPT: Duration = Duration::from_secs(15 * 60);
+/// The same for an answer that was read to its end, where only an unnamed retry could ask for it again. A client
+/// that has lost it asks again within 8 s: longer the official ones do not wait.
+const KEPT_READ: Duration = Duration::from_secs(30);
+/// Bytes of an idempotency key.
+const KEY_BYTES_MAX: usize = 255;
+/// How often what is too old is forgotten.
+const SWEEP: Duration = Duration::from_secs(5);
+
+/// How a request is found again.
+#[derive(Debug, Clone)]
+pub struct Asked {
+    tenant: [u8; 32],
+    /// What was asked for: path, headers that matter, body.
+    body: [u8; 32],
+    /// The client's own name for it, as a digest.
+    key: Option<[u8; 32]>,
+    /// The client says that it has asked before.
+    again: bool,
+    /// The client is one that asks again by itself.
+    retries: bool,
+}
+
+impl Asked {
+    /// What a request is known by. `parts` are its path and the headers that change its meaning.
+    ///
+    /// # Errors
+    /// 400 for a key of a wrong form.
+    pub fn new(
+        headers: &::http::HeaderMap,
+        parts: &[&[u8]],
+        body: &[u8],
+    ) -> Result<impl FnOnce(TenantKey) -> Asked + use<>, ApiError> {
+        let key = headers.get("idempotency-key").map(|value| {
+            let plain = value.as_bytes().iter().all(u8::is_ascii_graphic);
+            match plain && (1..=KEY_BYTES_MAX).contains(&value.len()) {
+                true => Ok(digest(&[value.as_bytes()])),
+                false => Err(ApiError::invalid(format!(
+                    "idempotency-key: must have 1 to {KEY_BYTES_MAX} visible ASCII characters."
+                ))),
+            }
+        });
+        let key = key.transpose()?;
+        let count = headers.get("x-stainless-retry-count").and_then(|value| value.to_str().ok());
+        let again = count.and_then(|count| count.parse::<u32>().ok()).is_some_and(|count| count > 0);
+        let retries = headers.keys().any(|name| name.as_str().starts_with("x-stainless-"));
+        let body = digest(&parts.iter().copied().chain([body]).collect::<Vec<_>>());
+        Ok(move |tenant: TenantKey| Asked { tenant: tenant.0, body, key, again, retries })
+    }
+}
+
+/// A digest of these texts, each with its length, so that none can run into the next.
+fn digest(parts: &[&[u8]]) -> [u8; 32] {
+    let mut hash = Sha256::new();
+    for part in parts {
+        hash.update((part.len() as u64).to_le_bytes());
+        hash.update(part);
+    }
+    hash.finalize().into()
+}
+
+/// Every run that a client can ask for.
+#[derive(Default)]
+pub struct Runs {
+    state: Mutex<State>,
+    held: Arc<AtomicUsize>,
+}
+
+/// A tenant, and a digest of what it says.
+type OfTenant = ([u8; 32], [u8; 32]);
+
+#[derive(Default)]
+struct State {
+    runs: HashMap<RunId, Arc<Log>>,
+    /// By a tenant's own name for a request: the run, and what was asked for.
+    named: HashMap<OfTenant, (RunId, [u8; 32])>,
+    /// By what was asked for: the run of the newest first attempt.
+    first: HashMap<OfTenant, RunId>,
+}
+
+/// What becomes of a request.
+pub enum Entered {
+    /// It repeats one whose run is there already.
+    Joined(Reader),
+    /// It is a run of its own.
+    Begun(Writer, Reader),
+}
+
+impl Runs {
+    /// Finds the run that a request was, or begins one: one step, so that of two who come together one joins.
+    ///
+    /// # Errors
+    /// 409 where the name stands for another request.
+    pub fn enter(self: &Arc<Self>, asked: &Asked, about: About) -> Result<Entered, ApiError> {
+        let mut state = self.state();
+        if let Some(found) = state.joined(asked)? {
+            return Ok(Entered::Joined(Reader::new(found, 1)));
+        }
+        let run = about.run;
+        let entry = Entry {
+            about,
+            tenant: asked.tenant,
+            body: asked.body,
+            key: asked.key,
+            returns: asked.retries || asked.key.is_some(),
+        };
+        let log = Arc::new(Log::new(entry, Arc::clone(&self.held)));
+        state.runs.insert(run, Arc::clone(&log));
+        if let Some(key) = asked.key {
+            state.named.insert((asked.tenant, key), (run, asked.body));
+        }
+        // A retry whose first attempt never came here is a first attempt.
+        state.first.insert((asked.tenant, asked.body), run);
+        let reader = Reader::new(Arc::clone(&log), 1);
+        Ok(Entered::Begun(Writer::new(log, Arc::clone(self)), reader))
+    }
+
+    /// This tenant's run of this name.
+    pub fn find(&self, tenant: &TenantKey, run: RunId) -> Option<Arc<Log>> {
+        self.state().runs.get(&run).filter(|log| log.entry.tenant == tenant.0).cloned()
+    }
+
+    /// This tenant's runs, the newest first.
+    pub fn of(&self, tenant: &TenantKey) -> Vec<Arc<Log>> {
+        let state = self.state();
+        let mut runs: Vec<_> =
+            state.runs.values().filter(|log| log.entry.tenant == tenant.0).cloned().collect();
+        runs.sort_by_key(|log| std::cmp::Reverse((log.entry.about.asked_ms, log.entry.about.run)));
+        runs
+    }
+
+    /// Nothing may join this run any more; it is still known by its name.
+    pub fn disown(&self, run: RunId) {
+        self.state().disown(run);
+    }
+
+    /// Makes room for more bytes by forgetting answers of runs that have ended; whether there is some.
+    pub fn has_room(&self) -> bool {
+        if self.held.load(Ordering::Relaxed) <= HELD_BYTES_MAX {
+            return true;
+        }
+        let mut state = self.state();
+        while self.held.load(Ordering::Relaxed) > HELD_BYTES_MAX {
+            let Some(victim) = state.heaviest() else { return false };
+            state.forget(victim);
+        }
+        true
+    }
+
+    /// Forgets what is too old or too much, from time to time, for ever.
+    pub async fn sweep(&self) {
+        loop {
+            tokio::time::sleep(SWEEP).await;
+            self.tidy(Instant::now());
+        }
+    }
+
+    fn tidy(&self, now: Instant) {
+        let mut state = self.state();
+        let mut ended: Vec<(Instant, [u8; 32], RunId)> = Vec::new();
+        let mut released = Vec::new();
+        for (run, log) in &state.runs {
+            let Some(at) = log.ended_at() else { continue };
+            if now.duration_since(at) > log.keeps() {
+                log.release();
+                released.push(*run);
+            }
+            ended.push((at, log.entry.tenant, *run));
+        }
+        released.into_iter().for_each(|run| state.disown(run));
+        ended.sort();
+        let mut left = ended.len();
+        let mut of_tenant: HashMap<[u8; 32], usize> = HashMap::new();
+        ended.iter().for_each(|(_, tenant, _)| *of_tenant.entry(*tenant).or_default() += 1);
+        for (at, tenant, run) in ended {
+            let own = of_tenant.entry(tenant).or_default();
+            if now.duration_since(at) > KEPT || left > ENDED_MAX || *own > TENANT_ENDED_MAX {
+                state.forget(run);
+                left -= 1;
+                *own -= 1;
+            }
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // What is done under the lock cannot stop half way.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    /// The run that this request is a repetition of.
+    fn joined(&self, asked: &Asked) -> Result<Option<Arc<Log>>, ApiError> {
+        let known = |run: &RunId| self.runs.get(run).filter(|log| !log.released()).cloned();
+        if let Some(key) = asked.key {
+            return match self.named.get(&(asked.tenant, key)) {
+                Some((run, body)) if *body == asked.body => Ok(known(run)),
+                Some((run, _)) if known(run).is_some() => Err(ApiError::new(
+                    409,
+                    "idempotency_conflict",
+                    "idempotency-key: it stands for another request; use a new key for a new request.",
+                )
+                .final_word()),
+                _ => Ok(None),
+            };
+        }
+        let first = self.first.get(&(asked.tenant, asked.body)).filter(|_| asked.again);
+        Ok(first.and_then(known))
+    }
+
+    fn forget(&mut self, run: RunId) {
+        self.disown(run);
+        if let Some(log) = self.runs.remove(&run) {
+            log.release();
+        }
+    }
+
+    fn disown(&mut self, run: RunId) {
+        let Some(log) = self.runs.get(&run) else { return };
+        let (tenant, body) = (log.entry.tenant, log.entry.body);
+        if self.first.get(&(tenant, body)) == Some(&run) {
+            self.first.remove(&(tenant, body));
+        }
+        if let Some(key) = log.entry.key
+            && self.named.get(&(tenant, key)).is_some_and(|(named, _)| *named == run)
+        {
+            self.named.remove(&(tenant, key));
+        }
+    }
+
+    /// The oldest run that has ended of the tenant whose ended runs hold most.
+    fn heaviest(&self) -> Option<RunId> {
+        let ended = || self.runs.iter().filter_map(|(run, log)| Some((log.ended_at()?, *run, log)));
+        let mut held: HashMap<[u8; 32], usize> = HashMap::new();
+        ended().for_each(|(_, _, log)| *held.entry(log.entry.tenant).or_default() += log.bytes());
+        let (tenant, bytes) = held.into_iter().max_by_key(|(_, bytes)| *bytes)?;
+        let own = ended().filter(|(_, _, log)| log.entry.tenant == tenant && log.bytes() > 0);
+        own.min_by_key(|(at, run, _)| (*at, *run)).map(|(_, run, _)| run).filter(|_| bytes > 0)
+    }
+}
+
+#[cfg(test)]
+mod tests;
