@@ -13,6 +13,7 @@ use gaoler_protocol::{Limits, Message, Tier};
 
 use crate::config::{self, Flags};
 use crate::exec::{self, Request, STATUS_FAILED};
+use crate::keeper::{self, Deed, KeyDeed, LedgerDeed, TenantDeed, Where};
 use crate::supervisor::{Heard, Supervisor, hear};
 use crate::{doctor, limits, serve};
 
@@ -65,6 +66,7 @@ Unknown keys end the command. A key such as isolation.minimum is written
   uids.egress           [2110000, 1024]   one for each running egress
   uids.frontend         2120000
   uids.upstream         2120001           of the embedded upstream
+  uids.ledger           2120002
   upstream.url          https://api.anthropic.com
   cli.path              /usr/local/lib/gaoler/claude
   cli.version           2.1.330           what the CLI must say of itself
@@ -74,6 +76,9 @@ Unknown keys end the command. A key such as isolation.minimum is written
   runs.queue_seconds    30                that one waits
   runs.drain_seconds    30                after SIGTERM
   runs.silence_seconds  120               of the upstream, after which a run is ended
+  identity.require_key  false             true where a credential of the upstream alone is not enough
+  ledger.runs_days      90                that the record of one run is kept
+  ledger.usage_days     800               that the sums of a tenant's day are kept
   models.list           []                what GET /v1/models lists beside the aliases, [{ id, display_name }, ...]
 
 Prints one line `ready tier=TIER address=ADDRESS` when tenants may come. SIGTERM or SIGINT drains.
@@ -136,6 +141,30 @@ enum Command {
     /// Say what this host offers, layer by layer
     #[command(after_help = DOCTOR)]
     Doctor(Doctor),
+    /// Keys: make one, list them, end one
+    #[command(after_help = keeper::KEY)]
+    Key {
+        #[command(flatten)]
+        place: Where,
+        #[command(subcommand)]
+        deed: KeyDeed,
+    },
+    /// Tenants: list them, forget one
+    #[command(after_help = keeper::TENANT)]
+    Tenant {
+        #[command(flatten)]
+        place: Where,
+        #[command(subcommand)]
+        deed: TenantDeed,
+    },
+    /// What is remembered: copy it, check it
+    #[command(after_help = keeper::LEDGER)]
+    Ledger {
+        #[command(flatten)]
+        place: Where,
+        #[command(subcommand)]
+        deed: LedgerDeed,
+    },
     /// The frontend of a supervisor, which alone can start it.
     #[command(hide = true)]
     Frontend,
@@ -241,7 +270,24 @@ fn act(command: Command) -> u8 {
             Ok(settings) => diagnose(&settings, &asked).unwrap_or_else(|why| failed(FAILED, &why)),
             Err(wrong) => failed(USAGE, &wrong.0),
         },
+        Command::Key { place, deed } => keep(&place, &Deed::Key(deed)),
+        Command::Tenant { place, deed } => keep(&place, &Deed::Tenant(deed)),
+        Command::Ledger { place, deed } => keep(&place, &Deed::Ledger(deed)),
         Command::Frontend => crate::frontend::from_descriptors(),
+    }
+}
+
+fn keep(place: &Where, deed: &Deed) -> u8 {
+    let flags = Flags::default().with("--state", "state.dir", place.state.clone());
+    match config::resolve(&flags, environment(), place.config.as_deref()) {
+        Ok(settings) => match keeper::act(&settings, place, deed) {
+            Ok(text) => {
+                say(&text);
+                0
+            }
+            Err(why) => failed(FAILED, &why),
+        },
+        Err(wrong) => failed(USAGE, &wrong.0),
     }
 }
 
@@ -344,6 +390,11 @@ mod tests {
             (&["gaoler", "serve", "--minimum", "lax"], 2),
             (&["gaoler", "serve", "--listen", "0.0.0.0:1"], 2),
             (&["gaoler", "doctor", "--nope"], 2),
+            (&["gaoler", "key"], 2),
+            (&["gaoler", "key", "create"], 2),
+            (&["gaoler", "key", "create", "--admin", "--tenant", "x"], 2),
+            (&["gaoler", "key", "create", "--admin", "--expires-in", "0"], 2),
+            (&["gaoler", "ledger", "backup"], 2),
             (&["gaoler", "exec"], 125),
             (&["gaoler", "exec", "id"], 125),
             (&["gaoler", "exec", "--help"], 0),

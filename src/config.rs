@@ -320,6 +320,8 @@ fn check(mut settings: Settings, place: &dyn Fn(&str) -> String) -> Result<Setti
         ("runs.queue_seconds", s.runs.queue_seconds, 1, 600),
         ("runs.drain_seconds", s.runs.drain_seconds, 1, 3600),
         ("runs.silence_seconds", s.runs.silence_seconds, 1, 3600),
+        ("ledger.runs_days", s.ledger.runs_days, 1, 3660),
+        ("ledger.usage_days", s.ledger.usage_days, 1, 3660),
     ];
     match bounds.iter().find(|(_, value, low, high)| value < low || value > high) {
         Some((key, value, low, high)) => wrong(key, format!("{value} is not between {low} and {high}")),
@@ -441,6 +443,7 @@ fn uids(settings: &Settings) -> Result<(), (&'static str, String)> {
         ("uids.egress", uids.egress),
         ("uids.frontend", [uids.frontend, 1]),
         ("uids.upstream", [uids.upstream, 1]),
+        ("uids.ledger", [uids.ledger, 1]),
     ];
     // 65534 is the kernel's overflow uid, and everything below belongs to the host's users.
     const FIRST: u32 = 65_536;
@@ -593,7 +596,7 @@ mod tests {
                 &[],
                 Some("[sever]\nlisten = 'x'"),
                 "FILE: unknown key `sever`; the sections are cli, \
-              credentials, isolation, level, models, runs, server, state, uids, upstream",
+              credentials, identity, isolation, ledger, level, models, runs, server, state, uids, upstream",
             ),
             (
                 None,

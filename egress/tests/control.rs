@@ -27,6 +27,7 @@ fn serve(vouch: bool) -> Serve {
         requests_max: 0,
         egress_mib: 0,
         peer_uid: 0,
+        tenant: [0; 16],
     }
 }
 

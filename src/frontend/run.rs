@@ -24,6 +24,7 @@ use crate::ledger;
 use crate::meter::{Meter, Past};
 
 use super::answer::{Answer, Ending};
+use super::books::Note;
 use super::cli::{decode, input};
 use super::error::ApiError;
 use super::{log, metrics};
@@ -217,6 +218,7 @@ pub fn converse(
     answer: Answer,
     render: Render,
     bounds: Bounds,
+    note: Note,
     guard: impl Send + 'static,
 ) -> mpsc::Receiver<Piece> {
     let (pieces, out) = mpsc::channel(PIECES_MAX);
@@ -236,7 +238,9 @@ pub fn converse(
         }
         drop(running);
         ended(&spawned, level, &ending, exit.as_ref(), &ledger);
+        let noted = note.write(&spawned, level, &ending, exit.as_ref());
         let _ = pieces.send_timeout(Piece::End(Box::new(answer), ending), CLIENT_WAIT).await;
+        noted.await;
         drop(guard);
     });
     out

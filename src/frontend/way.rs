@@ -24,6 +24,7 @@ use gaoler_protocol::{
 use gaoler_sys::memfd;
 
 use super::answer::{Answer, Ending, Heading};
+use super::books::Note;
 use super::cli::{input, transcript};
 use super::dialect::Dialect;
 use super::error::ApiError;
@@ -31,8 +32,7 @@ use super::http::{App, RequestId, failed, json_bytes};
 use super::job::{Job, Shape};
 use super::metrics;
 use super::run::{self, Bounds, Piece};
-use super::tenant::{self, Credential};
-use super::{Frontend, id};
+use super::{Frontend, id, identity};
 use crate::limits;
 
 /// Bytes of a body, at most: the API's own limit.
@@ -78,8 +78,7 @@ pub async fn answer(
         return Err(ApiError::new(415, "request_body_encoding_unsupported", message));
     }
     // A credential in a header is judged before the body is read, as the API itself does it.
-    let in_header = headers.contains_key(header::AUTHORIZATION) || headers.contains_key("x-api-key");
-    let early = if in_header { Some(tenant::credential(headers, None, now_ms())?) } else { None };
+    let shown = identity::shown(frontend, headers).await?;
     if *frontend.draining.borrow() {
         return Err(ApiError::draining());
     }
@@ -90,17 +89,14 @@ pub async fn answer(
     body.as_mut().zeroize();
     drop(body);
     let job = job?;
-    let credential = match early {
-        Some(credential) => credential,
-        None => tenant::credential(headers, job.credential.as_ref(), now_ms())?,
-    };
+    let caller = identity::caller(frontend, shown, headers, job.credential.as_ref(), now_ms()).await?;
     let level = level(frontend, headers, job.level)?;
     let limits = limits(headers, &job.limits)?;
 
-    let tenant = credential.tenant(&frontend.secret);
+    let tenant = caller.tenant;
     let order = Order::new(&job, tenant, level, limits);
-    let fds = order.fds(&job, &credential, &frontend.settings.cli.version)?;
-    drop(credential);
+    let fds = order.fds(&job, &caller.credential, &frontend.settings.cli.version)?;
+    let note = Note::of(frontend, caller, &job);
     let heading = Heading {
         id: dialect.answer_id(),
         session: job.session,
@@ -126,7 +122,7 @@ pub async fn answer(
     let in_force = in_force.collect::<Vec<_>>().join(",");
     let merged = Answer::new(heading, shape, thinking);
     let render = dialect.render(shape);
-    let pieces = run::converse(run, prompt, merged, render, bounds(frontend, level, disposable), busy);
+    let pieces = run::converse(run, prompt, merged, render, bounds(frontend, level, disposable), note, busy);
     let answered = match shape {
         Shape::Events => stream(dialect, pieces, id).await,
         Shape::Json => whole(dialect, pieces, id).await,
@@ -222,7 +218,7 @@ impl Order {
     ///
     /// # Errors
     /// 413 for a history that is too large; 500 where the kernel gives no memory file.
-    pub fn fds(&self, job: &Job, credential: &Credential, version: &str) -> Result<Vec<OwnedFd>, ApiError> {
+    pub fn fds(&self, job: &Job, credential: &[u8], version: &str) -> Result<Vec<OwnedFd>, ApiError> {
         let mut options = Vec::new();
         if !job.system.is_empty() {
             options.extend(section(Section::System, job.system.as_bytes()));
@@ -239,7 +235,7 @@ impl Order {
                 ApiError::internal("no_memory_file", "This server is out of descriptors or memory.")
             })
         };
-        Ok(vec![sealed("options", &options)?, sealed("credential", &credential.bytes())?])
+        Ok(vec![sealed("options", &options)?, sealed("credential", credential)?])
     }
 }
 

@@ -81,6 +81,7 @@ impl Egress {
             requests_max: 0,
             egress_mib: 0,
             peer_uid: 0,
+            tenant: [0; 16],
         };
         let mut fds = vec![credential(scheme, token), resolv_conf_of(NOWHERE)];
         if let Some(listener) = listener {

@@ -213,6 +213,7 @@ impl Net {
             requests_max: 0,
             egress_mib: with.egress_mib,
             peer_uid: with.peer_uid,
+            tenant: [0; 16],
         };
         let (ledger, write) = std::io::pipe().expect("a pipe");
         let listener = self.cage.run(|| TcpListener::bind(PROXY).expect("the cage's port"));
@@ -296,6 +297,7 @@ impl Default for With {
             connect: "22,80,443",
             egress_mib: 0,
             peer_uid: 0,
+            tenant: [0; 16],
             upstream: "http://127.0.0.1:1".into(),
         }
     }

@@ -30,6 +30,10 @@ pub struct Settings {
     pub runs: Runs,
     /// `[models]`
     pub models: Models,
+    /// `[identity]`
+    pub identity: Identity,
+    /// `[ledger]`
+    pub ledger: Ledger,
 }
 
 macro_rules! sections {
@@ -139,6 +143,8 @@ sections! {
         frontend: u32 = 2_120_000,
         /// The embedded upstream's.
         upstream: u32 = 2_120_001,
+        /// The ledger's.
+        ledger: u32 = 2_120_002,
     }
 
     /// The API that egress forwards to.
@@ -167,6 +173,20 @@ sections! {
         id: String = String::new(),
         /// For people; empty = the id.
         display_name: String = String::new(),
+    }
+
+    /// Who may ask.
+    Identity {
+        /// A credential of the upstream alone is not enough: a request must show a tenant key.
+        require_key: bool = false,
+    }
+
+    /// What is remembered, and for how long.
+    Ledger {
+        /// Days that the record of one run is kept.
+        runs_days: u32 = 90,
+        /// Days that the sums of a tenant's day are kept.
+        usage_days: u32 = 800,
     }
 
     /// Bounds of the whole instance.

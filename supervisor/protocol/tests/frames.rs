@@ -88,6 +88,8 @@ fn every_message() -> Vec<Message> {
             denials: 11,
             input_tokens: 12,
             output_tokens: 13,
+            cache_write_tokens: 0,
+            cache_read_tokens: 0,
             bytes_up: 14,
             bytes_down: 15,
         }),
