@@ -7,6 +7,7 @@ mod guide;
 mod messages;
 mod models;
 pub mod openapi;
+mod own;
 mod pages;
 mod state;
 

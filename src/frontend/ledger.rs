@@ -93,11 +93,16 @@ fn nobody(by: Option<&Proof>, question: &Question) -> Result<Answer, Refusal> {
 
 /// The ledger's word as an error of ours.
 pub fn refused(refusal: Refusal) -> ApiError {
-    let who = ApiError::unauthenticated;
     match refusal {
-        Refusal::KeyUnknown => who("key_unknown", "This server has issued no such key."),
-        Refusal::KeyExpired => who("key_expired", "This key has expired; ask the operator for another."),
-        Refusal::KeyRevoked => who("key_revoked", "This key was revoked; ask the operator for another."),
+        Refusal::KeyUnknown => {
+            ApiError::unauthenticated("key_unknown", "This server has issued no such key.")
+        }
+        Refusal::KeyExpired => {
+            ApiError::unauthenticated("key_expired", "This key has expired; ask the operator for another.")
+        }
+        Refusal::KeyRevoked => {
+            ApiError::unauthenticated("key_revoked", "This key was revoked; ask the operator for another.")
+        }
         Refusal::Forbidden => ApiError::new(403, "key_insufficient", "This key may not do that."),
         Refusal::NotFound => ApiError::new(404, "not_found", "There is no such thing."),
         Refusal::Conflict => ApiError::new(409, "conflict", "There is one already.").final_word(),
