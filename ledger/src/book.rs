@@ -204,7 +204,7 @@ impl Book {
                 type Found = (String, Vec<u8>, Option<i64>, Option<i64>, Option<i64>, Option<String>);
                 let found: Option<Found> = self
                     .database
-                    .prepare_cached(sql)
+                    .prepare(sql)
                     .and_then(|mut sql| {
                         sql.query_row(params![id], |row| {
                             Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?, row.get(4)?, row.get(5)?))
@@ -235,7 +235,7 @@ impl Book {
             Some(Proof::Credential { digest }) => {
                 let tenant: Option<String> = self
                     .database
-                    .prepare_cached("SELECT tenant FROM links WHERE digest = ?1")
+                    .prepare("SELECT tenant FROM links WHERE digest = ?1")
                     .and_then(|mut sql| sql.query_row(params![digest.0], |row| row.get(0)).optional())
                     .map_err(|error| refused("link", &error))?;
                 tenant.map_or(Ok(Who::Unlinked), |tenant| self.grant(&tenant, None, None))
@@ -265,7 +265,7 @@ impl Book {
                 credential,
             })
         };
-        let grant = self.database.prepare_cached(sql).and_then(|mut sql| sql.query_row([tenant], read));
+        let grant = self.database.prepare(sql).and_then(|mut sql| sql.query_row([tenant], read));
         Ok(Who::Tenant(Box::new(grant.map_err(|error| refused("grant", &error))?)))
     }
 
@@ -512,7 +512,7 @@ impl Book {
     }
 
     fn run(&self, sql: &str, values: impl rusqlite::Params) -> Result<usize, Refusal> {
-        let done = self.database.prepare_cached(sql).and_then(|mut sql| sql.execute(values));
+        let done = self.database.prepare(sql).and_then(|mut sql| sql.execute(values));
         done.map_err(|error| refused("write", &error))
     }
 
@@ -526,7 +526,7 @@ impl Book {
 
     fn count(&self, sql: &str, values: impl rusqlite::Params) -> Result<i64, Refusal> {
         let count =
-            self.database.prepare_cached(sql).and_then(|mut sql| sql.query_row(values, |row| row.get(0)));
+            self.database.prepare(sql).and_then(|mut sql| sql.query_row(values, |row| row.get(0)));
         count.map_err(|error| refused("count", &error))
     }
 
@@ -537,7 +537,7 @@ impl Book {
         read: impl Fn(&Row<'_>) -> rusqlite::Result<T>,
     ) -> Result<Vec<T>, Refusal> {
         let rows = || -> rusqlite::Result<Vec<T>> {
-            let mut sql = self.database.prepare_cached(sql)?;
+            let mut sql = self.database.prepare(sql)?;
             sql.query_map(params_from_iter(values), |row| read(row))?.collect()
         };
         rows().map_err(|error| refused("list", &error))

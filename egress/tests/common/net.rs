@@ -297,7 +297,6 @@ impl Default for With {
             connect: "22,80,443",
             egress_mib: 0,
             peer_uid: 0,
-            tenant: [0; 16],
             upstream: "http://127.0.0.1:1".into(),
         }
     }

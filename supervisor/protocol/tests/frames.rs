@@ -61,6 +61,7 @@ fn every_message() -> Vec<Message> {
             requests_max: 10,
             egress_mib: 11,
             peer_uid: 12,
+            tenant: [9; 16],
         }),
         Message::Vouched(Vouched { run: RUN, accepted: true, status: 200 }),
         Message::Counted(TOTALS),
