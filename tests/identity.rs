@@ -436,3 +436,88 @@ fn t97_keys_are_made_listed_and_ended_without_a_server() {
     let key = made["key"].as_str().expect("a key");
     refused(&get(&server.client(), "/v1/me", &[bearer(key)]), 401, "key_unknown");
 }
+
+#[test]
+fn t98_an_operator_keeps_tenants_and_keys_over_http_and_nobody_else_does() {
+    let server = Server::start(Options::default());
+    let client = server.client();
+    let admin = said(&server, &["key", "create", "--admin"])["key"].as_str().expect("a key").to_owned();
+    let tenants_key = key(&server, "acme");
+    let asks = |method: &str, path: &str, body: Value| {
+        client.request(method, path, &[bearer(&admin)], body.to_string().as_bytes())
+    };
+    let routes = [
+        ("GET", "/admin/v1/tenants"),
+        ("POST", "/admin/v1/tenants"),
+        ("DELETE", "/admin/v1/tenants/acme"),
+        ("GET", "/admin/v1/keys"),
+        ("POST", "/admin/v1/keys"),
+        ("DELETE", "/admin/v1/keys/0000000000000000"),
+        ("GET", "/admin/v1/usage"),
+        ("GET", "/admin/v1/runs"),
+        ("POST", "/admin/v1/drain"),
+    ];
+    for (method, path) in routes {
+        let none = client.request(method, path, &[], b"{}");
+        refused(&none, 401, "credential_missing");
+        for who in [bearer(&tenants_key), support::bearer("raw")] {
+            refused(&client.request(method, path, &[who], b"{}"), 403, "key_insufficient");
+        }
+    }
+    assert_eq!(asks("POST", "/admin/v1/tenants", json!({"name": "globex"})).status, 200);
+    refused(&asks("POST", "/admin/v1/tenants", json!({"name": "globex"})), 409, "conflict");
+    refused(&asks("POST", "/admin/v1/tenants", json!({"name": "a b"})), 400, "invalid_request");
+    refused(&asks("POST", "/admin/v1/keys", json!({"tenant": "nobody"})), 404, "not_found");
+    refused(
+        &asks("POST", "/admin/v1/keys", json!({"tenant": "globex", "admin": true})),
+        400,
+        "invalid_request",
+    );
+    let made =
+        asks("POST", "/admin/v1/keys", json!({"tenant": "globex", "label": "ci", "expires_in_days": 3}))
+            .json();
+    let globex = made["key"].as_str().expect("a key").to_owned();
+    assert_eq!(says(&client, &[bearer(&globex), beside("one")], "hello"), "[embedded] hello");
+    let runs = asks("GET", "/admin/v1/runs", json!({})).json();
+    let run = &runs["data"][0];
+    assert_eq!(
+        (&run["outcome"], &run["key"], &run["status"]),
+        (&json!("end_turn"), &made["id"], &json!(200)),
+        "{runs}"
+    );
+    let usage = asks("GET", "/admin/v1/usage", json!({})).json();
+    assert_eq!(
+        (&usage["data"][0]["tenant"], &usage["data"][0]["runs"]),
+        (&run["tenant"], &json!(1)),
+        "{usage}"
+    );
+    let tenants = asks("GET", "/admin/v1/tenants?limit=1", json!({})).json();
+    assert_eq!(
+        (&tenants["data"][0]["name"], &tenants["next_page"]),
+        (&json!("acme"), &json!("acme")),
+        "{tenants}"
+    );
+    let rest = asks("GET", "/admin/v1/tenants?after=acme", json!({})).json();
+    assert_eq!((&rest["data"][0]["name"], &rest["has_more"]), (&json!("globex"), &json!(false)), "{rest}");
+    let keys = asks("GET", "/admin/v1/keys?tenant=globex", json!({})).json();
+    assert_eq!(
+        (&keys["data"][0]["label"], &keys["data"][0]["state"]),
+        (&json!("ci"), &json!("active")),
+        "{keys}"
+    );
+    assert!(!keys.to_string().contains(&globex[24..]));
+    let id = made["id"].as_str().expect("an id");
+    assert_eq!(asks("DELETE", &format!("/admin/v1/keys/{id}"), json!({})).status, 200);
+    refused(&get(&client, "/v1/me", &[bearer(&globex)]), 401, "key_revoked");
+    assert_eq!(asks("DELETE", "/admin/v1/tenants/acme", json!({})).status, 200);
+    refused(&get(&client, "/v1/me", &[bearer(&tenants_key)]), 401, "key_unknown");
+    assert_eq!(asks("POST", "/admin/v1/drain", json!({})).json()["status"], "draining");
+    assert_eq!(get(&client, "/readyz", &[]).status, 503);
+    refused(&runs_of_drained(&client), 503, "draining");
+    let mut server = server;
+    assert_eq!(server.stop().code(), Some(0), "a drain that was asked for before changes nothing");
+}
+
+fn runs_of_drained(client: &Client) -> Response {
+    runs(client, &[support::bearer("raw")], "hello")
+}

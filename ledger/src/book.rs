@@ -525,8 +525,7 @@ impl Book {
     }
 
     fn count(&self, sql: &str, values: impl rusqlite::Params) -> Result<i64, Refusal> {
-        let count =
-            self.database.prepare(sql).and_then(|mut sql| sql.query_row(values, |row| row.get(0)));
+        let count = self.database.prepare(sql).and_then(|mut sql| sql.query_row(values, |row| row.get(0)));
         count.map_err(|error| refused("count", &error))
     }
 

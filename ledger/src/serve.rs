@@ -2,7 +2,7 @@
 //! It must never acknowledge what is not on the disk, nor outlive its supervisor.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
 use gaoler_confine::{self as confine, Files, Process};
@@ -58,7 +58,7 @@ pub fn confined(folder: &Path) -> Result<(), String> {
     let abi = confine::before_threads(Files::ButBelow(folder)).map_err(|error| error.to_string())?;
     confine::after_threads(Process::Ledger).map_err(|error| error.to_string())?;
     // Where there is neither Landlock nor a root of its own, its uid alone keeps it from others' files.
-    let rooted = folder == PathBuf::from("/");
+    let rooted = folder == Path::new("/");
     match (abi > 0 || rooted) && std::fs::File::open("/proc/self/status").is_ok() {
         true => Err("a file could be opened after the confinement".into()),
         false => Ok(()),

@@ -51,16 +51,11 @@ impl Ledger {
         ledger
     }
 
+    /// Whether there was room for it.
     fn send(&mut self, by: Option<Proof>, question: Question) -> bool {
         self.next += 1;
         let frame = encode(&Asked { id: self.next, by, question }).expect("a frame");
-        loop {
-            match channel::send(self.questions.as_fd(), &frame, &[]) {
-                Ok(()) => return true,
-                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return false,
-                Err(_) => return false,
-            }
-        }
+        channel::send(self.questions.as_fd(), &frame, &[]).is_ok()
     }
 
     /// The next answer; `None` at the end.

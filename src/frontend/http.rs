@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 
 use super::dialect::Dialect;
 use super::error::ApiError;
-use super::{Frontend, docs, id, identity, metrics, models, own, posture, way};
+use super::{Frontend, admin, docs, id, identity, metrics, models, own, posture, way};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("request-id");
 /// The same, where the second dialect's clients look for it.
@@ -38,6 +38,7 @@ pub fn router(frontend: App) -> Router {
         .route("/api/hello", get(hello))
         .route("/metrics", get(figures))
         .merge(own::routes())
+        .merge(admin::routes())
         .merge(docs::routes())
         .fallback(not_found)
         .method_not_allowed_fallback(wrong_method)

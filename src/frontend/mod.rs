@@ -1,6 +1,7 @@
 //! The frontend: it speaks HTTP with clients, and asks the supervisor for everything else.
 //! It must never open a file, connect to anything or execute anything; it starts by taking that from itself.
 
+mod admin;
 mod admission;
 mod answer;
 mod books;

@@ -140,19 +140,23 @@ pub fn day(day: &UsageDay) -> Value {
 
 /// Which part of a list.
 pub struct Page {
-    /// Where it goes on.
+    /// Where it goes on, for lists that begin with the newest.
     pub before: Option<String>,
+    /// The same for lists by name.
+    pub after: Option<String>,
+    /// Whose; the operator's lists alone ask.
+    pub tenant: Option<String>,
     /// Rows at most.
     pub limit: u32,
 }
 
 impl Page {
-    /// `before` and `limit` of a query.
+    /// Those fields of a query.
     ///
     /// # Errors
     /// 400 for a limit that is none.
     pub fn parse(query: &str) -> Result<Page, ApiError> {
-        let mut page = Page { before: None, limit: 30 };
+        let mut page = Page { before: None, after: None, tenant: None, limit: 30 };
         for (name, value) in form_urlencoded::parse(query.as_bytes()) {
             match name.as_ref() {
                 "limit" => {
@@ -162,6 +166,8 @@ impl Page {
                     page.limit = limit.ok_or_else(wrong)?;
                 }
                 "before" => page.before = Some(value.into_owned()),
+                "after" => page.after = Some(value.into_owned()),
+                "tenant" => page.tenant = Some(value.into_owned()),
                 _ => {}
             }
         }

@@ -169,6 +169,40 @@ pub const GIVEN: &[Known] = &[
     NOT_SEALED,
     UNAVAILABLE,
 ];
+const NOTHING: Known = known(404, "not_found", "there is no such thing");
+
+/// Of the operator's lists.
+pub const OPERATOR: &[Known] = USAGE;
+/// Of what the operator names.
+pub const OPERATOR_FINDS: &[Known] = &[
+    INVALID,
+    IN_QUERY,
+    NO_CREDENTIAL,
+    NO_TOKEN,
+    UNKNOWN,
+    EXPIRED,
+    REVOKED,
+    REQUIRED,
+    INSUFFICIENT,
+    NOTHING,
+    UNAVAILABLE,
+];
+/// Of what the operator makes.
+pub const OPERATOR_MAKES: &[Known] = &[
+    INVALID,
+    IN_QUERY,
+    NO_CREDENTIAL,
+    NO_TOKEN,
+    UNKNOWN,
+    EXPIRED,
+    REVOKED,
+    REQUIRED,
+    INSUFFICIENT,
+    NOTHING,
+    CONFLICT,
+    TOO_LARGE,
+    UNAVAILABLE,
+];
 /// Of a link.
 pub const LINK: &[Known] = &[
     INVALID,

@@ -6,7 +6,7 @@ use std::sync::LazyLock;
 use bytes::Bytes;
 use serde_json::{Map, Value, json};
 
-use super::{completions, errors, messages, models, own, pages, state};
+use super::{admin, completions, errors, messages, models, own, pages, state};
 
 /// Routes that belong together. A new one is a file beside this one and a line in [`GROUPS`].
 pub struct Group {
@@ -21,8 +21,15 @@ pub struct Group {
 }
 
 /// All of them, in the order in which they are shown.
-const GROUPS: [fn() -> Group; 6] =
-    [messages::group, completions::group, models::group, own::group, state::group, pages::group];
+const GROUPS: [fn() -> Group; 7] = [
+    messages::group,
+    completions::group,
+    models::group,
+    own::group,
+    admin::group,
+    state::group,
+    pages::group,
+];
 
 /// The document.
 pub fn document() -> &'static Value {

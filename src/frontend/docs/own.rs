@@ -152,8 +152,13 @@ fn page_schema() -> Value {
 }
 
 fn day_schema() -> Value {
+    day_of(None)
+}
+
+/// A day; with whose it was.
+pub fn day_of(more: Option<&str>) -> Value {
     let count = |about: &str| json!({"description": about, "type": "integer", "minimum": 0});
-    let properties = json!({
+    let mut properties = json!({
         "day": {"type": "string", "format": "date"},
         "runs": count("Runs that ended."),
         "failed": count("Those of them that ended with an error."),
@@ -167,6 +172,9 @@ fn day_schema() -> Value {
         "bytes_up": count("To the upstream."),
         "bytes_down": count("From the upstream."),
     });
+    if let Some(name) = more {
+        properties[name] = json!({"type": "string"});
+    }
     let names: Vec<&String> = properties.as_object().into_iter().flat_map(|fields| fields.keys()).collect();
     json!({"type": "object", "required": names, "additionalProperties": false, "properties": properties})
 }
