@@ -79,8 +79,7 @@ fn main() -> ExitCode {
     match run(arguments, &log) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            // The error's text is ours or the kernel's: nothing of a tenant or an upstream gets into one.
-            log.event("failed", &[("error", &error.to_string())]);
+            log.failed(&error);
             ExitCode::from(if error.kind() == ErrorKind::InvalidData { HOSTILE_CONTROL } else { 1 })
         }
     }
@@ -101,7 +100,9 @@ fn run(arguments: Arguments, log: &Log) -> Result<()> {
             return Err(Error::other("a file could be opened after the confinement"));
         }
         control.send(Message::Ready(Ready { role: Role::Egress, threads: 1 })).await?;
-        Broker { arguments, tls, control, vault, log }.attend().await
+        let broker = Broker { arguments, tls, control, vault, log };
+        // Said before the control socket closes: whoever sees its end ends this process.
+        broker.attend().await.inspect_err(|error| log.failed(error))
     })
 }
 
@@ -322,9 +323,17 @@ fn hostile(what: &str) -> Error {
 #[derive(Default)]
 struct Log {
     run: Cell<Option<RunId>>,
+    has_failed: Cell<bool>,
 }
 
 impl Log {
+    /// Once. The error's text is ours or the kernel's: nothing of a tenant or an upstream gets into one.
+    fn failed(&self, error: &Error) {
+        if !self.has_failed.replace(true) {
+            self.event("failed", &[("error", &error.to_string())]);
+        }
+    }
+
     fn event(&self, event: &str, more: &[(&str, &str)]) {
         let mut line = serde_json::Map::new();
         line.insert("process".into(), "egress".into());
