@@ -13,6 +13,7 @@ use gaoler_protocol::{Limits, Message, Tier};
 
 use crate::config::{self, Flags};
 use crate::exec::{self, Request, STATUS_FAILED};
+use crate::keeper::{self, Deed, KeyDeed, LedgerDeed, TenantDeed, Where};
 use crate::supervisor::{Heard, Supervisor, hear};
 use crate::{doctor, knobs, limits, serve};
 
@@ -132,6 +133,30 @@ enum Command {
         /// The folder, which must be there
         #[arg(value_name = "DIR")]
         dir: PathBuf,
+    },
+    /// Keys: make one, list them, end one
+    #[command(after_help = keeper::KEY)]
+    Key {
+        #[command(flatten)]
+        place: Where,
+        #[command(subcommand)]
+        deed: KeyDeed,
+    },
+    /// Tenants: list them, forget one
+    #[command(after_help = keeper::TENANT)]
+    Tenant {
+        #[command(flatten)]
+        place: Where,
+        #[command(subcommand)]
+        deed: TenantDeed,
+    },
+    /// What is remembered: copy it, check it
+    #[command(after_help = keeper::LEDGER)]
+    Ledger {
+        #[command(flatten)]
+        place: Where,
+        #[command(subcommand)]
+        deed: LedgerDeed,
     },
     /// The frontend of a supervisor, which alone can start it.
     #[command(hide = true)]
@@ -267,6 +292,9 @@ fn act(command: Command) -> u8 {
             Ok(()) => 0,
             Err(error) => failed(FAILED, &format!("{}: {error}", dir.display())),
         },
+        Command::Key { place, deed } => keep(&place, &Deed::Key(deed)),
+        Command::Tenant { place, deed } => keep(&place, &Deed::Tenant(deed)),
+        Command::Ledger { place, deed } => keep(&place, &Deed::Ledger(deed)),
         Command::Frontend => crate::frontend::from_descriptors(),
     }
 }
@@ -297,6 +325,20 @@ fn configured(asked: Config) -> u8 {
             say(&format!("{:#}\n", knobs::schema()));
             0
         }
+    }
+}
+
+fn keep(place: &Where, deed: &Deed) -> u8 {
+    let flags = Flags::default().with("--state", "state.dir", place.state.clone());
+    match config::resolve(&flags, environment(), place.config.as_deref()) {
+        Ok(settings) => match keeper::act(&settings, place, deed) {
+            Ok(text) => {
+                say(&text);
+                0
+            }
+            Err(why) => failed(FAILED, &why),
+        },
+        Err(wrong) => failed(USAGE, &wrong.0),
     }
 }
 
@@ -414,6 +456,11 @@ mod tests {
             (&["gaoler", "completions", "bash"], 0),
             (&["gaoler", "completions", "tcsh"], 2),
             (&["gaoler", "man", "/no/such/folder"], 1),
+            (&["gaoler", "key"], 2),
+            (&["gaoler", "key", "create"], 2),
+            (&["gaoler", "key", "create", "--admin", "--tenant", "x"], 2),
+            (&["gaoler", "key", "create", "--admin", "--expires-in", "0"], 2),
+            (&["gaoler", "ledger", "backup"], 2),
             (&["gaoler", "exec"], 125),
             (&["gaoler", "exec", "id"], 125),
             (&["gaoler", "exec", "--help"], 0),

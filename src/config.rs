@@ -341,6 +341,8 @@ fn check(mut settings: Settings, place: &dyn Fn(&str) -> String) -> Result<Setti
         ("runs.drain_seconds", s.runs.drain_seconds),
         ("runs.silence_seconds", s.runs.silence_seconds),
         ("sessions.ttl_days", s.sessions.ttl_days),
+        ("ledger.runs_days", s.ledger.runs_days),
+        ("ledger.usage_days", s.ledger.usage_days),
     ];
     for (key, value) in numbers {
         let Some((low, most)) = knobs::bounds(key) else { continue };
@@ -466,6 +468,7 @@ fn uids(settings: &Settings) -> Result<(), (&'static str, String)> {
         ("uids.egress", uids.egress),
         ("uids.frontend", [uids.frontend, 1]),
         ("uids.upstream", [uids.upstream, 1]),
+        ("uids.ledger", [uids.ledger, 1]),
     ];
     // 65534 is the kernel's overflow uid, and everything below belongs to the host's users.
     const FIRST: u32 = 65_536;
@@ -618,7 +621,7 @@ mod tests {
                 &[],
                 Some("[sever]\nlisten = 'x'"),
                 "FILE: unknown key `sever`; the sections are cli, \
-              credentials, isolation, level, mcp, models, runs, server, sessions, state, uids, upstream",
+              credentials, identity, isolation, ledger, level, mcp, models, runs, server, sessions, state, uids, upstream",
             ),
             (
                 None,

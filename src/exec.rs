@@ -361,6 +361,8 @@ mod tests {
             denials: 0,
             input_tokens: 0,
             output_tokens: 0,
+            cache_write_tokens: 0,
+            cache_read_tokens: 0,
             bytes_up: 0,
             bytes_down: 0,
         }

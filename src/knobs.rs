@@ -94,6 +94,7 @@ pub const KNOBS: &[Knob] = &[
     knob("uids.egress", "", Kind::Range, "one for each running egress"),
     knob("uids.frontend", "", Kind::Uid, "of the frontend"),
     knob("uids.upstream", "", Kind::Uid, "of the embedded upstream"),
+    knob("uids.ledger", "", Kind::Uid, "of the ledger"),
     knob(
         "upstream.url",
         "--upstream",
@@ -108,6 +109,14 @@ pub const KNOBS: &[Knob] = &[
     knob("runs.queue_seconds", "", Kind::Number(1, 600), "that one waits, at most"),
     knob("runs.drain_seconds", "", Kind::Number(1, 3600), "that runs have to finish after SIGTERM"),
     knob("runs.silence_seconds", "", Kind::Number(1, 3600), "of the upstream, after which a run is ended"),
+    knob(
+        "identity.require_key",
+        "",
+        Kind::Switch,
+        "`true` where a credential of the upstream alone is not enough: a request must show a tenant key",
+    ),
+    knob("ledger.runs_days", "", Kind::Number(1, 3660), "days that the record of one run is kept"),
+    knob("ledger.usage_days", "", Kind::Number(1, 3660), "days that the sums of a tenant's day are kept"),
     knob(
         "models.list",
         "",

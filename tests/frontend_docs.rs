@@ -153,6 +153,16 @@ async fn d01_every_route_answers_as_the_document_says() {
                     let head = format!("{} {path} HTTP/1.1\r\n", method.to_uppercase());
                     house.request(&head, b"").await
                 }
+                ("put" | "delete", path) => {
+                    let head = format!("{} {path} HTTP/1.1\r\n", method.to_ascii_uppercase());
+                    document.reply(method, path, &house.request(&head, b"{}").await);
+                    house.request(&format!("{head}{BEARER}"), b"{}").await
+                }
+                ("post", path) if path.starts_with("/admin/") => {
+                    let head = format!("POST {path} HTTP/1.1\r\n");
+                    document.reply(method, path, &house.request(&head, b"{}").await);
+                    house.request(&format!("{head}{BEARER}"), b"{}").await
+                }
                 ("get", path) => get(&house, path, "").await,
                 other => panic!("this test knows no {other:?}: ask it, and judge the reply"),
             };

@@ -18,11 +18,12 @@ use gaoler_protocol::{
     Conversation, Effort, Exit, Kind, LEASE_DONE, Level, Limits, Model, Refused, Spawn, TenantKey,
 };
 use gaoler_sys::memfd;
+use zeroize::Zeroizing;
 
 use super::error::{ApiError, repeatable};
 use super::http::App;
 use super::run::Talk;
-use super::{answer, id, log, metrics, tenant, way};
+use super::{answer, id, identity, log, metrics, way};
 
 /// Bytes that one request may bring.
 pub const UPLOAD_BYTES_MAX: u64 = 1 << 30;
@@ -39,6 +40,14 @@ const SWEEP_EVERY: Duration = Duration::from_secs(3600);
 /// Tenants whose last look is remembered.
 const SWEPT_MAX: usize = 4096;
 
+/// Whose files are asked for.
+pub struct Asker {
+    /// The capability.
+    pub tenant: TenantKey,
+    /// The bytes of a credential's file: a tenant whom nobody has seen yet must be vouched for.
+    pub credential: Option<Zeroizing<Vec<u8>>>,
+}
+
 /// What came of it.
 pub enum Told {
     /// An answer in one line.
@@ -51,12 +60,12 @@ pub enum Told {
 ///
 /// # Errors
 /// 401 where it is none; 503 in a drain.
-pub fn asker(frontend: &App, headers: &HeaderMap) -> Result<tenant::Credential, ApiError> {
-    let credential = tenant::credential(headers, None, way::now_ms())?;
+pub async fn asker(frontend: &App, headers: &HeaderMap) -> Result<Asker, ApiError> {
+    let (tenant, credential) = identity::holder(frontend, headers).await?;
     if *frontend.draining.borrow() {
         return Err(ApiError::draining());
     }
-    Ok(credential)
+    Ok(Asker { tenant, credential })
 }
 
 /// Asks, with the bytes of a body where the question brings some.
@@ -70,12 +79,10 @@ pub async fn ask(
     what: What,
     body: Option<Body>,
 ) -> Result<Told, ApiError> {
-    let credential = asker(frontend, headers)?;
+    let Asker { tenant, credential } = asker(frontend, headers).await?;
     let bounds = (way::level(frontend, headers, None)?, way::limits(headers, &Limits::NONE)?);
-    let tenant = credential.tenant(&frontend.secret);
-    let sealed = sealed("credential", &credential.bytes())?;
-    drop(credential);
-    run(frontend, tenant, bounds, kind, what, Some(sealed), body).await
+    let sealed = credential.map(|bytes| sealed("credential", &bytes)).transpose()?;
+    run(frontend, tenant, bounds, kind, what, sealed, body).await
 }
 
 /// Has a tenant's old sessions removed, where the operator wants that and nobody has looked for an hour.

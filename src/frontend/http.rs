@@ -16,7 +16,8 @@ use serde_json::{Value, json};
 use super::dialect::Dialect;
 use super::error::ApiError;
 use super::{
-    Frontend, docs, head, id, mcp, metrics, models, posture, runs, sessions, tenant, tokens, way, workspaces,
+    Frontend, admin, docs, head, id, identity, mcp, metrics, models, own, posture, runs, sessions, tokens,
+    way, workspaces,
 };
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("request-id");
@@ -45,6 +46,8 @@ pub fn router(frontend: App) -> Router {
         .merge(workspaces::routes())
         .merge(tokens::routes())
         .merge(runs::routes())
+        .merge(own::routes())
+        .merge(admin::routes())
         .merge(docs::routes())
         .fallback(not_found)
         .method_not_allowed_fallback(wrong_method)
@@ -62,12 +65,21 @@ async fn with_request_id(mut request: Request, next: Next) -> Response {
     let timed = metrics::Timed::begin(request.extensions().get::<MatchedPath>());
     let id = RequestId(id::request().into());
     request.extensions_mut().insert(id.clone());
-    let mut response = next.run(request).await;
+    let mut response = match request.uri().query().is_some_and(identity::in_query) {
+        true => failure(&key_in_query(), &id),
+        false => next.run(request).await,
+    };
     if let Ok(value) = HeaderValue::from_str(&id.0) {
         response.headers_mut().insert(REQUEST_ID, value.clone());
         response.headers_mut().insert(X_REQUEST_ID, value);
     }
     timed.answered(response)
+}
+
+/// Addresses are written down wherever they pass: what was sent there is to be taken back.
+fn key_in_query() -> ApiError {
+    let message = "A key or credential was sent in the address, where logs keep it. Send it as a header, and revoke it.";
+    ApiError::new(400, "key_in_query", message).final_word()
 }
 
 /// 404, as where there is no route.
@@ -168,7 +180,7 @@ async fn models(
     RawQuery(query): RawQuery,
 ) -> Response {
     let query = query.unwrap_or_default();
-    listed(&headers, &id, || models::page(&frontend.settings, &query))
+    listed(&frontend, &headers, &id, || models::page(&frontend.settings, &query)).await
 }
 
 async fn model(
@@ -177,7 +189,7 @@ async fn model(
     headers: HeaderMap,
     Path(model): Path<String>,
 ) -> Response {
-    listed(&headers, &id, || models::one(&frontend.settings, &model))
+    listed(&frontend, &headers, &id, || models::one(&frontend.settings, &model)).await
 }
 
 async fn catalog(
@@ -185,9 +197,8 @@ async fn catalog(
     Extension(id): Extension<RequestId>,
     headers: HeaderMap,
 ) -> Response {
-    let catalog = || Ok(mcp::catalog(&frontend.settings.mcp));
-    match tenant::credential(&headers, None, way::now_ms()).and_then(|_| catalog()) {
-        Ok(body) => json(StatusCode::OK, &body),
+    match identity::somebody(&frontend, &headers).await {
+        Ok(_) => json(StatusCode::OK, &mcp::catalog(&frontend.settings.mcp)),
         Err(error) => failure(&error, &id),
     }
 }
@@ -204,10 +215,15 @@ async fn probe(
     }
 }
 
-/// What a client of either family is told once it has shown a credential of a right form. The upstream is not asked
-/// about it: names of models are no secret.
-fn listed(headers: &HeaderMap, id: &RequestId, body: impl FnOnce() -> Result<Value, ApiError>) -> Response {
-    match tenant::credential(headers, None, way::now_ms()).and_then(|_| body()) {
+/// What a client of either family is told once it has shown a key, or a credential of a right form. The upstream is not
+/// asked about it: names of models are no secret.
+async fn listed(
+    frontend: &Frontend,
+    headers: &HeaderMap,
+    id: &RequestId,
+    body: impl FnOnce() -> Result<Value, ApiError>,
+) -> Response {
+    match identity::somebody(frontend, headers).await.and_then(|_| body()) {
         Ok(body) => json(StatusCode::OK, &body),
         Err(error) => failed(&error, &error.body_for_both(&id.0)),
     }

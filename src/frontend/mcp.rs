@@ -21,7 +21,7 @@ use super::error::ApiError;
 use super::http::{App, json_bytes};
 use super::job::mcp::{self, Question};
 use super::run::Talk;
-use super::{id, log, tenant, way};
+use super::{id, identity, log, way};
 
 /// How long servers have to answer. A package that has to be fetched first takes its time.
 const ANSWER_WAIT: Duration = Duration::from_secs(45);
@@ -71,6 +71,7 @@ pub fn catalog(settings: &Mcp) -> Value {
 /// # Errors
 /// Those of a request for a run.
 pub async fn probe(frontend: &App, headers: &HeaderMap, body: Body) -> Result<Response, ApiError> {
+    let shown = identity::shown(frontend, headers).await?;
     if *frontend.draining.borrow() {
         return Err(ApiError::draining());
     }
@@ -80,10 +81,10 @@ pub async fn probe(frontend: &App, headers: &HeaderMap, body: Body) -> Result<Re
     bytes.as_mut().zeroize();
     drop((bytes, budget));
     let Question { servers, level, credential, ignored } = question?;
-    let credential = tenant::credential(headers, credential.as_ref(), way::now_ms())?;
+    let caller = identity::caller(frontend, shown, headers, credential.as_ref(), way::now_ms()).await?;
     let level = way::level(frontend, headers, level)?;
     let settled = servers.settle(&frontend.settings.mcp, level, way::tier(frontend))?;
-    let tenant = credential.tenant(&frontend.secret);
+    let tenant = caller.tenant;
     let spawn = Spawn {
         run: id::run(),
         tenant,
@@ -101,8 +102,8 @@ pub async fn probe(frontend: &App, headers: &HeaderMap, body: Body) -> Result<Re
         workspace: gaoler_protocol::WORKSPACE_DEFAULT,
         limits: Limits::NONE,
     };
-    let fds = way::descriptors(&section(Section::Mcp, &settled.config), &credential, &settled)?;
-    drop(credential);
+    let fds = way::descriptors(&section(Section::Mcp, &settled.config), &caller.credential, &settled)?;
+    drop(caller);
     let place = frontend.admission.enter(tenant, frontend.draining.subscribe(), |_| {}).await?;
     let waited = place.waited.as_millis();
     let guard = (frontend.busy.subscribe(), place);

@@ -24,6 +24,7 @@ use crate::ledger;
 use crate::meter::{Meter, Past};
 
 use super::answer::{Answer, Ending};
+use super::books::Note;
 use super::cli::{decode, input};
 use super::error::ApiError;
 use super::runs::{Why, Writer};
@@ -206,6 +207,7 @@ pub async fn converse(
     mut answer: Answer,
     render: Render,
     bounds: Bounds,
+    note: Note,
     writer: Writer,
 ) {
     let (spawned, level) = (run.spawned, bounds.level);
@@ -222,7 +224,9 @@ pub async fn converse(
     }
     drop(running);
     ended(&spawned, level, &ending, exit.as_ref(), &ledger);
+    let noted = note.write(&spawned, level, &ending, exit.as_ref());
     writer.end(Some(answer), ending, way::now_ms());
+    noted.await;
 }
 
 /// The log's word on a run.

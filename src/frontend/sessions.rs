@@ -165,7 +165,7 @@ async fn list(
     RawQuery(query): RawQuery,
 ) -> Response {
     let result = async {
-        files::asker(&frontend, &headers)?;
+        files::asker(&frontend, &headers).await?;
         let query = query.unwrap_or_default();
         let limit = number(&query, "limit", PAGE_MAX.into(), PAGE.into())? as u32;
         let after = word(&query, "after_id").map(|id| session(&id)).transpose()?;
@@ -182,7 +182,7 @@ async fn one(
     uri: Uri,
 ) -> Response {
     let result = async {
-        files::asker(&frontend, &headers)?;
+        files::asker(&frontend, &headers).await?;
         let what = What::Session { id: session(part(&uri, 3))? };
         form::<Session>(files::ask(&frontend, &headers, Kind::Sessions, what, None).await?)
     };
@@ -197,7 +197,7 @@ async fn rename(
     body: Body,
 ) -> Response {
     let result = async {
-        files::asker(&frontend, &headers)?;
+        files::asker(&frontend, &headers).await?;
         let id = session(part(&uri, 3))?;
         let title = title(&fields(&frontend, body).await?)?;
         let title = title.ok_or_else(|| ApiError::invalid("title: field required."))?;
@@ -214,7 +214,7 @@ async fn remove(
     uri: Uri,
 ) -> Response {
     let result = async {
-        files::asker(&frontend, &headers)?;
+        files::asker(&frontend, &headers).await?;
         let what = What::DropSession { id: session(part(&uri, 3))? };
         form::<Deleted>(files::ask(&frontend, &headers, Kind::Sessions, what, None).await?)
     };
@@ -229,7 +229,7 @@ async fn fork(
     body: Body,
 ) -> Response {
     let result = async {
-        files::asker(&frontend, &headers)?;
+        files::asker(&frontend, &headers).await?;
         let id = session(part(&uri, 3))?;
         let title = title(&fields(&frontend, body).await?)?;
         let new = uuid::Builder::from_random_bytes(rand::random()).into_uuid().to_string();
@@ -247,7 +247,7 @@ async fn transcript(
     RawQuery(query): RawQuery,
 ) -> Response {
     let result = async {
-        files::asker(&frontend, &headers)?;
+        files::asker(&frontend, &headers).await?;
         let query = query.unwrap_or_default();
         let limit = number(&query, "limit", PAGE_MAX.into(), PAGE_MAX.into())? as u32;
         let offset = number(&query, "offset", u64::from(u32::MAX), 0)?;

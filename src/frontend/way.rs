@@ -23,6 +23,7 @@ use gaoler_protocol::{
 use gaoler_sys::memfd;
 
 use super::answer::{Answer, Ending, Heading};
+use super::books::Note;
 use super::cli::{input, transcript};
 use super::dialect::{self, Dialect};
 use super::error::ApiError;
@@ -32,8 +33,7 @@ use super::job::{Job, Shape};
 use super::metrics;
 use super::run::{self, Bounds};
 use super::runs::{About, Asked, Entered, Writer, reply};
-use super::tenant::{self, Credential};
-use super::{Frontend, files, id};
+use super::{Frontend, files, id, identity};
 use crate::limits;
 
 /// Bytes of a body, at most: the API's own limit.
@@ -74,8 +74,7 @@ pub async fn answer(
     let begun = Instant::now();
     refuse_encoding(headers)?;
     // A credential in a header is judged before the body is read, as the API itself does it.
-    let in_header = headers.contains_key(header::AUTHORIZATION) || headers.contains_key("x-api-key");
-    let early = if in_header { Some(tenant::credential(headers, None, now_ms())?) } else { None };
+    let shown = identity::shown(frontend, headers).await?;
     if *frontend.draining.borrow() {
         return Err(ApiError::draining());
     }
@@ -89,14 +88,11 @@ pub async fn answer(
     body.as_mut().zeroize();
     drop(body);
     let job = job?;
-    let credential = match early {
-        Some(credential) => credential,
-        None => tenant::credential(headers, job.credential.as_ref(), now_ms())?,
-    };
+    let caller = identity::caller(frontend, shown, headers, job.credential.as_ref(), now_ms()).await?;
     let level = level(frontend, headers, job.level)?;
     let limits = limits(headers, &job.limits)?;
 
-    let tenant = credential.tenant(&frontend.secret);
+    let tenant = caller.tenant;
     let tier = tier(frontend);
     let mcp = job.mcp.settle(&frontend.settings.mcp, level, tier)?;
     let order = Order::new(&job, tenant, level, limits);
@@ -113,12 +109,12 @@ pub async fn answer(
         asked_ms: now_ms(),
     };
     // The files first: what fails here was never a run that somebody could join.
-    let fds = order.fds(&job, &mcp, &credential, &frontend.settings.cli.version)?;
-    drop(credential);
+    let fds = order.fds(&job, &mcp, &caller.credential, &frontend.settings.cli.version)?;
+    let note = Note::of(frontend, caller, &job);
     let (reader, joined) = match frontend.runs.enter(&asked, about)? {
         Entered::Joined(reader) => (reader, true),
         Entered::Begun(writer, reader) => {
-            let request = Request { order, fds, servers: mcp.names, budget };
+            let request = Request { order, fds, servers: mcp.names, note, budget };
             tokio::spawn(conduct(Arc::clone(frontend), writer, job, request));
             (reader, false)
         }
@@ -137,12 +133,13 @@ struct Request {
     fds: Vec<OwnedFd>,
     /// The MCP servers that it named.
     servers: Vec<String>,
+    note: Note,
     budget: Option<OwnedSemaphorePermit>,
 }
 
 /// A run from its place in the queue to its end. It depends on no connection: whoever reads its log keeps it alive.
 async fn conduct(frontend: App, writer: Writer, job: Job, request: Request) {
-    let Request { order, fds, servers, budget } = request;
+    let Request { order, fds, servers, note, budget } = request;
     let (level, tenant) = (order.spawn.level, order.spawn.tenant);
     if job.session.is_some() {
         files::sweep(&frontend, tenant).await;
@@ -205,7 +202,7 @@ async fn conduct(frontend: App, writer: Writer, job: Job, request: Request) {
     let prompt = [input::initialize(schema), input::user(&job.prompt)].concat();
     let bounds = bounds(&frontend, level, job.session.is_none());
     drop(job);
-    run::converse(run, prompt, answer, dialect.render(shape), bounds, writer).await;
+    run::converse(run, prompt, answer, dialect.render(shape), bounds, note, writer).await;
     drop(guard);
 }
 
@@ -294,7 +291,7 @@ impl Order {
         &self,
         job: &Job,
         mcp: &Settled,
-        credential: &Credential,
+        credential: &[u8],
         version: &str,
     ) -> Result<Vec<OwnedFd>, ApiError> {
         let mut options = Vec::new();
@@ -319,12 +316,12 @@ impl Order {
 ///
 /// # Errors
 /// 500 where the kernel gives no memory file.
-pub fn descriptors(options: &[u8], credential: &Credential, mcp: &Settled) -> Result<Vec<OwnedFd>, ApiError> {
+pub fn descriptors(options: &[u8], credential: &[u8], mcp: &Settled) -> Result<Vec<OwnedFd>, ApiError> {
     let sealed = |name: &str, bytes: &[u8]| {
         memfd::sealed(name, bytes)
             .map_err(|_| ApiError::internal("no_memory_file", "This server is out of descriptors or memory."))
     };
-    let mut fds = vec![sealed("options", options)?, sealed("credential", &credential.bytes())?];
+    let mut fds = vec![sealed("options", options)?, sealed("credential", credential)?];
     if !mcp.remotes.is_empty() {
         fds.push(sealed("remotes", &mcp.remotes)?);
     }

@@ -197,7 +197,7 @@ fn path_of(uri: &Uri) -> String {
 macro_rules! asks {
     ($frontend:ident, $headers:ident, $request:ident, $status:expr, $kind:expr, $form:ty, $what:block) => {{
         let result = async {
-            files::asker(&$frontend, &$headers)?;
+            files::asker(&$frontend, &$headers).await?;
             let what: What = $what;
             form::<$form>(files::ask(&$frontend, &$headers, $kind, what, None).await?)
         };
@@ -220,7 +220,7 @@ async fn make(
     body: Body,
 ) -> Response {
     let result = async {
-        files::asker(&frontend, &headers)?;
+        files::asker(&frontend, &headers).await?;
         let fields = fields(&frontend, body).await?;
         let (kind, what) = made(&fields)?;
         form::<Workspace>(files::ask(&frontend, &headers, kind, what, None).await?)
@@ -310,7 +310,7 @@ async fn bytes(
     kind: &'static str,
 ) -> Response {
     let result = async {
-        files::asker(frontend, headers)?;
+        files::asker(frontend, headers).await?;
         download(files::ask(frontend, headers, Kind::Files, what?, None).await?, kind)
     };
     result.await.unwrap_or_else(|error| failure(&error, request))
@@ -334,7 +334,7 @@ async fn write(
     body: Body,
 ) -> Response {
     let result = async {
-        files::asker(&frontend, &headers)?;
+        files::asker(&frontend, &headers).await?;
         let what = What::WriteFile { id: workspace(part(&uri, 3))?, path: path_of(&uri) };
         form::<Written>(files::ask(&frontend, &headers, Kind::Files, what, Some(body)).await?)
     };
@@ -401,7 +401,7 @@ async fn unpack(
     body: Body,
 ) -> Response {
     let result = async {
-        files::asker(&frontend, &headers)?;
+        files::asker(&frontend, &headers).await?;
         let query = query.unwrap_or_default();
         let kind = headers.get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
         let kind = kind.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
@@ -491,6 +491,7 @@ async fn diff(
         }
         Some(_) => {
             let wrong = files::asker(&frontend, &headers)
+                .await
                 .and_then(|_| Err(ApiError::invalid("format: must be unified or json.")));
             answer(StatusCode::OK, wrong, &request)
         }

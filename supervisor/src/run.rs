@@ -245,6 +245,7 @@ impl Run {
             requests_max: 0,
             egress_mib: self.limits.egress_mib,
             peer_uid: self.peer,
+            tenant: self.tenant.as_ref().map_or([0; 16], TenantId::bytes),
         })
     }
 
@@ -275,6 +276,8 @@ impl Run {
             denials: self.totals.denials,
             input_tokens: self.totals.input_tokens,
             output_tokens: self.totals.output_tokens,
+            cache_write_tokens: self.totals.cache_write_tokens,
+            cache_read_tokens: self.totals.cache_read_tokens,
             bytes_up: self.totals.bytes_up,
             bytes_down: self.totals.bytes_down,
         }

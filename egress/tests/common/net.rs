@@ -217,6 +217,7 @@ impl Net {
             requests_max: 0,
             egress_mib: with.egress_mib,
             peer_uid: with.peer_uid,
+            tenant: [0; 16],
         };
         let (ledger, write) = std::io::pipe().expect("a pipe");
         let listener = self.cage.run(|| TcpListener::bind(PROXY).expect("the cage's port"));

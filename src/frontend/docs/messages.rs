@@ -98,6 +98,12 @@ pub fn workspace_id() -> Value {
 pub fn run_parameters() -> Vec<Value> {
     vec![
         json!({
+            "name": "x-claude-credential", "in": "header",
+            "description": "The run's credential, `sk-ant-oat...` or `sk-ant-api...`, beside a tenant key. Without it that of the \
+                body, or else the stored one.",
+            "schema": {"type": "string"},
+        }),
+        json!({
             "name": "x-gaoler-level", "in": "header",
             "description": "The level of this run, as strict as the server's maximum or stricter. Of this and \
                 `security_level` the stricter one holds.",

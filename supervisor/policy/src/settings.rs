@@ -34,6 +34,10 @@ pub struct Settings {
     pub mcp: Mcp,
     /// `[sessions]`
     pub sessions: Sessions,
+    /// `[identity]`
+    pub identity: Identity,
+    /// `[ledger]`
+    pub ledger: Ledger,
 }
 
 macro_rules! sections {
@@ -143,6 +147,8 @@ sections! {
         frontend: u32 = 2_120_000,
         /// The embedded upstream's.
         upstream: u32 = 2_120_001,
+        /// The ledger's.
+        ledger: u32 = 2_120_002,
     }
 
     /// The API that egress forwards to.
@@ -206,6 +212,20 @@ sections! {
     Sessions {
         /// Days after which a session that nobody uses is removed; 0 = never.
         ttl_days: u32 = 0,
+    }
+
+    /// Who may ask.
+    Identity {
+        /// A credential of the upstream alone is not enough: a request must show a tenant key.
+        require_key: bool = false,
+    }
+
+    /// What is remembered, and for how long.
+    Ledger {
+        /// Days that the record of one run is kept.
+        runs_days: u32 = 90,
+        /// Days that the sums of a tenant's day are kept.
+        usage_days: u32 = 800,
     }
 
     /// Bounds of the whole instance.

@@ -204,6 +204,8 @@ names! {
         Egress = 2, "egress";
         /// The embedded upstream.
         Upstream = 3, "upstream";
+        /// The ledger.
+        Ledger = 4, "ledger";
     }
 }
 
@@ -345,6 +347,8 @@ bodies! {
         /// The uid that may come to the listeners, as the kernel names a socket's peer; 0 = any, where the
         /// listeners lie in a cage that only this run can enter.
         peer_uid: u32,
+        /// Whose run it is: the truncated SHA-256 of the tenant's key. A stored credential opens for no other.
+        tenant: [u8; 16],
     }
 
     /// The upstream's word on a credential.
@@ -437,6 +441,10 @@ bodies! {
         input_tokens: u64,
         /// Tokens out.
         output_tokens: u64,
+        /// Tokens written to the upstream's cache.
+        cache_write_tokens: u64,
+        /// Tokens read from the upstream's cache.
+        cache_read_tokens: u64,
         /// Bytes sent upstream.
         bytes_up: u64,
         /// Bytes received from upstream.

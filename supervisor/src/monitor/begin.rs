@@ -118,7 +118,8 @@ impl Monitor {
             self.host.egress.as_ref().ok_or_else(|| Fault::new("start egress", "its program is missing"))?;
         let runs = &mut self.runs;
         let wipe = || Run::wipe_all(&mut run.placeholder, runs);
-        let process = spawn::start(&self.plan, program.as_fd(), &argv, uid, Network::Host, &[], wipe);
+        let vault: Vec<BorrowedFd<'_>> = self.host.vault.iter().map(AsFd::as_fd).collect();
+        let process = spawn::start(&self.plan, program.as_fd(), &argv, uid, Network::Host, &vault, wipe);
         match process {
             Ok(process) => {
                 run.egress = Some(Broker {
