@@ -412,7 +412,6 @@ async fn w12_what_the_real_cli_said_of_each_error_has_its_status() {
         ("ratelimit_rejected", 429, "rate_limit_error"),
         ("refused_connection", 503, "api_error"),
         ("control_interrupt_silent", 500, "api_error"),
-        ("max_budget", 500, "api_error"),
     ];
     let house = house(rows.iter().map(|row| plays(row.0)).collect()).await;
     for (name, status, kind) in rows {

@@ -45,7 +45,10 @@ fn well_formed(emitted: &[Emit]) {
                 open = Some(*index);
                 next += 1;
             }
-            Emit::Text(index, _) | Emit::Thinking(index, _) | Emit::Signature(index, _) => {
+            Emit::Text(index, _)
+            | Emit::Thinking(index, _)
+            | Emit::Signature(index, _)
+            | Emit::Input(index, _) => {
                 assert_eq!(open, Some(*index), "{emitted:?}");
             }
             Emit::BlockStop(index) => assert_eq!(open.take(), Some(*index), "{emitted:?}"),

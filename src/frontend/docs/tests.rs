@@ -94,8 +94,8 @@ fn every_route_is_in_the_document_and_the_other_way_round() {
 
 /// Names that functions of the parser read, by the function.
 fn read_by(functions: &[&str]) -> BTreeSet<String> {
-    let files =
-        ["job.rs", "job/blocks.rs", "job/wishes.rs"].map(|file| folder().join("src/frontend").join(file));
+    let files = ["job.rs", "job/blocks.rs", "job/tools.rs", "job/wishes.rs"]
+        .map(|file| folder().join("src/frontend").join(file));
     let text: String = files.iter().map(|file| std::fs::read_to_string(file).expect("a source")).collect();
     let mut function = "";
     let mut names = BTreeSet::new();
@@ -119,10 +119,11 @@ fn read_by(functions: &[&str]) -> BTreeSet<String> {
 
 /// Who reads what, and the schemas that say so.
 const READERS: &[(&[&str], &[&str])] = &[
-    (&["parse", "common", "messages", "wishes"], &["MessagesRequest"]),
+    (&["parse", "common", "messages", "wishes", "tools"], &["MessagesRequest"]),
     (&["parse_thinking"], &["Thinking"]),
     (&["parse_output"], &["OutputConfig"]),
     (&["parse_format", "parse_schema"], &["OutputFormat"]),
+    (&["parse_tool"], &["Tool"]),
     (&["parse_credential"], &["OauthCredentials"]),
     (&["parse_messages"], &["UserMessage", "AssistantMessage", "SystemMessage"]),
     (
@@ -294,6 +295,9 @@ fn the_schema_takes_what_the_parser_takes() {
         r#""max_budget_usd":0.25"#,
         r#""max_budget_usd":4000"#,
         r#""on_disconnect":"continue""#,
+        r#""tools":[{"type":"custom","name":"a-b_C","description":null,"input_schema":{"type":"object"}}]"#,
+        r#""tools":[{"type":null,"name":"a","input_schema":{}},{"type":"web_search_20250305","name":"web_search"}]"#,
+        r#""tool_choice":{"type":"none"}"#,
         r#""max_turns":0"#,
         r#""max_turns":10000"#,
         r#""security_level":"PARANOID""#,
@@ -369,6 +373,13 @@ fn the_schema_takes_what_the_parser_takes() {
         r#""max_budget_usd":4000.5"#,
         r#""max_budget_usd":"much""#,
         r#""on_disconnect":"perhaps""#,
+        r#""tools":[{"name":"a b","input_schema":{}}]"#,
+        r#""tools":[{"name":"a"}]"#,
+        r#""tools":[{"input_schema":{}}]"#,
+        r#""tools":[{"name":"a","input_schema":[]}]"#,
+        r#""tools":{}"#,
+        r#""tool_choice":{"type":"perhaps"}"#,
+        r#""tool_choice":"auto""#,
         r#""max_turns":10001"#,
         r#""max_turns":-1"#,
         r#""security_level":"LAX""#,
