@@ -207,7 +207,7 @@ fn t157_calls_that_nobody_waits_for_any_more_begin_a_run_out_of_the_history() {
 }
 
 #[test]
-fn t158_a_session_that_waits_gives_way_to_what_its_client_says_next() {
+fn t158_a_run_that_waits_gives_way_to_what_its_client_says_next() {
     let server = Server::start(Options::default());
     let client = server.client();
     let session = json!({"tools": weather(), "session_id": "6f1c0f0e-8d2b-4c7e-9a51-0c2d3e4f5a6b"});
@@ -216,4 +216,14 @@ fn t158_a_session_that_waits_gives_way_to_what_its_client_says_next() {
     let next = client.messages("a", &with("never mind", session));
     assert_eq!((next.status, &next.json()["stop_reason"]), (200, &json!("end_turn")), "{next:?}");
     assert!(next.text().contains("never mind"), "{next:?}");
+    // And one that is cancelled by its name waits no longer.
+    let waiting = client.messages("a", &with(&calls(&["Oslo"]), json!({"tools": weather()})));
+    let load =
+        || client.request("GET", "/health", &[], b"").json()["runs"]["running"].as_u64().expect("a number");
+    assert_eq!(load(), 1);
+    let path = format!("/v1/runs/{}/cancel", waiting.header("x-gaoler-run").expect("a run"));
+    assert_eq!(client.request("POST", &path, &[support::bearer("b")], b"").status, 404);
+    assert_eq!(load(), 1);
+    assert_eq!(client.request("POST", &path, &[support::bearer("a")], b"").status, 200);
+    support::until("its end", || (load() == 0).then_some(()));
 }

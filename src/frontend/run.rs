@@ -225,6 +225,11 @@ pub struct Calls {
 }
 
 impl Calls {
+    /// The run, as its client knows the answer.
+    pub fn run(&self) -> RunId {
+        self.writer.about().run
+    }
+
     /// Tells the client. From here on it may answer.
     pub fn tell(self) -> Exchange {
         self.writer.end(Some(self.answer), self.ending, way::now_ms());

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tokio::sync::{oneshot, watch};
 
-use gaoler_protocol::TenantKey;
+use gaoler_protocol::{RunId, TenantKey};
 use uuid::Uuid;
 
 /// How long a run waits for its client. It keeps its place all the while.
@@ -27,6 +27,7 @@ struct State<T> {
 struct Wait<T> {
     tenant: [u8; 32],
     session: Option<Uuid>,
+    run: RunId,
     calls: Vec<String>,
     to: oneshot::Sender<T>,
     gone: watch::Receiver<()>,
@@ -40,11 +41,17 @@ impl<T> Default for Waits<T> {
 }
 
 impl<T> Waits<T> {
-    /// A run that waits from now on for the client of these calls.
-    pub fn add(&self, tenant: &TenantKey, session: Option<Uuid>, calls: Vec<String>) -> Waiting<T> {
+    /// A run that waits from now on for the client of these calls, which were told as the answer of `run`.
+    pub fn add(
+        &self,
+        tenant: &TenantKey,
+        session: Option<Uuid>,
+        run: RunId,
+        calls: Vec<String>,
+    ) -> Waiting<T> {
         let (to, answer) = oneshot::channel();
         let (here, gone) = watch::channel(());
-        let number = self.state().add(Wait { tenant: tenant.0, session, calls, to, gone });
+        let number = self.state().add(Wait { tenant: tenant.0, session, run, calls, to, gone });
         Waiting { state: Arc::clone(&self.state), number, answer, _here: here }
     }
 
@@ -63,8 +70,17 @@ impl<T> Waits<T> {
     /// Gives up this tenant's run that waits in this session: its client has said something else. What comes back ends when
     /// the run has.
     pub fn give_up(&self, tenant: &TenantKey, session: Uuid) -> Option<watch::Receiver<()>> {
+        self.remove(tenant, |wait| wait.session == Some(session))
+    }
+
+    /// Ends this tenant's run that waits after this answer, if there is one.
+    pub fn cancel(&self, tenant: &TenantKey, run: RunId) {
+        drop(self.remove(tenant, |wait| wait.run == run));
+    }
+
+    fn remove(&self, tenant: &TenantKey, is: impl Fn(&Wait<T>) -> bool) -> Option<watch::Receiver<()>> {
         let mut state = self.state();
-        let waits = |wait: &Wait<T>| wait.tenant == tenant.0 && wait.session == Some(session);
+        let waits = |wait: &Wait<T>| wait.tenant == tenant.0 && is(wait);
         let found = state.waits.iter().find(|(_, wait)| waits(wait)).map(|(number, _)| *number);
         found.and_then(|number| state.remove(number)).map(|wait| wait.gone)
     }
@@ -147,7 +163,7 @@ mod tests {
         let waits = Arc::new(Waits::<u32>::default());
         let wait = |session, calls: &[&str]| {
             let (waits, calls) = (Arc::clone(&waits), calls.iter().map(|call| (*call).to_owned()).collect());
-            let mut waiting = waits.add(&TenantKey([1; 32]), session, calls);
+            let mut waiting = waits.add(&TenantKey([1; 32]), session, RunId([1; 16]), calls);
             tokio::spawn(async move { waiting.answer(calm(), std::future::pending()).await })
         };
         let waiting = wait(None, &["a", "b"]);
@@ -163,12 +179,18 @@ mod tests {
         let mut gone = waits.give_up(&one, session).expect("it waits");
         assert_eq!(waiting.await.expect("no panic"), None);
         assert!(gone.changed().await.is_err(), "its end is told");
+        let waiting = wait(None, &["a"]);
+        waits.cancel(&two, RunId([1; 16]));
+        waits.cancel(&one, RunId([2; 16]));
+        assert!(!waits.state().waits.is_empty());
+        waits.cancel(&one, RunId([1; 16]));
+        assert_eq!(waiting.await.expect("no panic"), None);
         // Its run's end, and a drain, end the wait; nothing is left.
         let calls = vec!["a".to_owned()];
-        let mut waiting = waits.add(&one, None, calls.clone());
+        let mut waiting = waits.add(&one, None, RunId([1; 16]), calls.clone());
         assert_eq!(waiting.answer(calm(), std::future::ready(())).await, None);
         let (_drain, draining) = watch::channel(true);
-        let mut waiting = waits.add(&one, None, calls);
+        let mut waiting = waits.add(&one, None, RunId([1; 16]), calls);
         assert_eq!(waiting.answer(draining, std::future::pending()).await, None);
         let state = waits.state();
         assert!(state.by_call.is_empty() && state.waits.is_empty());

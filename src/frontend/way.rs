@@ -181,6 +181,8 @@ async fn conduct(
         Err(error) => return writer.end(None, Ending::Failed(error), now_ms()),
     };
     drop(credential);
+    // All that is in the files now: a request that waits takes its memory once.
+    (job.system, job.earlier) = (String::new(), Vec::new());
     let (level, tenant) = (order.spawn.level, order.spawn.tenant);
     let draining = frontend.draining.subscribe();
     let entering = async {
@@ -231,7 +233,7 @@ async fn conduct(
         let Some(calls) = calls else { break };
         // It waits from before its client is told, so that the client cannot come too early.
         let ids = calls.calls.clone();
-        let mut waiting = frontend.waits.add(&tenant, session, ids.clone());
+        let mut waiting = frontend.waits.add(&tenant, session, calls.run(), ids.clone());
         exchange = calls.tell();
         let said = waiting.answer(frontend.draining.subscribe(), exchange.ended()).await;
         let Some(continued) = said else {
