@@ -177,6 +177,10 @@ fn t156_a_clients_own_tools_are_called_by_the_run_and_answered_by_the_client() {
     assert!(called(&none.json()).is_empty());
     let choice = json!({"tools": weather(), "tool_choice": {"type": "none"}});
     assert!(called(&client.messages("a", &with(&calls(&["Oslo"]), choice)).json()).is_empty());
+    // The strictest level takes nothing of it away.
+    let strict = json!({"tools": weather(), "security_level": "PARANOID"});
+    let strict = client.messages("c", &with(&calls(&["Oslo"]), strict));
+    assert_eq!(strict.json()["stop_reason"], "tool_use", "{strict:?}");
     // The run that waits is still there for its client.
     let message = json!({"content": [{"type": "tool_use", "id": id, "name": "get_weather", "input": {"city": "Oslo"}}]});
     let last = client.messages("a", &answered(&calls(&["Oslo"]), &message, &[(&id, "snow")]));

@@ -10,7 +10,7 @@ use gaoler_protocol::{Exit, Reason, RunId};
 use super::cli::client::PREFIX;
 use super::cli::decode::{Assistant, BlockStart, Delta, Event, Init, Outcome, RateLimit, Stream, Usage};
 use super::error::ApiError;
-use super::job::{Shape, Thinking};
+use super::job::{Shape, TOOL_ID_BYTES_MAX, Thinking};
 
 /// Tool calls that are open at the same time, at most; more are not counted.
 const OPEN_TOOLS_MAX: usize = 1024;
@@ -137,6 +137,8 @@ pub struct Answer {
     structured: bool,
     /// The client has tools of its own.
     offers: bool,
+    /// The newest message came whole, not streamed.
+    whole: bool,
     /// Calls of these in this turn, by their ids.
     calls: Vec<String>,
     /// What the turns so far have used, where no result says it.
@@ -165,6 +167,7 @@ impl Answer {
             result_text: String::new(),
             structured: false,
             offers: false,
+            whole: false,
             calls: Vec::new(),
             used: Usage::default(),
             told: Usage::default(),
@@ -180,6 +183,18 @@ impl Answer {
     /// The same, for a client with tools of its own.
     pub fn offering(self, offers: bool) -> Answer {
         Answer { offers, ..self }
+    }
+
+    /// A call that was shown waits for its client. A message that was not streamed has no end of its own: it ends here.
+    pub fn call_waits(&mut self) {
+        if self.whole && self.ending.is_none() {
+            self.stop_for_calls();
+        }
+    }
+
+    fn stop_for_calls(&mut self) {
+        let done = Done { stop_reason: TOOL_USE, usage: self.used, cost_usd: None };
+        self.ending = Some(Ending::Done(done));
     }
 
     /// The same, of a run whose earlier answers have told this much.
@@ -332,6 +347,7 @@ impl Answer {
                 self.begin(out);
                 self.close(out);
                 self.turn_begins = self.blocks.len();
+                self.whole = false;
                 self.streamed = id;
                 self.used = self.used.plus(&Usage { output_tokens: 0, ..usage });
             }
@@ -357,8 +373,7 @@ impl Answer {
                 self.close(out);
                 // The turn's other tools go on meanwhile; what comes of them is in the next answer.
                 if !self.calls.is_empty() {
-                    let done = Done { stop_reason: TOOL_USE, usage: self.used, cost_usd: None };
-                    self.ending = Some(Ending::Done(done));
+                    self.stop_for_calls();
                 }
             }
             Stream::Other => {}
@@ -377,6 +392,7 @@ impl Answer {
             self.heading.model = message.model;
         }
         self.begin(out);
+        self.whole = true;
         for block in message.blocks {
             if let Some((kind, text)) = self.shown(block) {
                 self.close(out);
@@ -398,7 +414,7 @@ impl Answer {
             }
             BlockStart::ToolUse { id, name, input } => {
                 if let Some(name) = name.strip_prefix(PREFIX).filter(|_| self.offers) {
-                    if self.calls.len() >= OPEN_TOOLS_MAX {
+                    if self.calls.len() >= OPEN_TOOLS_MAX || id.len() > TOOL_ID_BYTES_MAX {
                         return None;
                     }
                     self.calls.push(id.clone());
@@ -462,6 +478,8 @@ impl Answer {
     /// got cannot be taken back; a JSON body has not been sent yet and leaves the broken piece out.
     fn retry(&mut self, out: &mut Vec<Emit>) {
         self.close(out);
+        // What was called in the broken piece never came to the CLI's own ears.
+        self.calls.clear();
         if self.shape == Shape::Json {
             self.blocks.truncate(self.turn_begins);
         }

@@ -438,8 +438,9 @@ impl Talk {
                 Heard::Line(line) => match decode::event(&line) {
                     Ok(decode::Event::Asked(asked)) => {
                         let is_shown = |call: &str| answer.calls().iter().any(|shown| shown == call);
-                        if let Some(line) = self.client.answer(asked, is_shown) {
-                            self.say(line);
+                        match self.client.answer(asked, is_shown) {
+                            Some(line) => self.say(line),
+                            None => answer.call_waits(),
                         }
                         continue;
                     }
