@@ -83,7 +83,8 @@ impl Meter {
         }
     }
 
-    fn touch(&self) {
+    /// Counts as written now: the run was kept waiting, and could write nothing.
+    pub fn touch(&self) {
         let ms = u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX);
         self.last_ms.fetch_max(ms, Ordering::Relaxed);
     }

@@ -78,3 +78,156 @@ fn t155_a_budget_ends_a_run_with_what_there_is() {
     let spent = cut.json()["x_cost"]["total_cost_usd"].as_f64().expect("a cost");
     assert!(spent < cost, "{spent} of {cost}");
 }
+
+/// A tool of the client's, whose input is a city.
+fn weather() -> Value {
+    json!([{
+        "name": "get_weather", "description": "The weather of a city",
+        "input_schema": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+    }])
+}
+
+/// What the model is made to call, under the names that the CLI gives a client's tools.
+fn calls(cities: &[&str]) -> String {
+    let call = |city: &&str| format!("mcp__client__get_weather {}", json!({ "city": city }));
+    format!("CALLS: {}", cities.iter().map(call).collect::<Vec<_>>().join(" ;; "))
+}
+
+/// What the answer calls: ids and inputs.
+fn called(message: &Value) -> Vec<(String, Value)> {
+    let blocks = message["content"].as_array().expect("content").iter();
+    blocks
+        .filter(|block| block["type"] == "tool_use")
+        .map(|block| {
+            assert_eq!(block["name"], "get_weather", "{message}");
+            (block["id"].as_str().expect("an id").to_owned(), block["input"].clone())
+        })
+        .collect()
+}
+
+/// The conversation so far, with these results.
+fn answered(text: &str, message: &Value, results: &[(&str, &str)]) -> Value {
+    let results: Vec<Value> = results
+        .iter()
+        .map(|(id, text)| json!({"type": "tool_result", "tool_use_id": id, "content": text}))
+        .collect();
+    json!({
+        "model": "sonnet", "max_tokens": 1024, "tools": weather(),
+        "messages": [
+            {"role": "user", "content": text},
+            {"role": "assistant", "content": message["content"]},
+            {"role": "user", "content": results},
+        ],
+    })
+}
+
+#[test]
+fn t156_a_clients_own_tools_are_called_by_the_run_and_answered_by_the_client() {
+    let server = Server::start(Options::default());
+    let client = server.client();
+    let text = calls(&["Oslo", "Rome"]);
+    let first = client.messages("a", &with(&text, json!({"tools": weather()})));
+    assert_eq!(first.status, 200, "{first:?}");
+    let message = first.json();
+    assert_eq!(message["stop_reason"], "tool_use", "{message}");
+    assert_eq!(first.header("x-gaoler-ignored"), Some("max_tokens"));
+    let both = called(&message);
+    assert_eq!(
+        both.iter().map(|(_, input)| input.clone()).collect::<Vec<_>>(),
+        [json!({"city": "Oslo"}), json!({"city": "Rome"})]
+    );
+    let (oslo, rome) = (both[0].0.as_str(), both[1].0.as_str());
+    // Another tenant with the same ids is a stranger: its request is a run of its own.
+    let body = answered(&text, &message, &[(oslo, "stolen"), (rome, "stolen")]);
+    let stranger = client.messages("b", &body);
+    assert_eq!(stranger.status, 200, "{stranger:?}");
+    // In any order, and the same run goes on: the model is asked once for each turn.
+    let body = answered(&text, &message, &[(rome, "rain in Rome"), (oslo, "snow in Oslo")]);
+    let second = client.messages("a", &body);
+    assert_eq!(second.status, 200, "{second:?}");
+    assert_eq!(second.json()["stop_reason"], "end_turn");
+    let said = second.text();
+    assert!(
+        said.contains("CALLS 1 ok:\nsnow in Oslo") && said.contains("CALLS 2 ok:\nrain in Rome"),
+        "{said}"
+    );
+    assert!(!said.contains("stolen"), "{said}");
+    let continued = server.log().lines().filter(|line| line.contains("\"continued\"")).count();
+    assert_eq!(continued, 1, "{}", server.log());
+    // As a stream: the call's input comes in pieces, and no index is left out.
+    let mut body = with(&calls(&["Oslo"]), json!({"tools": weather()}));
+    body["stream"] = json!(true);
+    let streamed = client.messages("a", &body);
+    let events = streamed.events();
+    let pieces: String =
+        events.iter().filter_map(|event| event.data["delta"]["partial_json"].as_str()).collect();
+    assert_eq!(serde_json::from_str::<Value>(&pieces).expect("JSON"), json!({"city": "Oslo"}));
+    let delta = events.iter().find(|event| event.name == "message_delta").expect("an end");
+    assert_eq!(delta.data["delta"]["stop_reason"], "tool_use");
+    let start = events.iter().find(|event| event.name == "content_block_start").expect("a call");
+    let id = start.data["content_block"]["id"].as_str().expect("an id").to_owned();
+    // Its own tools the CLI still runs by itself, and a client that offers none is shown none.
+    if support::environment().commands {
+        let own = client.messages("a", &with("RUN: echo own", json!({"tools": weather()})));
+        assert_eq!(own.json()["stop_reason"], "end_turn");
+        assert!(own.text().contains("own"), "{own:?}");
+    }
+    let none = client.messages("a", &with(&calls(&["Oslo"]), json!({})));
+    assert_eq!(none.json()["stop_reason"], "end_turn", "{none:?}");
+    assert!(called(&none.json()).is_empty());
+    let choice = json!({"tools": weather(), "tool_choice": {"type": "none"}});
+    assert!(called(&client.messages("a", &with(&calls(&["Oslo"]), choice)).json()).is_empty());
+    // The strictest level takes nothing of it away.
+    let strict = json!({"tools": weather(), "security_level": "PARANOID"});
+    let strict = client.messages("c", &with(&calls(&["Oslo"]), strict));
+    assert_eq!(strict.json()["stop_reason"], "tool_use", "{strict:?}");
+    // The run that waits is still there for its client.
+    let message = json!({"content": [{"type": "tool_use", "id": id, "name": "get_weather", "input": {"city": "Oslo"}}]});
+    let last = client.messages("a", &answered(&calls(&["Oslo"]), &message, &[(&id, "snow")]));
+    assert!(last.text().contains("CALLS 1 ok:\nsnow"), "{last:?}");
+}
+
+#[test]
+fn t157_calls_that_nobody_waits_for_any_more_begin_a_run_out_of_the_history() {
+    let mut server = Server::start(Options::default());
+    let client = server.client();
+    let text = calls(&["Oslo"]);
+    let message = client.messages("a", &with(&text, json!({"tools": weather()}))).json();
+    let id = called(&message)[0].0.clone();
+    // A drain waits for no client.
+    assert_eq!(server.stop().code(), Some(0));
+    let server = Server::start(server.options.clone());
+    let mut body = answered(&text, &message, &[(&id, "snow in Oslo")]);
+    let ask = json!({"type": "text", "text": "please USERRAW?"});
+    body["messages"][2]["content"].as_array_mut().expect("results").push(ask);
+    let last = server.client().messages("a", &body);
+    assert_eq!((last.status, &last.json()["stop_reason"]), (200, &json!("end_turn")), "{last:?}");
+    // What the model is told of it is judged where the transcript can be seen: t159.
+    assert!(last.text().contains("please USERRAW?"), "{last:?}");
+    // A session's own history says that it was; what came of it follows in words.
+    body["session_id"] = json!("6f1c0f0e-8d2b-4c7e-9a51-0c2d3e4f5a6b");
+    let said = server.client().messages("a", &body).text();
+    assert!(said.contains(&format!("The call {id} gave:")) && said.contains("snow in Oslo"), "{said}");
+}
+
+#[test]
+fn t158_a_run_that_waits_gives_way_to_what_its_client_says_next() {
+    let server = Server::start(Options::default());
+    let client = server.client();
+    let session = json!({"tools": weather(), "session_id": "6f1c0f0e-8d2b-4c7e-9a51-0c2d3e4f5a6b"});
+    let first = client.messages("a", &with(&calls(&["Oslo"]), session.clone()));
+    assert_eq!(first.json()["stop_reason"], "tool_use", "{first:?}");
+    let next = client.messages("a", &with("never mind", session));
+    assert_eq!((next.status, &next.json()["stop_reason"]), (200, &json!("end_turn")), "{next:?}");
+    assert!(next.text().contains("never mind"), "{next:?}");
+    // And one that is cancelled by its name waits no longer.
+    let waiting = client.messages("a", &with(&calls(&["Oslo"]), json!({"tools": weather()})));
+    let load =
+        || client.request("GET", "/health", &[], b"").json()["runs"]["running"].as_u64().expect("a number");
+    assert_eq!(load(), 1);
+    let path = format!("/v1/runs/{}/cancel", waiting.header("x-gaoler-run").expect("a run"));
+    assert_eq!(client.request("POST", &path, &[support::bearer("b")], b"").status, 404);
+    assert_eq!(load(), 1);
+    assert_eq!(client.request("POST", &path, &[support::bearer("a")], b"").status, 200);
+    support::until("its end", || (load() == 0).then_some(()));
+}

@@ -282,7 +282,7 @@ fn t03_everything_that_a_request_says_reaches_the_model() {
     let response = answer(&with("hello", ignored));
     let mut names: Vec<&str> = response.header("x-gaoler-ignored").expect("a header").split(',').collect();
     names.sort_unstable();
-    assert_eq!(names, ["max_tokens", "metadata", "stop_sequences", "temperature", "tools"]);
+    assert_eq!(names, ["max_tokens", "metadata", "stop_sequences", "temperature"]);
     assert_eq!(
         answer(&json!({"messages": [{"role": "user", "content": "hi"}]})).header("x-gaoler-ignored"),
         None

@@ -287,3 +287,44 @@ async fn t153_a_head_that_is_too_large_is_told_so_in_the_form_that_was_asked() {
     let answer = String::from_utf8_lossy(&bytes[..read]).into_owned();
     assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 431 "), "{answer}");
 }
+
+#[tokio::test]
+async fn t159_results_whose_run_is_gone_are_history_or_words() {
+    let tools = json!([{"name": "weather", "input_schema": {"type": "object"}}]);
+    let result = json!({"type": "tool_result", "tool_use_id": "toolu_1", "content": "snow in Oslo"});
+    let history = |last: Value| {
+        json!([
+            {"role": "user", "content": "q"},
+            {"role": "assistant", "content": [{"type": "tool_use", "id": "toolu_1", "name": "weather", "input": {}}]},
+            {"role": "user", "content": last},
+        ])
+    };
+    for (last, prompt) in
+        [(json!([result]), "Go on."), (json!([result, {"type": "text", "text": "and now?"}]), "and now?")]
+    {
+        let (reply, seen) = ask(&json!({"tools": tools, "messages": history(last)})).await;
+        assert_eq!(reply.status, 200, "{reply:?}");
+        let seen = seen.expect("a run");
+        // The call and its result are earlier turns, under the name that the CLI gives the tool.
+        let (_, transcript) =
+            seen.options.iter().find(|(section, _)| *section == Section::Transcript).expect("one");
+        let lines: Vec<Value> =
+            transcript.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+        assert_eq!(lines.len(), 3, "{transcript}");
+        assert_eq!(lines[1]["message"]["content"][0]["name"], "mcp__client__weather");
+        let told = &lines[2]["message"]["content"];
+        assert_eq!((&told[0]["type"], &told[0]["tool_use_id"]), (&json!("tool_result"), &json!("toolu_1")));
+        assert_eq!(told[0]["content"][0]["text"], "snow in Oslo");
+        let stdin: Vec<Value> =
+            seen.stdin.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+        assert_eq!(stdin[0]["request"]["sdkMcpServers"], json!(["client"]));
+        assert_eq!(stdin[1]["message"]["content"], json!([{"type": "text", "text": prompt}]));
+    }
+    // A session's history is the CLI's own, so what came of the call is said in words.
+    let id = "6f1c0f0e-8d2b-4c7e-9a51-0c2d3e4f5a6b";
+    let (_, seen) =
+        ask(&json!({"session_id": id, "tools": tools, "messages": history(json!([result]))})).await;
+    let stdin = seen.expect("a run").stdin;
+    assert!(stdin.contains("The call toolu_1 gave:") && stdin.contains("snow in Oslo"), "{stdin}");
+    assert!(!stdin.contains("tool_result"), "{stdin}");
+}

@@ -7,11 +7,12 @@ use uuid::Uuid;
 
 use gaoler_protocol::{Exit, Reason, RunId};
 
+use super::cli::client::PREFIX;
 use super::cli::decode::{
     Assistant, BlockStart, Delta, Event, Init, MISSING, Outcome, RateLimit, Server, Stream, Usage,
 };
 use super::error::ApiError;
-use super::job::{Shape, Thinking};
+use super::job::{Shape, TOOL_ID_BYTES_MAX, Thinking};
 
 /// Tool calls that are open at the same time, at most; more are not counted.
 const OPEN_TOOLS_MAX: usize = 1024;
@@ -22,6 +23,8 @@ const STRUCTURED: &str = "StructuredOutput";
 /// The upstream's stop reasons that a client may see. `tool_use` is not one: those tools were the CLI's.
 pub(super) const STOP_REASONS: &[&str] =
     &["end_turn", "max_tokens", "stop_sequence", "pause_turn", "refusal", "model_context_window_exceeded"];
+/// Why an answer stops that has calls for its client.
+pub(super) const TOOL_USE: &str = "tool_use";
 /// Seconds of `retry-after` beyond which an official client should not wait at all.
 const RETRY_AFTER_WORTH: u64 = 60;
 
@@ -38,6 +41,8 @@ pub enum Emit {
     Thinking(usize, String),
     /// A signature is added.
     Signature(usize, String),
+    /// A piece of a call's input, JSON, is added.
+    Input(usize, String),
     /// A block ends.
     BlockStop(usize),
 }
@@ -51,6 +56,13 @@ pub enum Kind {
     Thinking,
     /// Thinking that only the model can read; whole from the start.
     Redacted(String),
+    /// A call of a tool of the client's. Its text is its input, JSON.
+    ToolUse {
+        /// The id that its result refers to.
+        id: String,
+        /// The tool, as the client calls it.
+        name: String,
+    },
 }
 
 /// A block as it is so far.
@@ -129,6 +141,16 @@ pub struct Answer {
     result_text: String,
     /// The text is JSON that follows a schema, and nothing that the model says beside it.
     structured: bool,
+    /// The client has tools of its own.
+    offers: bool,
+    /// The newest message came whole, not streamed.
+    whole: bool,
+    /// Calls of these in this turn, by their ids.
+    calls: Vec<String>,
+    /// What the turns so far have used, where no result says it.
+    used: Usage,
+    /// What the run's earlier answers have told of what it used.
+    told: Usage,
     ending: Option<Ending>,
 }
 
@@ -151,6 +173,11 @@ impl Answer {
             rate_limit: None,
             result_text: String::new(),
             structured: false,
+            offers: false,
+            whole: false,
+            calls: Vec::new(),
+            used: Usage::default(),
+            told: Usage::default(),
             ending: None,
         }
     }
@@ -158,6 +185,38 @@ impl Answer {
     /// The same, whose text is JSON.
     pub fn structured(self, structured: bool) -> Answer {
         Answer { structured, ..self }
+    }
+
+    /// The same, for a client with tools of its own.
+    pub fn offering(self, offers: bool) -> Answer {
+        Answer { offers, ..self }
+    }
+
+    /// A call that was shown waits for its client. A message that was not streamed has no end of its own: it ends here.
+    pub fn call_waits(&mut self) {
+        if self.whole && self.ending.is_none() {
+            self.stop_for_calls();
+        }
+    }
+
+    fn stop_for_calls(&mut self) {
+        let done = Done { stop_reason: TOOL_USE, usage: self.used, cost_usd: None };
+        self.ending = Some(Ending::Done(done));
+    }
+
+    /// The same, of a run whose earlier answers have told this much.
+    pub fn after(self, told: Usage) -> Answer {
+        Answer { told, ..self }
+    }
+
+    /// The calls that its client has been shown and has to answer.
+    pub fn calls(&self) -> &[String] {
+        &self.calls
+    }
+
+    /// Whether the run waits for its client.
+    pub fn waits(&self) -> bool {
+        matches!(&self.ending, Some(Ending::Done(done)) if done.stop_reason == TOOL_USE)
     }
 
     /// Whether the upstream has begun to answer: from here on the credential is proven and the status is 200.
@@ -183,7 +242,8 @@ impl Answer {
         }
         match event {
             Event::Init(init) => self.init(&init),
-            Event::Servers(_) | Event::Other => {}
+            // Whoever reads the CLI's lines answers what it asks.
+            Event::Asked(_) | Event::Servers(_) | Event::Other => {}
             Event::Stream(stream) => self.stream(stream, &mut out),
             Event::Assistant(message) => self.assistant(message, &mut out),
             Event::ToolResults(ids) => ids.iter().for_each(|id| {
@@ -218,7 +278,8 @@ impl Answer {
             Some(Ending::Done(done)) => {
                 self.begin(&mut out);
                 self.close(&mut out);
-                if !self.blocks.iter().any(|block| block.kind == Kind::Text) {
+                let has_first = |block: &Shown| matches!(block.kind, Kind::Text | Kind::ToolUse { .. });
+                if !self.blocks.iter().any(has_first) {
                     // Clients read content[0].text; the CLI's own last word is the best that there is.
                     let text = std::mem::take(&mut self.result_text);
                     self.whole(Kind::Text, text, &mut out);
@@ -269,7 +330,9 @@ impl Answer {
                 self.begin(out);
                 self.close(out);
                 self.turn_begins = self.blocks.len();
+                self.whole = false;
                 self.streamed = id;
+                self.used = self.used.plus(&Usage { output_tokens: 0, ..usage });
             }
             // A block before any message is a forgery or a fault; neither is shown.
             _ if !self.begun => {}
@@ -285,7 +348,17 @@ impl Answer {
                 Some((theirs, ours)) if theirs == index => self.add(ours, delta, out),
                 _ => {}
             },
-            Stream::BlockStop { .. } | Stream::Stop => self.close(out),
+            Stream::BlockStop { .. } => self.close(out),
+            Stream::Used(Usage { output_tokens, .. }) => {
+                self.used = self.used.plus(&Usage { output_tokens, ..Usage::default() });
+            }
+            Stream::Stop => {
+                self.close(out);
+                // The turn's other tools go on meanwhile; what comes of them is in the next answer.
+                if !self.calls.is_empty() {
+                    self.stop_for_calls();
+                }
+            }
             Stream::Other => {}
         }
     }
@@ -302,6 +375,7 @@ impl Answer {
             self.heading.model = message.model;
         }
         self.begin(out);
+        self.whole = true;
         for block in message.blocks {
             if let Some((kind, text)) = self.shown(block) {
                 self.close(out);
@@ -321,7 +395,14 @@ impl Answer {
             BlockStart::RedactedThinking(data) => {
                 (self.thinking == Thinking::Shown).then_some((Kind::Redacted(data), String::new()))
             }
-            BlockStart::ToolUse(id) => {
+            BlockStart::ToolUse { id, name, input } => {
+                if let Some(name) = name.strip_prefix(PREFIX).filter(|_| self.offers) {
+                    if self.calls.len() >= OPEN_TOOLS_MAX || id.len() > TOOL_ID_BYTES_MAX {
+                        return None;
+                    }
+                    self.calls.push(id.clone());
+                    return Some((Kind::ToolUse { id, name: name.to_owned() }, input.unwrap_or_default()));
+                }
                 self.tools_ran = true;
                 if self.open_tools.len() < OPEN_TOOLS_MAX {
                     self.open_tools.insert(id);
@@ -357,6 +438,10 @@ impl Answer {
                 block.text.push_str(&text);
                 out.push(Emit::Thinking(ours, text));
             }
+            (Kind::ToolUse { .. }, Delta::Input(text) | Delta::Text(text)) => {
+                block.text.push_str(&text);
+                out.push(Emit::Input(ours, text));
+            }
             (Kind::Thinking, Delta::Signature(signature)) => {
                 block.signature.push_str(&signature);
                 out.push(Emit::Signature(ours, signature));
@@ -376,6 +461,8 @@ impl Answer {
     /// got cannot be taken back; a JSON body has not been sent yet and leaves the broken piece out.
     fn retry(&mut self, out: &mut Vec<Emit>) {
         self.close(out);
+        // What was called in the broken piece never came to the CLI's own ears.
+        self.calls.clear();
         if self.shape == Shape::Json {
             self.blocks.truncate(self.turn_begins);
         }
@@ -386,7 +473,8 @@ impl Answer {
         let stop_reason = outcome.stop_reason.as_deref().unwrap_or_default();
         let known = STOP_REASONS.iter().find(|&&reason| reason == stop_reason).copied();
         let done = |stop_reason| {
-            Ending::Done(Done { stop_reason, usage: outcome.usage, cost_usd: outcome.total_cost_usd })
+            let usage = outcome.usage.minus(&self.told);
+            Ending::Done(Done { stop_reason, usage, cost_usd: outcome.total_cost_usd })
         };
         let claim = outcome.result.as_deref().unwrap_or_default();
         // `subtype` stays "success" for most failures, so `is_error` and the status are asked first.

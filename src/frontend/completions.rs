@@ -114,7 +114,8 @@ pub fn events(answer: &Answer, steps: &[Emit]) -> Bytes {
                 Delta { reasoning_content: Some(text), ..Delta::default() }
             }
             // A signature is for a model that gets the turn back, and this dialect has no place for it.
-            Emit::BlockStart(..) | Emit::Signature(..) | Emit::BlockStop(_) => continue,
+            // A client's tools are not offered in it.
+            Emit::BlockStart(..) | Emit::Signature(..) | Emit::Input(..) | Emit::BlockStop(_) => continue,
         };
         chunk(&mut out, answer, delta);
     }

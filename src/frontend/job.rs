@@ -4,6 +4,7 @@
 mod blocks;
 pub mod completions;
 pub mod mcp;
+pub mod tools;
 pub mod wishes;
 
 use serde_json::{Map, Value};
@@ -12,6 +13,7 @@ use zeroize::Zeroizing;
 
 use gaoler_protocol::{Effort, Level, Limits, Model};
 
+use super::cli::client::name_calls;
 use super::error::ApiError;
 use super::models::ALIASES;
 use super::workspaces;
@@ -189,8 +191,6 @@ pub(super) const WITHOUT_EFFECT: &[&str] = &[
     "context_management",
     "metadata",
     "stop_sequences",
-    "tools",
-    "tool_choice",
     "temperature",
     "top_p",
     "top_k",
@@ -223,8 +223,13 @@ pub fn parse(body: &[u8]) -> Result<Job, ApiError> {
     parse_tokens_max(&mut fields, "max_tokens", &mut ignored)?;
     let messages = messages(&mut fields)?;
     let (turns, prompt) = parse_messages(messages, &mut system, &mut ignored)?;
+    let tools = tools::tools(&mut fields, &mut ignored)?;
     let words = Words { session, system, effort, schema, turns, prompt, usage_last: false };
-    Ok(job(fields, common, words, ignored))
+    let mut job = job(fields, common, words, ignored);
+    // The model knows them by the CLI's names, in what it said before as well.
+    job.earlier.iter_mut().for_each(|turn| name_calls(&mut turn.blocks, &tools));
+    job.wishes.tools = tools;
+    Ok(job)
 }
 
 /// The object that a body must be.

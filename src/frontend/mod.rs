@@ -32,6 +32,7 @@ mod sse;
 mod tenant;
 pub mod tls;
 mod tokens;
+mod waits;
 mod way;
 mod workspaces;
 
@@ -92,6 +93,8 @@ pub struct Frontend {
     bodies: Arc<Semaphore>,
     /// The runs that clients know by name.
     runs: Arc<Runs>,
+    /// The runs that wait for their clients.
+    waits: waits::Waits<way::Continued>,
 }
 
 /// What the frontend must keep to itself.
@@ -224,6 +227,7 @@ pub async fn converse(control: OwnedFd, settings: Settings, secrets: Secrets) {
         busy: watch::Sender::new(()),
         bodies: Arc::new(Semaphore::new(way::BODIES_KIB_MAX)),
         runs: Arc::default(),
+        waits: waits::Waits::default(),
     });
     let runs = Arc::clone(&frontend.runs);
     tokio::spawn(async move { runs.sweep().await });

@@ -25,8 +25,12 @@ use crate::meter::{Meter, Past};
 
 use super::answer::{Answer, Ending};
 use super::books::Note;
+use super::cli::client::Client;
+use super::cli::decode::Usage;
 use super::cli::{decode, input};
 use super::error::ApiError;
+use super::job::Block;
+use super::job::tools::Tool;
 use super::runs::{Why, Writer};
 use super::{log, metrics, way};
 
@@ -34,8 +38,8 @@ use super::{log, metrics, way};
 const READ_BYTES: usize = 64 * 1024;
 /// Bytes of stderr that are kept. Only the operator's self-test looks at them.
 const STDERR_BYTES_MAX: usize = 64 * 1024;
-/// Lines waiting for a CLI's stdin: one prompt or one interrupt at a time.
-const STDIN_LINES_MAX: usize = 4;
+/// Lines waiting for a CLI's stdin: a prompt, an interrupt, and the answers to what it asks.
+const STDIN_LINES_MAX: usize = 256;
 /// How long an interrupted CLI has to end by itself.
 const INTERRUPT_WAIT: Duration = Duration::from_secs(3);
 /// How much longer than the upstream a tool may be silent: the CLI itself ends a command after 10 minutes.
@@ -200,33 +204,113 @@ pub struct Bounds {
 /// How an answer's steps become bytes.
 pub type Render = fn(&Answer, &[super::answer::Emit]) -> bytes::Bytes;
 
-/// A conversation with one CLI, to the last trace of its run. It ends, and its cage, where nobody wants it any more.
-pub async fn converse(
-    run: Run,
-    prompt: Vec<u8>,
-    mut answer: Answer,
-    render: Render,
-    bounds: Bounds,
+/// An exchange with one CLI, from its first answer to the last trace of its run.
+pub struct Exchange {
+    talk: Talk,
+    spawned: Spawned,
+    level: Level,
+    running: metrics::Running,
+    /// What its answers have told so far.
+    told: Usage,
+    /// What the ledger is told at the end.
     note: Note,
+}
+
+/// An answer that ends with calls for its client, not yet told.
+pub struct Calls {
+    /// The exchange, which waits.
+    pub exchange: Exchange,
+    /// Their ids.
+    pub calls: Vec<String>,
+    answer: Answer,
+    ending: Ending,
     writer: Writer,
-) {
-    let (spawned, level) = (run.spawned, bounds.level);
-    let running = metrics::Running::begin(&spawned, level);
-    let mut talk = Talk::new(run, bounds);
-    talk.say(prompt);
-    talk.turn(&mut answer, render, &writer).await;
-    let (exit, ledger) = talk.end().await;
-    answer.exited(exit.as_ref());
-    let (rest, ending) = answer.finish();
-    if answer.begun() {
-        // Where nobody is left to read it, the log keeps it for who comes back.
-        let _ = writer.write(render(&answer, &rest)).await;
+}
+
+impl Calls {
+    /// The run, as its client knows the answer.
+    pub fn run(&self) -> RunId {
+        self.writer.about().run
     }
-    drop(running);
-    ended(&spawned, level, &ending, exit.as_ref(), &ledger);
-    let noted = note.write(&spawned, level, &ending, exit.as_ref());
-    writer.end(Some(answer), ending, way::now_ms());
-    noted.await;
+
+    /// Tells the client. From here on it may answer.
+    pub fn tell(self) -> Exchange {
+        self.writer.end(Some(self.answer), self.ending, way::now_ms());
+        self.exchange
+    }
+}
+
+impl Exchange {
+    /// One that begins with these lines. The client may have tools of its own.
+    pub fn begin(run: Run, lines: Vec<u8>, tools: Vec<Tool>, bounds: Bounds, note: Note) -> Exchange {
+        let (spawned, level) = (run.spawned, bounds.level);
+        let running = metrics::Running::begin(&spawned, level);
+        let mut talk = Talk::new(run, bounds);
+        talk.client = Client::new(tools);
+        talk.say(lines);
+        Exchange { talk, spawned, level, running, told: Usage::default(), note }
+    }
+
+    /// One answer. Where it has calls for its client, the exchange goes on after them; otherwise the answer is written to
+    /// its end, and the run has ended. It ends too where nobody wants it any more.
+    pub async fn answer(mut self, answer: Answer, render: Render, writer: Writer) -> Option<Calls> {
+        let mut answer = answer.after(self.told);
+        self.talk.turn(&mut answer, render, &writer).await;
+        if answer.waits() {
+            let calls = answer.calls().to_vec();
+            let (rest, ending) = answer.finish();
+            let _ = writer.write(render(&answer, &rest)).await;
+            if let Ending::Done(done) = &ending {
+                self.told = self.told.plus(&done.usage);
+            }
+            return Some(Calls { exchange: self, calls, answer, ending, writer });
+        }
+        let Exchange { talk, spawned, level, running, note, .. } = self;
+        let (exit, ledger) = talk.end().await;
+        answer.exited(exit.as_ref());
+        let (rest, ending) = answer.finish();
+        if answer.begun() {
+            // Where nobody is left to read it, the log keeps it for who comes back.
+            let _ = writer.write(render(&answer, &rest)).await;
+        }
+        drop(running);
+        ended(&spawned, level, &ending, exit.as_ref(), &ledger);
+        let noted = note.write(&spawned, level, &ending, exit.as_ref());
+        writer.end(Some(answer), ending, way::now_ms());
+        noted.await;
+        None
+    }
+
+    /// Ends when the run has ended by itself. Safe to drop.
+    pub async fn ended(&mut self) {
+        if self.talk.exit.is_none() {
+            let exit = self.talk.report.exit().await;
+            self.talk.exit = Some(exit);
+        }
+    }
+
+    /// Hands over what the client says of these calls, and goes on.
+    pub fn go_on(&mut self, calls: &[String], prompt: &[Block]) {
+        self.talk.meter.meter.touch();
+        for line in self.talk.client.results(calls, prompt) {
+            self.talk.say(line);
+        }
+    }
+
+    /// Ends it without an answer: its client did not come back. A session is let save what was said.
+    pub async fn abandon(self) {
+        let Exchange { mut talk, spawned, level, running, note, .. } = self;
+        if !talk.bounds.disposable {
+            talk.interrupted().await;
+        }
+        talk.lease = None;
+        let (exit, ledger) = talk.end().await;
+        drop(running);
+        let gone = ApiError::new(499, "client_gone", "The client did not answer the calls.");
+        let ending = Ending::Failed(gone);
+        ended(&spawned, level, &ending, exit.as_ref(), &ledger);
+        note.write(&spawned, level, &ending, exit.as_ref()).await;
+    }
 }
 
 /// The log's word on a run.
@@ -287,6 +371,8 @@ pub struct Talk {
     meter: Arc<Metered>,
     ledger: OwnedFd,
     bounds: Bounds,
+    /// The client's own tools.
+    client: Client,
     stderr: oneshot::Receiver<Vec<u8>>,
 }
 
@@ -340,6 +426,7 @@ impl Talk {
             meter,
             ledger,
             bounds,
+            client: Client::default(),
         }
     }
 
@@ -394,6 +481,14 @@ impl Talk {
             let begun = answer.begun();
             let steps = match self.hear(answer, writer).await {
                 Heard::Line(line) => match decode::event(&line) {
+                    Ok(decode::Event::Asked(asked)) => {
+                        let is_shown = |call: &str| answer.calls().iter().any(|shown| shown == call);
+                        match self.client.answer(asked, is_shown) {
+                            Some(line) => self.say(line),
+                            None => answer.call_waits(),
+                        }
+                        continue;
+                    }
                     Ok(event) => answer.feed(event),
                     Err(_) => return self.abort(answer, garbage()),
                 },
@@ -421,6 +516,8 @@ impl Talk {
             }
         }
         match answer.ending() {
+            // Its client has the word.
+            _ if answer.waits() => {}
             // Nothing that a failed turn still does is of use to anybody.
             Some(Ending::Failed(_)) => self.lease = None,
             // Left to itself the CLI takes 60 ms to end, and the client would wait for them.
@@ -443,6 +540,11 @@ impl Talk {
 
     /// Ends a turn politely, so that the CLI saves its transcript, and then the cage.
     async fn interrupt(&mut self, answer: &mut Answer, error: ApiError) {
+        self.interrupted().await;
+        self.abort(answer, error);
+    }
+
+    async fn interrupted(&mut self) {
         self.say(input::interrupt());
         let deadline = Instant::now() + INTERRUPT_WAIT;
         while let Ok(Ok(Some(line))) = timeout_at(deadline, self.line()).await {
@@ -450,7 +552,6 @@ impl Talk {
                 break;
             }
         }
-        self.abort(answer, error);
     }
 
     async fn hear(&mut self, answer: &Answer, writer: &Writer) -> Heard {

@@ -3,8 +3,10 @@
 
 use bytes::Bytes;
 use serde::Serialize;
+use serde_json::{Map, Value};
 
 use super::answer::{Answer, Done, Emit, Kind, Shown};
+use super::cli::client::input_of;
 use super::cli::decode::Usage;
 use super::error::ApiError;
 
@@ -53,6 +55,11 @@ enum Block<'a> {
     },
     RedactedThinking {
         data: &'a str,
+    },
+    ToolUse {
+        id: &'a str,
+        name: &'a str,
+        input: Map<String, Value>,
     },
 }
 
@@ -135,6 +142,7 @@ enum Delta<'a> {
     TextDelta { text: &'a str },
     ThinkingDelta { thinking: &'a str },
     SignatureDelta { signature: &'a str },
+    InputJsonDelta { partial_json: &'a str },
 }
 
 #[derive(Serialize)]
@@ -168,6 +176,7 @@ pub fn events(answer: &Answer, steps: &[Emit]) -> Bytes {
                     Kind::Text => Block::Text { text: "", citations: Citations::LeftOut },
                     Kind::Thinking => Block::Thinking { thinking: "", signature: "" },
                     Kind::Redacted(data) => Block::RedactedThinking { data },
+                    Kind::ToolUse { id, name } => Block::ToolUse { id, name, input: Map::new() },
                 },
             },
             Emit::Text(index, text) => {
@@ -178,6 +187,9 @@ pub fn events(answer: &Answer, steps: &[Emit]) -> Bytes {
             }
             Emit::Signature(index, signature) => {
                 Event::ContentBlockDelta { index: *index, delta: Delta::SignatureDelta { signature } }
+            }
+            Emit::Input(index, partial_json) => {
+                Event::ContentBlockDelta { index: *index, delta: Delta::InputJsonDelta { partial_json } }
             }
             Emit::BlockStop(index) => Event::ContentBlockStop { index: *index },
         };
@@ -275,6 +287,7 @@ fn content(blocks: &[Shown]) -> Vec<Block<'_>> {
             Kind::Text => Block::Text { text: &block.text, citations: Citations::Null(None) },
             Kind::Thinking => Block::Thinking { thinking: &block.text, signature: &block.signature },
             Kind::Redacted(data) => Block::RedactedThinking { data },
+            Kind::ToolUse { id, name } => Block::ToolUse { id, name, input: input_of(&block.text) },
         })
         .collect()
 }

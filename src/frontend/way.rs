@@ -12,7 +12,7 @@ use http::header::{self, HeaderName, HeaderValue};
 use http::{HeaderMap, StatusCode};
 use http_body_util::BodyExt;
 use time::OffsetDateTime;
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::time::{Instant, timeout, timeout_at};
 use uuid::Uuid;
 use zeroize::Zeroize;
@@ -28,12 +28,13 @@ use super::cli::{input, transcript};
 use super::dialect::{self, Dialect};
 use super::error::ApiError;
 use super::http::{App, RequestId};
+use super::identity::Caller;
 use super::job::mcp::Settled;
-use super::job::{Job, Shape};
-use super::metrics;
-use super::run::{self, Bounds};
+use super::job::tools::settle;
+use super::job::{Block, Job, Shape};
+use super::run::{Bounds, Exchange};
 use super::runs::{About, Asked, Entered, Writer, reply};
-use super::{Frontend, files, id, identity};
+use super::{Frontend, files, id, identity, log, metrics};
 use crate::limits;
 
 /// Bytes of a body, at most: the API's own limit.
@@ -87,14 +88,23 @@ pub async fn answer(
     // It may hold a token.
     body.as_mut().zeroize();
     drop(body);
-    let job = job?;
+    let mut job = job?;
+    if tier(frontend) == Tier::Directory && !job.wishes.tools.is_empty() {
+        // The CLI has file tools alone there.
+        job.wishes.tools.clear();
+        job.ignored.push("tools".into());
+    }
     let caller = identity::caller(frontend, shown, headers, job.credential.as_ref(), now_ms()).await?;
     let level = level(frontend, headers, job.level)?;
     let limits = limits(headers, &job.limits)?;
 
     let tenant = caller.tenant;
-    let tier = tier(frontend);
-    let mcp = job.mcp.settle(&frontend.settings.mcp, level, tier)?;
+    let mcp = job.mcp.settle(&frontend.settings.mcp, level, tier(frontend))?;
+    if job.mcp.refused && !mcp.names.is_empty() && !job.wishes.tools.is_empty() {
+        return Err(ApiError::invalid(
+            "skip_mcp_permissions: false would refuse your own tools too; leave one out.",
+        ));
+    }
     let order = Order::new(&job, tenant, level, limits);
     let asked = asked?(tenant);
     let about = About {
@@ -108,14 +118,10 @@ pub async fn answer(
         ids: headers.get(EVENTS).is_some_and(|value| value == "ids"),
         asked_ms: now_ms(),
     };
-    // The files first: what fails here was never a run that somebody could join.
-    let fds = order.fds(&job, &mcp, &caller.credential, &frontend.settings.cli.version)?;
-    let note = Note::of(frontend, caller, &job);
     let (reader, joined) = match frontend.runs.enter(&asked, about)? {
         Entered::Joined(reader) => (reader, true),
         Entered::Begun(writer, reader) => {
-            let request = Request { order, fds, servers: mcp.names, note, budget };
-            tokio::spawn(conduct(Arc::clone(frontend), writer, job, request));
+            begin(frontend, writer, job, Request { order, caller, mcp, budget });
             (reader, false)
         }
     };
@@ -130,22 +136,70 @@ pub async fn answer(
 /// A request that is to become a run.
 struct Request {
     order: Order,
-    fds: Vec<OwnedFd>,
-    /// The MCP servers that it named.
-    servers: Vec<String>,
-    note: Note,
+    caller: Caller,
+    mcp: Settled,
     budget: Option<OwnedSemaphorePermit>,
 }
 
+/// What a client says of its calls, for the run that waits for it.
+pub struct Continued {
+    writer: Writer,
+    job: Job,
+    request: Request,
+}
+
+/// Sets a request on its way: to the run that waits for it, or to one of its own.
+fn begin(frontend: &App, writer: Writer, job: Job, request: Request) {
+    let tenant = request.order.spawn.tenant;
+    let session = job.session;
+    let calls = job.prompt.iter().filter_map(|block| match block {
+        Block::ToolResult { id, .. } => Some(id.as_str()),
+        _ => None,
+    });
+    let waiting = frontend.waits.take(&tenant, calls);
+    let continued = Continued { writer, job, request };
+    // One that has ended just now does not hear it, and a new one is begun out of the history.
+    let not_heard = match waiting {
+        Some(run) => run.send(continued).err(),
+        None => Some(continued),
+    };
+    if let Some(Continued { writer, mut job, request }) = not_heard {
+        settle(&mut job);
+        // A session has one run: one that waits for calls that its client has dropped ends first.
+        let leaving = session.and_then(|session| frontend.waits.give_up(&tenant, session));
+        tokio::spawn(conduct(Arc::clone(frontend), writer, job, request, leaving));
+    }
+}
+
 /// A run from its place in the queue to its end. It depends on no connection: whoever reads its log keeps it alive.
-async fn conduct(frontend: App, writer: Writer, job: Job, request: Request) {
-    let Request { order, fds, servers, note, budget } = request;
+async fn conduct(
+    frontend: App,
+    mut writer: Writer,
+    mut job: Job,
+    request: Request,
+    leaving: Option<watch::Receiver<()>>,
+) {
+    let Request { order, caller, mcp, budget } = request;
+    let fds = match order.fds(&job, &mcp, &caller.credential, &frontend.settings.cli.version) {
+        Ok(fds) => fds,
+        Err(error) => return writer.end(None, Ending::Failed(error), now_ms()),
+    };
+    let note = Note::of(&frontend, caller, &job);
+    let servers = mcp.names;
+    // All that is in the files now: a request that waits takes its memory once.
+    (job.system, job.earlier) = (String::new(), Vec::new());
     let (level, tenant) = (order.spawn.level, order.spawn.tenant);
     if job.session.is_some() {
         files::sweep(&frontend, tenant).await;
     }
     let draining = frontend.draining.subscribe();
-    let entering = frontend.admission.enter(tenant, draining, |ticket| writer.queued(ticket));
+    let entering = async {
+        if let Some(mut leaving) = leaving {
+            // It ends with its run, whose end has deadlines of its own.
+            while leaving.changed().await.is_ok() {}
+        }
+        frontend.admission.enter(tenant, draining, |ticket| writer.queued(ticket)).await
+    };
     let entered = tokio::select! {
         biased;
         why = writer.unwanted() => Err(why.error()),
@@ -157,8 +211,6 @@ async fn conduct(frontend: App, writer: Writer, job: Job, request: Request) {
     };
     // What waits still takes memory, so it keeps its part of the budget.
     drop(budget);
-    let waited = place.waited.as_millis().to_string();
-    let guard = (frontend.busy.subscribe(), place);
     let spawned = tokio::select! {
         biased;
         why = writer.unwanted() => Err(why.error()),
@@ -167,43 +219,70 @@ async fn conduct(frontend: App, writer: Writer, job: Job, request: Request) {
     let run = match spawned {
         Ok(run) => run,
         Err(error) => {
-            drop(guard);
+            drop(place);
             return writer.end(None, Ending::Failed(error), now_ms());
         }
     };
     let in_force = run.spawned.limits.rows().map(|(name, limit)| format!("{name}={limit}"));
     let in_force = in_force.collect::<Vec<_>>().join(",");
-    let mut headers = HeaderMap::new();
-    let told = [
-        (RUN_ID, order.spawn.run.to_string()),
-        (LEVEL, level.name().to_string()),
-        (LIMITS, in_force),
-        (QUEUED, waited),
-        (IGNORED, job.ignored.join(",")),
-    ];
-    for (name, value) in told.into_iter().filter(|(_, value)| !value.is_empty()) {
-        if let Ok(value) = HeaderValue::from_str(&value) {
-            headers.insert(name, value);
-        }
+    let mut waited = place.waited.as_millis();
+    let (guard, session) = ((frontend.busy.subscribe(), place), job.session);
+    let tools = std::mem::take(&mut job.wishes.tools);
+    let offers = !tools.is_empty();
+    let lines = [input::initialize(job.wishes.schema.as_ref(), offers), input::user(&job.prompt)].concat();
+    let bounds = bounds(&frontend, level, session.is_none());
+    let mut exchange = Exchange::begin(run, lines, tools, bounds, note);
+    loop {
+        writer.running(now_ms(), head(&writer, &in_force, waited, &job.ignored));
+        let (dialect, shape) = (writer.about().dialect, writer.about().shape);
+        let answer = answer_of(&job, &writer, &servers).offering(offers);
+        drop(job);
+        let calls = exchange.answer(answer, dialect.render(shape), writer).await;
+        let Some(calls) = calls else { break };
+        // It waits from before its client is told, so that the client cannot come too early.
+        let ids = calls.calls.clone();
+        let mut waiting = frontend.waits.add(&tenant, session, calls.run(), ids.clone());
+        exchange = calls.tell();
+        let said = waiting.answer(frontend.draining.subscribe(), exchange.ended()).await;
+        let Some(continued) = said else {
+            exchange.abandon().await;
+            break;
+        };
+        drop(waiting);
+        exchange.go_on(&ids, &continued.job.prompt);
+        (job, writer, waited) = (continued.job, continued.writer, 0);
+        let continues =
+            [("run", order.spawn.run.to_string().into()), ("as", writer.about().run.to_string().into())];
+        log::line("continued", &continues);
     }
-    writer.running(now_ms(), headers);
-    let (dialect, shape) = (writer.about().dialect, writer.about().shape);
+    drop(guard);
+}
+
+/// What the head of an answer says of its run.
+fn head(writer: &Writer, in_force: &str, waited: u128, ignored: &[String]) -> HeaderMap {
+    let told = [
+        (RUN_ID, writer.about().run.to_string()),
+        (LEVEL, writer.about().level.name().to_string()),
+        (LIMITS, in_force.to_string()),
+        (QUEUED, waited.to_string()),
+        (IGNORED, ignored.join(",")),
+    ];
+    let told = told.into_iter().filter(|(_, value)| !value.is_empty());
+    told.filter_map(|(name, value)| Some((name, HeaderValue::from_str(&value).ok()?))).collect()
+}
+
+fn answer_of(job: &Job, writer: &Writer, servers: &[String]) -> Answer {
+    let about = writer.about();
     let heading = Heading {
-        id: dialect.answer_id(),
+        id: about.dialect.answer_id(),
         session: job.session,
-        run: order.spawn.run,
+        run: about.run,
         model: job.model.as_str().to_string(),
         asked_at: now_ms() / 1000,
         usage_last: job.usage_last,
-        servers,
+        servers: servers.to_vec(),
     };
-    let schema = job.wishes.schema.as_ref();
-    let answer = Answer::new(heading, shape, job.thinking).structured(schema.is_some());
-    let prompt = [input::initialize(schema), input::user(&job.prompt)].concat();
-    let bounds = bounds(&frontend, level, job.session.is_none());
-    drop(job);
-    run::converse(run, prompt, answer, dialect.render(shape), bounds, note, writer).await;
-    drop(guard);
+    Answer::new(heading, about.shape, job.thinking).structured(job.wishes.schema.is_some())
 }
 
 /// Bounds that the operator's settings give to every run.
@@ -276,7 +355,7 @@ impl Order {
             model: job.model,
             effort: job.effort,
             turns_max: job.turns_max,
-            mcp_refused: job.mcp.refused,
+            mcp_refused: job.mcp.refused && !job.mcp.is_empty(),
             budget_microusd: job.wishes.budget_microusd,
             limits,
         };

@@ -46,7 +46,10 @@ fn well_formed(emitted: &[Emit]) {
                 open = Some(*index);
                 next += 1;
             }
-            Emit::Text(index, _) | Emit::Thinking(index, _) | Emit::Signature(index, _) => {
+            Emit::Text(index, _)
+            | Emit::Thinking(index, _)
+            | Emit::Signature(index, _)
+            | Emit::Input(index, _) => {
                 assert_eq!(open, Some(*index), "{emitted:?}");
             }
             Emit::BlockStop(index) => assert_eq!(open.take(), Some(*index), "{emitted:?}"),
@@ -160,4 +163,68 @@ fn a_refused_credential_does_not_wait_for_the_clis_retries() {
     let mut answer = answer(Shape::Json, Thinking::Hidden);
     answer.feed(Event::Retry(Some(529)));
     assert_eq!(answer.ending(), None);
+}
+
+/// An answer for a client with tools, fed with these lines.
+fn offered(lines: &[serde_json::Value]) -> Answer {
+    let mut answer = answer(Shape::Json, Thinking::Hidden).offering(true);
+    for line in lines {
+        let _ =
+            answer.feed(crate::frontend::cli::decode::event(line.to_string().as_bytes()).expect("an event"));
+    }
+    answer
+}
+
+#[test]
+fn calls_of_a_clients_tools_end_the_answer_with_their_message_and_other_tools_do_not() {
+    use serde_json::json;
+    let stream = |event: serde_json::Value| json!({"type": "stream_event", "parent_tool_use_id": null, "event": event});
+    let start = stream(
+        json!({"type": "message_start", "message": {"id": "m", "model": "x", "usage": {"input_tokens": 3, "output_tokens": 1}}}),
+    );
+    let call = |id: &str, name: &str| {
+        stream(
+            json!({"type": "content_block_start", "index": 0, "content_block": {"type": "tool_use", "id": id, "name": name, "input": {}}}),
+        )
+    };
+    let piece = |text: &str| {
+        stream(
+            json!({"type": "content_block_delta", "index": 0, "delta": {"type": "input_json_delta", "partial_json": text}}),
+        )
+    };
+    let used = stream(
+        json!({"type": "message_delta", "delta": {"stop_reason": "tool_use"}, "usage": {"output_tokens": 9}}),
+    );
+    let stop = stream(json!({"type": "message_stop"}));
+    let theirs = "mcp__client__weather";
+    let mut one = offered(&[
+        start.clone(),
+        call("t1", theirs),
+        piece("{\"a\":"),
+        piece("1}"),
+        used.clone(),
+        stop.clone(),
+    ]);
+    assert!(one.waits());
+    assert_eq!(one.calls(), ["t1"]);
+    let (_, ending) = one.finish();
+    let Ending::Done(done) = ending else { panic!("an end") };
+    assert_eq!((done.stop_reason, done.usage.input_tokens, done.usage.output_tokens), ("tool_use", 3, 9));
+    assert_eq!(one.blocks.len(), 1, "no text is made up beside a call");
+    assert_eq!(one.blocks[0].text, "{\"a\":1}");
+    // The CLI's own tools, those of other servers, and ids of any length are no client's.
+    for (id, name) in [("t1", "Bash"), ("t1", "mcp__other__weather"), (&*"t".repeat(300), theirs)] {
+        assert!(!offered(&[start.clone(), call(id, name), stop.clone()]).waits(), "{name}");
+    }
+    // What a broken stream called is not called.
+    let retry = json!({"type": "system", "subtype": "api_retry", "error_status": 529});
+    assert!(!offered(&[start.clone(), call("t1", theirs), retry, start.clone(), stop.clone()]).waits());
+    // A message that was not streamed ends when its call waits.
+    let block = json!({"type": "tool_use", "id": "t2", "name": theirs, "input": {"a": 1}});
+    let whole = json!({"type": "assistant", "message": {"id": "m9", "model": "x", "content": [block]}});
+    let mut answer = offered(&[whole]);
+    assert!(!answer.waits());
+    answer.call_waits();
+    assert!(answer.waits());
+    assert_eq!(answer.blocks[0].text, "{\"a\":1}");
 }

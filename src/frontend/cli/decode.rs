@@ -5,6 +5,8 @@ use bytes::{Buf, BytesMut};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
+use super::client::Asked;
+
 /// Bytes of one line, at most. A tool's result of a few MiB is legal; a line without end is not.
 pub const LINE_BYTES_MAX: usize = 16 * 1024 * 1024;
 
@@ -76,6 +78,8 @@ pub enum Event {
     Retry(Option<u16>),
     /// Where the tenant's plan stands.
     RateLimit(RateLimit),
+    /// The CLI asks something of whoever started it.
+    Asked(Asked),
     /// The end of a turn.
     Result(Box<Outcome>),
     /// How the MCP servers stand: the answer to a question of ours.
@@ -179,9 +183,11 @@ pub enum Stream {
         /// The block's number.
         index: u64,
     },
+    /// `message_delta`: what the message has used when it ends.
+    Used(Usage),
     /// `message_stop`.
     Stop,
-    /// `message_delta` and what is not known.
+    /// What is not known.
     Other,
 }
 
@@ -194,8 +200,15 @@ pub enum BlockStart {
     Thinking(String),
     /// Thinking that only the model can read.
     RedactedThinking(String),
-    /// A call of one of the CLI's tools.
-    ToolUse(String),
+    /// A call of a tool.
+    ToolUse {
+        /// Its id.
+        id: String,
+        /// The tool, as the CLI calls it.
+        name: String,
+        /// Its input, where it is whole already.
+        input: Option<String>,
+    },
     /// What is not known.
     Other,
 }
@@ -209,6 +222,8 @@ pub enum Delta {
     Thinking(String),
     /// The signature of thinking.
     Signature(String),
+    /// To a call's input.
+    Input(String),
     /// What is not known, or not shown.
     Other,
 }
@@ -281,6 +296,41 @@ pub struct Usage {
     pub cache_creation: CacheCreation,
 }
 
+impl Usage {
+    /// Both together.
+    pub fn plus(&self, more: &Usage) -> Usage {
+        self.with(more, u64::saturating_add)
+    }
+
+    /// Without what was told already.
+    pub fn minus(&self, told: &Usage) -> Usage {
+        self.with(told, u64::saturating_sub)
+    }
+
+    fn with(&self, other: &Usage, count: fn(u64, u64) -> u64) -> Usage {
+        let (mine, its) = (&self.cache_creation, &other.cache_creation);
+        Usage {
+            input_tokens: count(self.input_tokens, other.input_tokens),
+            output_tokens: count(self.output_tokens, other.output_tokens),
+            cache_creation_input_tokens: count(
+                self.cache_creation_input_tokens,
+                other.cache_creation_input_tokens,
+            ),
+            cache_read_input_tokens: count(self.cache_read_input_tokens, other.cache_read_input_tokens),
+            cache_creation: CacheCreation {
+                ephemeral_5m_input_tokens: count(
+                    mine.ephemeral_5m_input_tokens,
+                    its.ephemeral_5m_input_tokens,
+                ),
+                ephemeral_1h_input_tokens: count(
+                    mine.ephemeral_1h_input_tokens,
+                    its.ephemeral_1h_input_tokens,
+                ),
+            },
+        }
+    }
+}
+
 /// Tokens written to the cache, by their lifetime.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
 #[serde(default)]
@@ -311,6 +361,10 @@ struct Envelope<'a> {
     rate_limit_info: Option<&'a RawValue>,
     #[serde(borrow, default)]
     response: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    request_id: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    request: Option<&'a RawValue>,
 }
 
 /// The answer to a control request; only one that we ask has these fields.
@@ -351,6 +405,11 @@ pub fn event(line: &[u8]) -> Result<Event, Garbage> {
                 parse(envelope.response.ok_or(Garbage::NotAnEvent)?.get()).unwrap_or_default();
             Ok(response.response.servers.map_or(Event::Other, Event::Servers))
         }
+        ("control_request", _) => {
+            let id = envelope.request_id.and_then(|raw| serde_json::from_str(raw.get()).ok());
+            let asked = id.zip(envelope.request).and_then(|(id, request)| Asked::parse(id, request));
+            Ok(asked.map_or(Event::Other, Event::Asked))
+        }
         ("result", _) => from_line(line).map(|outcome| Event::Result(Box::new(outcome))),
         _ => Ok(Event::Other),
     }
@@ -376,6 +435,8 @@ struct RawStream<'a> {
     content_block: Option<&'a RawValue>,
     #[serde(borrow, default)]
     delta: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    usage: Option<&'a RawValue>,
 }
 
 #[derive(Deserialize)]
@@ -406,6 +467,10 @@ enum RawBlock {
     },
     ToolUse {
         id: String,
+        #[serde(default)]
+        name: String,
+        #[serde(default)]
+        input: serde_json::Map<String, serde_json::Value>,
     },
     #[serde(other)]
     Other,
@@ -423,6 +488,9 @@ enum RawDelta {
     },
     SignatureDelta {
         signature: String,
+    },
+    InputJsonDelta {
+        partial_json: String,
     },
     #[serde(other)]
     Other,
@@ -445,6 +513,9 @@ fn stream(raw: &RawValue) -> Result<Stream, Garbage> {
             Ok(Stream::Delta { index, delta: delta.into() })
         }
         "content_block_stop" => Ok(Stream::BlockStop { index }),
+        "message_delta" => {
+            Ok(Stream::Used(raw.usage.map_or(Ok(Usage::default()), |usage| parse(usage.get()))?))
+        }
         "message_stop" => Ok(Stream::Stop),
         _ => Ok(Stream::Other),
     }
@@ -481,7 +552,10 @@ impl From<RawBlock> for BlockStart {
             RawBlock::Text { text } => BlockStart::Text(text),
             RawBlock::Thinking { thinking } => BlockStart::Thinking(thinking),
             RawBlock::RedactedThinking { data } => BlockStart::RedactedThinking(data),
-            RawBlock::ToolUse { id } => BlockStart::ToolUse(id),
+            RawBlock::ToolUse { id, name, input } => {
+                let whole = (!input.is_empty()).then(|| serde_json::Value::Object(input).to_string());
+                BlockStart::ToolUse { id, name, input: whole }
+            }
             RawBlock::Other => BlockStart::Other,
         }
     }
@@ -493,6 +567,7 @@ impl From<RawDelta> for Delta {
             RawDelta::TextDelta { text } => Delta::Text(text),
             RawDelta::ThinkingDelta { thinking } => Delta::Thinking(thinking),
             RawDelta::SignatureDelta { signature } => Delta::Signature(signature),
+            RawDelta::InputJsonDelta { partial_json } => Delta::Input(partial_json),
             RawDelta::Other => Delta::Other,
         }
     }

@@ -5,6 +5,7 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 
 use super::WireBlock;
+use super::client::SERVER;
 use crate::frontend::job::Block;
 
 #[derive(Serialize)]
@@ -12,6 +13,7 @@ use crate::frontend::job::Block;
 enum Line<'a> {
     User { message: Message<'a> },
     ControlRequest { request_id: &'static str, request: Control<'a> },
+    ControlResponse { response: Response<'a> },
 }
 
 #[derive(Serialize)]
@@ -27,8 +29,29 @@ enum Control<'a> {
     Initialize {
         #[serde(rename = "jsonSchema", skip_serializing_if = "Option::is_none")]
         schema: Option<&'a Map<String, Value>>,
+        #[serde(rename = "sdkMcpServers", skip_serializing_if = "<[_]>::is_empty")]
+        servers: &'static [&'static str],
     },
     McpStatus,
+}
+
+#[derive(Serialize)]
+#[serde(tag = "subtype", rename_all = "snake_case")]
+enum Response<'a> {
+    Success { request_id: &'a str, response: ClientSaid },
+    Error { request_id: &'a str, error: &'static str },
+}
+
+#[derive(Serialize)]
+struct ClientSaid {
+    mcp_response: Rpc,
+}
+
+#[derive(Serialize)]
+struct Rpc {
+    jsonrpc: &'static str,
+    id: u64,
+    result: Value,
 }
 
 /// The user's message.
@@ -49,14 +72,25 @@ pub fn user(prompt: &[Block]) -> Vec<u8> {
 
 /// What a conversation begins with, where it needs more than words; nothing where it does not. A schema comes this way
 /// and not as an argument, which others could read.
-pub fn initialize(schema: Option<&Map<String, Value>>) -> Vec<u8> {
-    match schema {
-        None => Vec::new(),
-        schema => {
-            let request = Control::Initialize { schema };
-            line(&Line::ControlRequest { request_id: "gaoler-initialize", request })
-        }
+pub fn initialize(schema: Option<&Map<String, Value>>, tools: bool) -> Vec<u8> {
+    let servers: &[&str] = if tools { &[SERVER] } else { &[] };
+    if schema.is_none() && servers.is_empty() {
+        return Vec::new();
     }
+    let request = Control::Initialize { schema, servers };
+    line(&Line::ControlRequest { request_id: "gaoler-initialize", request })
+}
+
+/// The answer to what the CLI asked: the result of a message with this number, or that nothing is known of it.
+pub fn respond(request_id: &str, result: Option<(u64, Value)>) -> Vec<u8> {
+    let response = match result {
+        Some((id, result)) => {
+            let response = ClientSaid { mcp_response: Rpc { jsonrpc: "2.0", id, result } };
+            Response::Success { request_id, response }
+        }
+        None => Response::Error { request_id, error: "nothing answers this here" },
+    };
+    line(&Line::ControlResponse { response })
 }
 
 /// Ask the CLI to stop what it is doing: it kills its tools, saves its transcript and gives a result.
@@ -66,7 +100,7 @@ pub fn interrupt() -> Vec<u8> {
 
 /// Begin without a prompt: the CLI starts its MCP servers and waits.
 pub fn begin() -> Vec<u8> {
-    let request = Control::Initialize { schema: None };
+    let request = Control::Initialize { schema: None, servers: &[] };
     line(&Line::ControlRequest { request_id: "gaoler-initialize", request })
 }
 

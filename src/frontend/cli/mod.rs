@@ -1,6 +1,7 @@
 //! How the Claude Code CLI is spoken to and understood: lines in, lines out, and its transcript.
 //! Nothing here does I/O, and nothing hands a client's JSON on: each value is written anew from its type.
 
+pub mod client;
 pub mod decode;
 pub mod input;
 pub mod transcript;

@@ -7,7 +7,8 @@ use serde_json::{Map, Value, json};
 use super::errors;
 use super::openapi::{Group, nullable, schema};
 use super::state::levels;
-use crate::frontend::answer::STOP_REASONS;
+use crate::frontend::answer::{STOP_REASONS, TOOL_USE};
+use crate::frontend::job::tools::{NAME_BYTES_MAX, TOOLS_MAX};
 use crate::frontend::job::wishes::{BUDGET_LEAST_USD, BUDGET_MAX_USD, SCHEMA_BYTES_MAX};
 use crate::frontend::job::{
     BLOCKS_MAX, DEFAULT_MODEL, DOCUMENT_TYPES, IMAGE_TYPES, MESSAGES_MAX, TOOL_ID_BYTES_MAX, TURNS_MAX,
@@ -229,6 +230,8 @@ fn requests() -> Schemas {
         ("Thinking", thinking()),
         ("OutputConfig", output_config()),
         ("OutputFormat", output_format()),
+        ("Tool", tool()),
+        ("ToolChoice", tool_choice()),
         ("OauthCredentials", oauth_credentials()),
         ("Limits", limits()),
     ]
@@ -286,6 +289,13 @@ fn messages_request() -> Value {
             "enum": levels,
         })),
         "limits": nullable(schema("Limits")),
+        "tools": nullable(json!({
+            "description": "Your own tools. The model's calls of them come as `tool_use` blocks with `stop_reason` `tool_use`; send \
+                their `tool_result` blocks within 5 minutes and the same run goes on, later and a new one begins out of the \
+                history. Tools of the API's own kinds have no effect.",
+            "type": "array", "maxItems": TOOLS_MAX, "items": schema("Tool"),
+        })),
+        "tool_choice": nullable(schema("ToolChoice")),
         "max_budget_usd": nullable(json!({
             "description": "What the run may cost by the CLI's price list, in US dollars; looked at after each of the model's \
                 answers. At the limit `stop_reason` is `pause_turn`.",
@@ -492,6 +502,33 @@ fn output_config() -> Value {
     )
 }
 
+fn tool() -> Value {
+    let kind = json!({"type": ["string", "null"], "description": "`custom`, or one of the API's own kinds, which has no effect."});
+    json!({
+        "description": "A tool of the client's.",
+        "type": "object",
+        "properties": {
+            "type": kind,
+            "name": {"type": "string"},
+            "description": {"type": ["string", "null"]},
+            "input_schema": {"type": "object", "description": "The JSON schema of its input."},
+        },
+        "if": {"properties": {"type": {"enum": ["custom", null]}}},
+        "then": {
+            "required": ["name", "input_schema"],
+            "properties": {"name": {"pattern": format!("^[A-Za-z0-9_-]{{1,{NAME_BYTES_MAX}}}$")}},
+        },
+    })
+}
+
+fn tool_choice() -> Value {
+    object(
+        "`none` offers no tools. `any` and `tool` cannot be promised: they count as `auto`, and are named.",
+        &["type"],
+        json!({"type": {"type": "string", "enum": ["auto", "any", "tool", "none"]}}),
+    )
+}
+
 fn output_format() -> Value {
     object(
         "The answer's text is JSON that follows this schema, and nothing else.",
@@ -542,7 +579,8 @@ fn answers() -> Schemas {
 }
 
 fn stop_reason() -> Value {
-    json!({"type": "string", "enum": STOP_REASONS})
+    let all: Vec<&str> = STOP_REASONS.iter().copied().chain([TOOL_USE]).collect();
+    json!({"type": "string", "enum": all})
 }
 
 fn message(content: Value, stop_reason: Value, is_whole: bool) -> Value {
@@ -590,6 +628,10 @@ fn answer_block(citations: Value) -> Value {
             json!({"type": constant("thinking"), "thinking": string, "signature": string}),
         ),
         exact("", json!({"type": constant("redacted_thinking"), "data": string})),
+        exact(
+            "A call of one of your tools.",
+            json!({"type": constant("tool_use"), "id": string, "name": string, "input": {"type": "object"}}),
+        ),
     ]})
 }
 
@@ -671,6 +713,7 @@ fn events() -> Schemas {
                         delta("text_delta", "text"),
                         delta("thinking_delta", "thinking"),
                         delta("signature_delta", "signature"),
+                        delta("input_json_delta", "partial_json"),
                     ]},
                 }),
             ),

@@ -97,7 +97,7 @@ fn every_route_is_in_the_document_and_the_other_way_round() {
 /// Names that functions of the parser read, by the function.
 fn read_by(functions: &[&str]) -> BTreeSet<String> {
     let read = |name: &str| std::fs::read_to_string(folder().join("src/frontend").join(name)).expect(name);
-    let text = ["job.rs", "job/blocks.rs", "job/mcp.rs", "job/wishes.rs"].map(read).concat();
+    let text = ["job.rs", "job/blocks.rs", "job/mcp.rs", "job/tools.rs", "job/wishes.rs"].map(read).concat();
     let mut function = "";
     let mut names = BTreeSet::new();
     for line in text.lines() {
@@ -121,14 +121,15 @@ fn read_by(functions: &[&str]) -> BTreeSet<String> {
 
 /// Who reads what, and the schemas that say so.
 const READERS: &[(&[&str], &[&str])] = &[
-    (&["parse", "common", "messages", "servers", "wishes"], &["MessagesRequest"]),
+    (&["parse", "common", "messages", "servers", "wishes", "tools"], &["MessagesRequest"]),
     (&["question", "servers"], &["McpProbe"]),
     (&["one"], &["McpServer"]),
-    (&["tools"], &["McpTools"]),
+    (&["is_wanted"], &["McpTools"]),
     (&["with_name"], &["McpListed"]),
     (&["parse_thinking"], &["Thinking"]),
     (&["parse_output"], &["OutputConfig"]),
     (&["parse_format", "parse_schema"], &["OutputFormat"]),
+    (&["parse_tool"], &["Tool"]),
     (&["parse_credential"], &["OauthCredentials"]),
     (&["parse_messages"], &["UserMessage", "AssistantMessage", "SystemMessage"]),
     (
@@ -309,6 +310,9 @@ fn the_schema_takes_what_the_parser_takes() {
         r#""max_budget_usd":0.25"#,
         r#""max_budget_usd":4000"#,
         r#""on_disconnect":"continue""#,
+        r#""tools":[{"type":"custom","name":"a-b_C","description":null,"input_schema":{"type":"object"}}]"#,
+        r#""tools":[{"type":null,"name":"a","input_schema":{}},{"type":"web_search_20250305","name":"web_search"}]"#,
+        r#""tool_choice":{"type":"none"}"#,
         r#""max_turns":0"#,
         r#""max_turns":10000"#,
         r#""security_level":"PARANOID""#,
@@ -399,6 +403,13 @@ fn the_schema_takes_what_the_parser_takes() {
         r#""max_budget_usd":4000.5"#,
         r#""max_budget_usd":"much""#,
         r#""on_disconnect":"perhaps""#,
+        r#""tools":[{"name":"a b","input_schema":{}}]"#,
+        r#""tools":[{"name":"a"}]"#,
+        r#""tools":[{"input_schema":{}}]"#,
+        r#""tools":[{"name":"a","input_schema":[]}]"#,
+        r#""tools":{}"#,
+        r#""tool_choice":{"type":"perhaps"}"#,
+        r#""tool_choice":"auto""#,
         r#""max_turns":10001"#,
         r#""max_turns":-1"#,
         r#""security_level":"LAX""#,

@@ -168,7 +168,7 @@ fn one(value: Value, path: &str, ignored: &mut Ignored) -> Result<Option<Asked>,
     let other = text(take(&mut server, "authorization_token"), "authorization_token")?.map(Zeroizing::new);
     let headers = headers(take(&mut server, "headers"), token.or(other), auth.as_deref(), path)?;
     let (args, env) = (take(&mut server, "args"), take(&mut server, "env"));
-    let on = tools(take(&mut server, "tool_configuration"), path, ignored)?;
+    let on = is_wanted(take(&mut server, "tool_configuration"), path, ignored)?;
     server.keys().for_each(|key| ignored.name(&format!("mcp_servers.{key}")));
     let asked = match (command, url, offered) {
         (Some(command), None, None) => {
@@ -198,7 +198,7 @@ fn one(value: Value, path: &str, ignored: &mut Ignored) -> Result<Option<Asked>,
 }
 
 /// Whether the client wants the server's tools at all.
-fn tools(value: Option<Value>, path: &str, ignored: &mut Ignored) -> Result<bool, ApiError> {
+fn is_wanted(value: Option<Value>, path: &str, ignored: &mut Ignored) -> Result<bool, ApiError> {
     let path = format!("{path}.tool_configuration");
     let mut tools = object(value, &path)?.unwrap_or_default();
     let on = boolean(take(&mut tools, "enabled"), &format!("{path}.enabled"))?;
@@ -302,6 +302,11 @@ fn is_visible(text: &str) -> bool {
 }
 
 impl Servers {
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.list.is_empty()
+    }
+
     /// The same, with or without anybody's permission to use their tools.
     #[must_use]
     pub fn permitted(self, permitted: bool) -> Servers {

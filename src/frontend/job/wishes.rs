@@ -3,6 +3,7 @@
 
 use serde_json::{Map, Value};
 
+use super::tools::Tool;
 use super::{object, required_string, string, take, wrong};
 use crate::frontend::error::ApiError;
 
@@ -32,6 +33,8 @@ pub struct Wishes {
     pub budget_microusd: u32,
     /// The JSON schema that the answer's text must follow.
     pub schema: Option<Map<String, Value>>,
+    /// The client's own tools.
+    pub tools: Vec<Tool>,
 }
 
 /// Takes the wishes out of a request's fields.
@@ -59,7 +62,7 @@ pub fn wishes(fields: &mut Map<String, Value>) -> Result<Wishes, ApiError> {
     };
     // As a beta had it; `output_config.format` is where it is now.
     let schema = parse_format(take(fields, "output_format"), "output_format")?;
-    Ok(Wishes { on_disconnect, budget_microusd, schema })
+    Ok(Wishes { on_disconnect, budget_microusd, schema, tools: Vec::new() })
 }
 
 /// The schema of an answer in JSON.

@@ -95,6 +95,8 @@ async fn cancel(
 ) -> Response {
     let cancelled = found(&frontend, &headers, &run).await.map(|log| {
         log.cancel();
+        // Its answer may have ended with calls that it now waits for.
+        frontend.waits.cancel(&TenantKey(log.entry.tenant), log.entry.about.run);
         status(&frontend, &log)
     });
     answered(&id, cancelled)

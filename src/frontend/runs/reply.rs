@@ -202,6 +202,7 @@ fn steps(answer: &Answer) -> Vec<Emit> {
         if !block.text.is_empty() {
             steps.push(match block.kind {
                 Kind::Thinking => Emit::Thinking(at, block.text.clone()),
+                Kind::ToolUse { .. } => Emit::Input(at, block.text.clone()),
                 Kind::Text | Kind::Redacted(_) => Emit::Text(at, block.text.clone()),
             });
         }

@@ -4,6 +4,7 @@ usage: suite.py BASE_URL [raw]      (raw: the embedded upstream itself answers, 
 """
 
 import asyncio
+import contextlib
 import json
 import socket
 import sys
@@ -258,7 +259,8 @@ class Cut:
                         break
             # Both ways at once, as a cable does it.
             for end in (client, server):
-                end.shutdown(socket.SHUT_RDWR)
+                with contextlib.suppress(OSError):
+                    end.shutdown(socket.SHUT_RDWR)
             return
         copy(server, client)
 
@@ -291,6 +293,82 @@ def a_retry_after_a_cut_runs_the_agent_once():
         expect(text_of(message), "[embedded] RUN ok:\n1")
         # And nobody else ran it since.
         expect(text_of(ask(f"RUN: wc -l < {name}")), "[embedded] RUN ok:\n1")
+
+
+WEATHER = {
+    "name": "get_weather",
+    "description": "The weather of a city",
+    "input_schema": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+}
+
+
+def weather_calls(cities):
+    return "CALLS: " + " ;; ".join(f"mcp__client__get_weather {json.dumps({'city': city})}" for city in cities)
+
+
+@agent
+def a_plain_tool_loop_ends_with_the_models_answer():
+    for streamed in (False, True):
+        messages = [{"role": "user", "content": weather_calls(["Oslo", "Rome"])}]
+        options = {"model": MODEL, "max_tokens": 64, "tools": [WEATHER]}
+        asked = []
+        while True:
+            if streamed:
+                with client().messages.stream(messages=messages, **options) as stream:
+                    message = stream.get_final_message()
+            else:
+                message = client().messages.create(messages=messages, **options)
+            messages.append({"role": "assistant", "content": message.content})
+            if message.stop_reason != "tool_use":
+                break
+            calls = [block for block in message.content if block.type == "tool_use"]
+            asked += [call.input["city"] for call in calls]
+            results = [
+                {"type": "tool_result", "tool_use_id": call.id, "content": "sunny in " + call.input["city"]}
+                for call in calls
+            ]
+            messages.append({"role": "user", "content": results})
+        expect(asked, ["Oslo", "Rome"])
+        expect(message.stop_reason, "end_turn")
+        expect(text_of(message), "[embedded] CALLS 1 ok:\nsunny in Oslo\nCALLS 2 ok:\nsunny in Rome")
+
+
+@agent
+def the_sdks_own_tool_runner_works():
+    asked = []
+
+    @anthropic.beta_tool
+    def get_weather(city: str) -> str:
+        """The weather of a city.
+
+        Args:
+            city: Its name.
+        """
+        asked.append(city)
+        return "sunny in " + city
+
+    runner = client().beta.messages.tool_runner(
+        model=MODEL,
+        max_tokens=64,
+        tools=[get_weather],
+        messages=[{"role": "user", "content": weather_calls(["Oslo"])}],
+    )
+    message = runner.until_done()
+    expect(asked, ["Oslo"])
+    expect(text_of(message), "[embedded] CALLS 1 ok:\nsunny in Oslo")
+
+
+@agent
+def an_answer_follows_its_schema():
+    schema = {
+        "type": "object",
+        "properties": {"city": {"type": "string"}},
+        "required": ["city"],
+        "additionalProperties": False,
+    }
+    body = {"output_config": {"format": {"type": "json_schema", "schema": schema}}}
+    message = ask('CALLS: StructuredOutput {"city":"Oslo"}', extra_body=body)
+    expect(json.loads(text_of(message)), {"city": "Oslo"})
 
 
 @agent

@@ -1,0 +1,198 @@
+//! Runs that wait for their client to answer a call: found again by the call's id, within their tenant alone.
+//! It must never let a run wait without a bound, nor be found by somebody else's id.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{oneshot, watch};
+
+use gaoler_protocol::{RunId, TenantKey};
+use uuid::Uuid;
+
+/// How long a run waits for its client. It keeps its place all the while.
+const WAIT: Duration = Duration::from_secs(300);
+
+/// The runs that wait. `T` is what the client's answer is handed over as.
+pub struct Waits<T> {
+    state: Arc<Mutex<State<T>>>,
+}
+
+struct State<T> {
+    by_call: HashMap<([u8; 32], String), u64>,
+    waits: HashMap<u64, Wait<T>>,
+    clock: u64,
+}
+
+struct Wait<T> {
+    tenant: [u8; 32],
+    session: Option<Uuid>,
+    run: RunId,
+    calls: Vec<String>,
+    to: oneshot::Sender<T>,
+    gone: watch::Receiver<()>,
+}
+
+impl<T> Default for Waits<T> {
+    fn default() -> Waits<T> {
+        let state = State { by_call: HashMap::new(), waits: HashMap::new(), clock: 0 };
+        Waits { state: Arc::new(Mutex::new(state)) }
+    }
+}
+
+impl<T> Waits<T> {
+    /// A run that waits from now on for the client of these calls, which were told as the answer of `run`.
+    pub fn add(
+        &self,
+        tenant: &TenantKey,
+        session: Option<Uuid>,
+        run: RunId,
+        calls: Vec<String>,
+    ) -> Waiting<T> {
+        let (to, answer) = oneshot::channel();
+        let (here, gone) = watch::channel(());
+        let number = self.state().add(Wait { tenant: tenant.0, session, run, calls, to, gone });
+        Waiting { state: Arc::clone(&self.state), number, answer, _here: here }
+    }
+
+    /// The way to this tenant's run that waits for one of these calls.
+    pub fn take<'a>(
+        &self,
+        tenant: &TenantKey,
+        calls: impl IntoIterator<Item = &'a str>,
+    ) -> Option<oneshot::Sender<T>> {
+        let mut state = self.state();
+        let mut calls = calls.into_iter();
+        let number = calls.find_map(|call| state.by_call.get(&(tenant.0, call.to_owned())).copied())?;
+        state.remove(number).map(|wait| wait.to)
+    }
+
+    /// Gives up this tenant's run that waits in this session: its client has said something else. What comes back ends when
+    /// the run has.
+    pub fn give_up(&self, tenant: &TenantKey, session: Uuid) -> Option<watch::Receiver<()>> {
+        self.remove(tenant, |wait| wait.session == Some(session))
+    }
+
+    /// Ends this tenant's run that waits after this answer, if there is one.
+    pub fn cancel(&self, tenant: &TenantKey, run: RunId) {
+        drop(self.remove(tenant, |wait| wait.run == run));
+    }
+
+    fn remove(&self, tenant: &TenantKey, is: impl Fn(&Wait<T>) -> bool) -> Option<watch::Receiver<()>> {
+        let mut state = self.state();
+        let waits = |wait: &Wait<T>| wait.tenant == tenant.0 && is(wait);
+        let found = state.waits.iter().find(|(_, wait)| waits(wait)).map(|(number, _)| *number);
+        found.and_then(|number| state.remove(number)).map(|wait| wait.gone)
+    }
+
+    fn state(&self) -> MutexGuard<'_, State<T>> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<T> State<T> {
+    fn add(&mut self, wait: Wait<T>) -> u64 {
+        self.clock += 1;
+        for call in &wait.calls {
+            self.by_call.insert((wait.tenant, call.clone()), self.clock);
+        }
+        self.waits.insert(self.clock, wait);
+        self.clock
+    }
+
+    fn remove(&mut self, number: u64) -> Option<Wait<T>> {
+        let wait = self.waits.remove(&number)?;
+        for call in &wait.calls {
+            let key = (wait.tenant, call.clone());
+            if self.by_call.get(&key) == Some(&number) {
+                self.by_call.remove(&key);
+            }
+        }
+        Some(wait)
+    }
+}
+
+/// A run that waits, and after that is about to end. Dropping it says that it has.
+pub struct Waiting<T> {
+    state: Arc<Mutex<State<T>>>,
+    number: u64,
+    answer: oneshot::Receiver<T>,
+    _here: watch::Sender<()>,
+}
+
+impl<T> Waiting<T> {
+    /// What the client says. `None` where it does not come in time, gives the run up, or the server drains. `ended` is the
+    /// run's own end.
+    pub async fn answer(
+        &mut self,
+        mut draining: watch::Receiver<bool>,
+        ended: impl Future<Output = ()>,
+    ) -> Option<T> {
+        tokio::select! {
+            biased;
+            answer = &mut self.answer => return answer.ok(),
+            () = ended => {}
+            _ = draining.wait_for(|&draining| draining) => {}
+            () = tokio::time::sleep(WAIT) => {}
+        }
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).remove(self.number);
+        // Nobody finds it any more; somebody may have, just now.
+        self.answer.try_recv().ok()
+    }
+}
+
+impl<T> Drop for Waiting<T> {
+    fn drop(&mut self) {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).remove(self.number);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn calm() -> watch::Receiver<bool> {
+        static CALM: std::sync::LazyLock<watch::Sender<bool>> =
+            std::sync::LazyLock::new(|| watch::Sender::new(false));
+        CALM.subscribe()
+    }
+
+    #[tokio::test]
+    async fn a_run_that_waits_is_found_by_each_of_its_calls_by_its_tenant_and_once() {
+        let (one, two) = (TenantKey([1; 32]), TenantKey([2; 32]));
+        let waits = Arc::new(Waits::<u32>::default());
+        let wait = |session, calls: &[&str]| {
+            let (waits, calls) = (Arc::clone(&waits), calls.iter().map(|call| (*call).to_owned()).collect());
+            let mut waiting = waits.add(&TenantKey([1; 32]), session, RunId([1; 16]), calls);
+            tokio::spawn(async move { waiting.answer(calm(), std::future::pending()).await })
+        };
+        let waiting = wait(None, &["a", "b"]);
+        assert!(waits.take(&two, ["a"]).is_none(), "another tenant's");
+        assert!(waits.take(&one, ["c"]).is_none());
+        waits.take(&one, ["c", "b"]).expect("it waits").send(7).expect("it hears");
+        assert!(waits.take(&one, ["a"]).is_none(), "it was found already");
+        assert_eq!(waiting.await.expect("no panic"), Some(7));
+        // One that is given up is told, by its session's own tenant.
+        let session = Uuid::from_u128(7);
+        let waiting = wait(Some(session), &["a"]);
+        assert!(waits.give_up(&two, session).is_none() && waits.give_up(&one, Uuid::from_u128(8)).is_none());
+        let mut gone = waits.give_up(&one, session).expect("it waits");
+        assert_eq!(waiting.await.expect("no panic"), None);
+        assert!(gone.changed().await.is_err(), "its end is told");
+        let waiting = wait(None, &["a"]);
+        waits.cancel(&two, RunId([1; 16]));
+        waits.cancel(&one, RunId([2; 16]));
+        assert!(!waits.state().waits.is_empty());
+        waits.cancel(&one, RunId([1; 16]));
+        assert_eq!(waiting.await.expect("no panic"), None);
+        // Its run's end, and a drain, end the wait; nothing is left.
+        let calls = vec!["a".to_owned()];
+        let mut waiting = waits.add(&one, None, RunId([1; 16]), calls.clone());
+        assert_eq!(waiting.answer(calm(), std::future::ready(())).await, None);
+        let (_drain, draining) = watch::channel(true);
+        let mut waiting = waits.add(&one, None, RunId([1; 16]), calls);
+        assert_eq!(waiting.answer(draining, std::future::pending()).await, None);
+        let state = waits.state();
+        assert!(state.by_call.is_empty() && state.waits.is_empty());
+    }
+}
