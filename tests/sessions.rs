@@ -182,8 +182,12 @@ fn t115_a_session_with_a_run_is_neither_copied_nor_deleted() {
     let go = client.request("PUT", "/v1/workspaces/default/files/go", &[bearer("a")], b"");
     assert_eq!(go.status, 200, "{go:?}");
     talk.join().expect("the run goes on");
-    let deleted = request(&client, "a", "DELETE", &path, &Value::Null);
-    assert_eq!(deleted.status, 200, "{deleted:?}");
+    // On a busy machine the CLI may end after its answer.
+    support::until("the session's end", || {
+        let deleted = request(&client, "a", "DELETE", &path, &Value::Null);
+        assert!(deleted.status == 200 || code(&deleted).1 == "session_busy", "{deleted:?}");
+        (deleted.status == 200).then_some(())
+    });
 }
 
 #[test]

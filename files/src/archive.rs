@@ -14,6 +14,7 @@ use flate2::write::GzEncoder;
 use gaoler_files::{Code, Format};
 use serde_json::{Value, json};
 use tar::EntryType;
+use time::{Date, Month, OffsetDateTime, Time};
 use zip::write::SimpleFileOptions;
 
 use crate::Outcome;
@@ -81,6 +82,7 @@ fn pack_zip(workspace: &Folder, out: &mut dyn Write) -> Result<()> {
     workspace.walk(&mut |folder, name, path, found| {
         let mode = if found.kind == Kind::Folder || found.executable { 0o755 } else { 0o644 };
         let options = SimpleFileOptions::default().unix_permissions(mode).large_file(found.bytes >= 1 << 32);
+        let options = dos_time(found.modified).map_or(options, |time| options.last_modified_time(time));
         let path = path.text();
         match found.kind {
             Kind::Folder => zip.add_directory(path, options)?,
@@ -96,6 +98,22 @@ fn pack_zip(workspace: &Folder, out: &mut dyn Write) -> Result<()> {
     })?;
     zip.finish()?;
     Ok(())
+}
+
+/// A time as zip has it: local to nobody, so UTC's; from 1980 to 2107.
+fn dos_time(seconds: i64) -> Option<zip::DateTime> {
+    let time = OffsetDateTime::from_unix_timestamp(seconds).ok()?;
+    let year = u16::try_from(time.year()).ok()?;
+    let (month, day) = (u8::from(time.month()), time.day());
+    zip::DateTime::from_date_and_time(year, month, day, time.hour(), time.minute(), time.second()).ok()
+}
+
+/// The same the other way round.
+fn unix_time(time: zip::DateTime) -> Option<u64> {
+    let month = Month::try_from(time.month()).ok()?;
+    let date = Date::from_calendar_date(time.year().into(), month, time.day()).ok()?;
+    let clock = Time::from_hms(time.hour(), time.minute(), time.second()).ok()?;
+    u64::try_from(OffsetDateTime::new_utc(date, clock).unix_timestamp()).ok()
 }
 
 /// Unpacks an archive into a folder of a workspace.
@@ -262,7 +280,8 @@ impl Unpacked<'_> {
                 self.link(&name, &target)?;
             } else if kind == 0 || kind == 0o100_000 {
                 let packed = self.packed;
-                self.file(&name, mode & 0o111 != 0, 0, &mut entry, &|| packed)?;
+                let modified = entry.last_modified().and_then(unix_time).unwrap_or(0);
+                self.file(&name, mode & 0o111 != 0, modified, &mut entry, &|| packed)?;
             } else {
                 return Err(unsafe_entry(
                     &name,
