@@ -22,6 +22,7 @@ use crate::beneath::{Folder, Found, Kind, Relative, is_in_the_way, make_steps, s
 use crate::budget::Budget;
 use crate::failure::{Doing, Failed, Told, failed};
 use crate::frames::FramesIn;
+use crate::multipart::Form;
 use crate::workspaces::{self, Draft, pour};
 
 /// Entries of one archive, at most.
@@ -39,8 +40,8 @@ pub fn pack(top: &Folder, id: &str, format: Format) -> std::result::Result<Outco
     Ok(Outcome::Bytes(
         None,
         Box::new(move |out| match format {
-            Format::TarGz => pack_tar(&workspace, out),
             Format::Zip => pack_zip(&workspace, out),
+            Format::TarGz | Format::Form => pack_tar(&workspace, out),
         }),
     ))
 }
@@ -121,7 +122,7 @@ pub fn unpack(
     top: &Folder,
     id: &str,
     path: &str,
-    format: Format,
+    (format, boundary): (Format, &str),
     body: &mut FramesIn<'_>,
     mut budget: Budget,
 ) -> std::result::Result<Value, Failed> {
@@ -138,6 +139,7 @@ pub fn unpack(
     };
     match format {
         Format::TarGz => unpacked.tar(body).doing("unpack the archive")?,
+        Format::Form => unpacked.form(body, boundary).doing("read the form")?,
         Format::Zip => {
             // Its list is at its end, so all of it is needed first.
             let mut file = draft.folder.create(OsStr::new("zip"), false).doing("keep the archive")?;
@@ -258,6 +260,21 @@ impl Unpacked<'_> {
                     ));
                 }
             }
+        }
+        Ok(())
+    }
+
+    fn form(&mut self, body: &mut FramesIn<'_>, boundary: &str) -> Result<()> {
+        let mut form = Form::new(body, boundary)?;
+        while let Some(name) = form.next()? {
+            if name.is_empty() {
+                form.pour(&mut std::io::sink())?;
+                continue;
+            }
+            let Some((folder, last, _)) = self.fresh(&name)? else { continue };
+            let file = folder.create(&last, false)?;
+            let mut counted = Within { file, budget: self.budget, bytes: &mut self.bytes };
+            form.pour(&mut counted)?;
         }
         Ok(())
     }
@@ -404,6 +421,26 @@ impl Unpacked<'_> {
         self.file(name, executable, modified.map_or(0, |it| it.as_secs()), &mut file, &|| {
             u64::MAX / RATIO_MAX
         })
+    }
+}
+
+/// A file that is written within a budget.
+struct Within<'a> {
+    file: File,
+    budget: &'a mut Budget,
+    bytes: &'a mut u64,
+}
+
+impl Write for Within<'_> {
+    fn write(&mut self, bytes: &[u8]) -> Result<usize> {
+        self.budget.bytes(bytes.len() as u64)?;
+        self.file.write_all(bytes)?;
+        *self.bytes += bytes.len() as u64;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> Result<()> {
+        Ok(())
     }
 }
 
