@@ -479,6 +479,7 @@ async fn d12_every_answer_about_files_is_in_the_form_of_the_document() {
     );
     // What is no answer, and one of another form.
     scripts.extend([Script::Play(Play::of("nonsense\n")), line(json!({"done": {"id": 7}}))]);
+    scripts.push(line(json!({"done": {"path": "", "entries": 1, "bytes": 1}})));
     let mut house = house(scripts).await;
     let document = Document::of(&house).await;
     let address = |path: &str| path.replace("{id}", ID).replace("{snapshot}", ID).replace("{path}", "a/%ff");
@@ -512,6 +513,18 @@ async fn d12_every_answer_about_files_is_in_the_form_of_the_document() {
     document.reply("get", one, &lost);
     let odd = get(&house, &address(one), BEARER).await;
     assert_eq!((odd.status, odd.code().as_str()), (500, "files_failed"), "{odd:?}");
+    let upload = "/v1/workspaces/{id}/upload";
+    let form = |kind: &str| format!("POST {} HTTP/1.1\r\n{BEARER}content-type: {kind}\r\n", address(upload));
+    for kind in ["multipart/form-data", "multipart/form-data; boundary=\"a b\"", "text/plain"] {
+        let refused = house.request(&form(kind), b"x").await;
+        assert_eq!((refused.status, refused.code().as_str()), (400, "invalid_request"), "{kind}");
+    }
+    while house.seen.try_recv().is_ok() {}
+    let sent = house.request(&form("multipart/form-data; boundary=\"XX\""), b"--XX--").await;
+    assert_eq!(sent.status, 200, "{sent:?}");
+    document.reply("post", upload, &sent);
+    let seen = house.seen().await;
+    assert!(seen.stdin.contains("\"boundary\":\"XX\"") && seen.stdin.contains("--XX--"), "{seen:?}");
     // What is wrong in the request is said before a run is asked for.
     for (method, path, body, status, code) in [
         ("get", "/v1/sessions?limit=0", "", 400, "invalid_request"),

@@ -107,7 +107,7 @@ fn t114_nobody_lists_reads_names_copies_or_deletes_anothers_session() {
     let client = server.client();
     says(&client, "a", SESSION, "my bird is a bittern");
     says(&client, "b", SECOND, "hello");
-    let baseline = server.baseline();
+    let baseline = environment().full_proc.then(|| server.baseline());
     let missing = SESSION.replace("6f1c", "0000");
     assert_eq!(ids(&get(&client, "b", "/v1/sessions")), [SECOND]);
     let rows: [(&str, &str, Value); 5] = [
@@ -139,7 +139,7 @@ fn t114_nobody_lists_reads_names_copies_or_deletes_anothers_session() {
     let path = format!("/v1/sessions/{SESSION}");
     assert_eq!(get(&client, "a", &path).json()["title"], Value::Null);
     assert!(get(&client, "a", &format!("{path}/transcript")).text_of_all().contains("bittern"));
-    server.settles_to(&baseline);
+    baseline.iter().for_each(|baseline| server.settles_to(baseline));
 }
 
 trait TextOfAll {
@@ -182,8 +182,12 @@ fn t115_a_session_with_a_run_is_neither_copied_nor_deleted() {
     let go = client.request("PUT", "/v1/workspaces/default/files/go", &[bearer("a")], b"");
     assert_eq!(go.status, 200, "{go:?}");
     talk.join().expect("the run goes on");
-    let deleted = request(&client, "a", "DELETE", &path, &Value::Null);
-    assert_eq!(deleted.status, 200, "{deleted:?}");
+    // On a busy machine the CLI may end after its answer.
+    support::until("the session's end", || {
+        let deleted = request(&client, "a", "DELETE", &path, &Value::Null);
+        assert!(deleted.status == 200 || code(&deleted).1 == "session_busy", "{deleted:?}");
+        (deleted.status == 200).then_some(())
+    });
 }
 
 #[test]

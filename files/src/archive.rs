@@ -14,6 +14,7 @@ use flate2::write::GzEncoder;
 use gaoler_files::{Code, Format};
 use serde_json::{Value, json};
 use tar::EntryType;
+use time::{Date, Month, OffsetDateTime, Time};
 use zip::write::SimpleFileOptions;
 
 use crate::Outcome;
@@ -21,6 +22,7 @@ use crate::beneath::{Folder, Found, Kind, Relative, is_in_the_way, make_steps, s
 use crate::budget::Budget;
 use crate::failure::{Doing, Failed, Told, failed};
 use crate::frames::FramesIn;
+use crate::multipart::Form;
 use crate::workspaces::{self, Draft, pour};
 
 /// Entries of one archive, at most.
@@ -38,8 +40,8 @@ pub fn pack(top: &Folder, id: &str, format: Format) -> std::result::Result<Outco
     Ok(Outcome::Bytes(
         None,
         Box::new(move |out| match format {
-            Format::TarGz => pack_tar(&workspace, out),
             Format::Zip => pack_zip(&workspace, out),
+            Format::TarGz | Format::Form => pack_tar(&workspace, out),
         }),
     ))
 }
@@ -81,6 +83,7 @@ fn pack_zip(workspace: &Folder, out: &mut dyn Write) -> Result<()> {
     workspace.walk(&mut |folder, name, path, found| {
         let mode = if found.kind == Kind::Folder || found.executable { 0o755 } else { 0o644 };
         let options = SimpleFileOptions::default().unix_permissions(mode).large_file(found.bytes >= 1 << 32);
+        let options = dos_time(found.modified).map_or(options, |time| options.last_modified_time(time));
         let path = path.text();
         match found.kind {
             Kind::Folder => zip.add_directory(path, options)?,
@@ -98,12 +101,28 @@ fn pack_zip(workspace: &Folder, out: &mut dyn Write) -> Result<()> {
     Ok(())
 }
 
+/// A time as zip has it: local to nobody, so UTC's; from 1980 to 2107.
+fn dos_time(seconds: i64) -> Option<zip::DateTime> {
+    let time = OffsetDateTime::from_unix_timestamp(seconds).ok()?;
+    let year = u16::try_from(time.year()).ok()?;
+    let (month, day) = (u8::from(time.month()), time.day());
+    zip::DateTime::from_date_and_time(year, month, day, time.hour(), time.minute(), time.second()).ok()
+}
+
+/// The same the other way round.
+fn unix_time(time: zip::DateTime) -> Option<u64> {
+    let month = Month::try_from(time.month()).ok()?;
+    let date = Date::from_calendar_date(time.year().into(), month, time.day()).ok()?;
+    let clock = Time::from_hms(time.hour(), time.minute(), time.second()).ok()?;
+    u64::try_from(OffsetDateTime::new_utc(date, clock).unix_timestamp()).ok()
+}
+
 /// Unpacks an archive into a folder of a workspace.
 pub fn unpack(
     top: &Folder,
     id: &str,
     path: &str,
-    format: Format,
+    (format, boundary): (Format, &str),
     body: &mut FramesIn<'_>,
     mut budget: Budget,
 ) -> std::result::Result<Value, Failed> {
@@ -120,6 +139,7 @@ pub fn unpack(
     };
     match format {
         Format::TarGz => unpacked.tar(body).doing("unpack the archive")?,
+        Format::Form => unpacked.form(body, boundary).doing("read the form")?,
         Format::Zip => {
             // Its list is at its end, so all of it is needed first.
             let mut file = draft.folder.create(OsStr::new("zip"), false).doing("keep the archive")?;
@@ -244,6 +264,21 @@ impl Unpacked<'_> {
         Ok(())
     }
 
+    fn form(&mut self, body: &mut FramesIn<'_>, boundary: &str) -> Result<()> {
+        let mut form = Form::new(body, boundary)?;
+        while let Some(name) = form.next()? {
+            if name.is_empty() {
+                form.pour(&mut std::io::sink())?;
+                continue;
+            }
+            let Some((folder, last, _)) = self.fresh(&name)? else { continue };
+            let file = folder.create(&last, false)?;
+            let mut counted = Within { file, budget: self.budget, bytes: &mut self.bytes };
+            form.pour(&mut counted)?;
+        }
+        Ok(())
+    }
+
     fn zip(&mut self, file: File) -> Result<()> {
         let mut archive = zip::ZipArchive::new(BufReader::new(file)).map_err(broken)?;
         if archive.len() as u64 > ENTRIES_MAX {
@@ -262,7 +297,8 @@ impl Unpacked<'_> {
                 self.link(&name, &target)?;
             } else if kind == 0 || kind == 0o100_000 {
                 let packed = self.packed;
-                self.file(&name, mode & 0o111 != 0, 0, &mut entry, &|| packed)?;
+                let modified = entry.last_modified().and_then(unix_time).unwrap_or(0);
+                self.file(&name, mode & 0o111 != 0, modified, &mut entry, &|| packed)?;
             } else {
                 return Err(unsafe_entry(
                     &name,
@@ -385,6 +421,26 @@ impl Unpacked<'_> {
         self.file(name, executable, modified.map_or(0, |it| it.as_secs()), &mut file, &|| {
             u64::MAX / RATIO_MAX
         })
+    }
+}
+
+/// A file that is written within a budget.
+struct Within<'a> {
+    file: File,
+    budget: &'a mut Budget,
+    bytes: &'a mut u64,
+}
+
+impl Write for Within<'_> {
+    fn write(&mut self, bytes: &[u8]) -> Result<usize> {
+        self.budget.bytes(bytes.len() as u64)?;
+        self.file.write_all(bytes)?;
+        *self.bytes += bytes.len() as u64;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> Result<()> {
+        Ok(())
     }
 }
 

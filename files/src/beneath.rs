@@ -88,6 +88,10 @@ impl Folder {
     pub fn enter(&self, name: &OsStr) -> Result<Folder> {
         let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW;
         match openat(&self.0, name, flags, Mode::empty()) {
+            // Not every host says the same of a link; and its target is not what is to be opened.
+            Err(errno) if self.look(name)?.is_some_and(|found| found.kind != Kind::Folder) => {
+                Err(if errno == Errno::ELOOP { errno } else { Errno::ENOTDIR }.into())
+            }
             Err(Errno::EACCES) => {
                 fchmodat(&self.0, name, Mode::S_IRWXU, FchmodatFlags::FollowSymlink)?;
                 Ok(Folder(openat(&self.0, name, flags, Mode::empty())?))

@@ -83,7 +83,13 @@ pub enum What {
     /// All of it, packed.
     Pack { id: String, format: Format },
     /// Unpacks an archive, whose bytes follow, into it.
-    Unpack { id: String, path: String, format: Format },
+    Unpack {
+        id: String,
+        path: String,
+        format: Format,
+        #[serde(default)]
+        boundary: String,
+    },
     /// Keeps it as it is now.
     MakeSnapshot { id: String, new: String, title: Option<String> },
     /// What was kept.
@@ -104,6 +110,8 @@ pub enum Format {
     TarGz,
     /// A zip archive.
     Zip,
+    /// No archive: the files of a form.
+    Form,
 }
 
 /// What is answered.

@@ -10,6 +10,7 @@ mod clone;
 mod diff;
 mod failure;
 mod frames;
+mod multipart;
 mod note;
 mod sessions;
 mod snapshots;
@@ -85,8 +86,8 @@ fn answer(question: Question, input: &mut impl Read) -> Result<Outcome, Failed> 
         What::DropFile { id, path } => workspaces::remove_file(&top, &id, &path),
         What::Tree { id, path, depth, limit } => tree::tree(&top, &id, &path, depth, limit),
         What::Pack { id, format } => return archive::pack(&top, &id, format),
-        What::Unpack { id, path, format } => {
-            archive::unpack(&top, &id, &path, format, &mut body, budget(&top)?)
+        What::Unpack { id, path, format, boundary } => {
+            archive::unpack(&top, &id, &path, (format, &boundary), &mut body, budget(&top)?)
         }
         What::MakeSnapshot { id, new, title } => snapshots::make(&top, &id, &new, title, budget(&top)?),
         What::Snapshots { id } => snapshots::list(&top, &id),

@@ -405,6 +405,32 @@ fn t106_what_breaks_off_changes_nothing() {
 }
 
 #[test]
+fn t122_a_form_writes_its_files_and_nothing_outside_of_its_folder() {
+    let place = Place::new();
+    let form = |name: &str| -> Vec<u8> {
+        format!(
+            "--XX\r\ncontent-disposition: form-data; name=\"f\"; filename=\"{name}\"\r\n\r\nnew\r\n--XX--\r\n"
+        )
+        .into_bytes()
+    };
+    let ask = |body: &[u8], bytes: u64| {
+        let question =
+            json!({"what": "unpack", "id": "default", "path": "in", "format": "form", "boundary": "XX"});
+        place.ask_within(question, Some(body), bytes, 100)
+    };
+    let before = place.all();
+    for name in ["../../canary/secret", "/etc/x", "..", "a/../../../canary/secret"] {
+        assert_eq!(ask(&form(name), MIB).code(), "unsafe", "{name}");
+        assert_eq!(place.all(), before, "{name}");
+    }
+    assert_eq!(ask(&form("f")[..60], MIB).code(), "broken");
+    assert_eq!(ask(&form("f"), 2).code(), "full");
+    assert_eq!(place.all(), before);
+    assert_eq!(ask(&form("a/f"), MIB).done()["bytes"], 3);
+    assert_eq!(fs::read(place.at("default/in/a/f")).expect("read"), b"new");
+}
+
+#[test]
 fn t107_names_that_are_no_text_come_and_go() {
     let place = Place::new();
     place.unpack(&tar_gz(&[file(b"caf\xe9", b"coffee"), file(b"new\nline", b"n")])).done();
@@ -448,6 +474,12 @@ fn t108_what_was_packed_is_unpacked_as_it_was_and_a_snapshot_is_whole() {
         assert_eq!(relative(&other), relative(&place), "{format}");
         let mode = fs::metadata(other.at("default/run")).expect("there").permissions().mode();
         assert_eq!(mode & 0o777, 0o755, "{format}");
+        let time = |place: &Place| {
+            let time = fs::metadata(place.at("default/run")).expect("there").modified().expect("a time");
+            time.duration_since(SystemTime::UNIX_EPOCH).expect("later").as_secs()
+        };
+        // A zip archive counts by two seconds.
+        assert!(time(&place).abs_diff(time(&other)) < 2, "{format}");
     }
     let before = place.all();
     place.ask(json!({"what": "make_snapshot", "id": "default", "new": ID, "title": "first"}), None).done();

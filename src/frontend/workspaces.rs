@@ -392,6 +392,15 @@ async fn pack(
     bytes(&frontend, &headers, &request, what, kind).await
 }
 
+/// The boundary of a form's parts: letters that mean nothing else to anybody.
+fn boundary_of(headers: &HeaderMap) -> Option<String> {
+    let kind = headers.get(header::CONTENT_TYPE)?.to_str().ok()?;
+    let found = kind.split(';').map(str::trim).find_map(|part| part.strip_prefix("boundary="))?;
+    let text = found.trim_matches('"');
+    let plain = |b: u8| b.is_ascii_alphanumeric() || b"'()+_,-./:=?".contains(&b);
+    ((1..=70).contains(&text.len()) && text.bytes().all(plain)).then(|| text.to_owned())
+}
+
 async fn unpack(
     State(frontend): State<App>,
     Extension(request): Extension<RequestId>,
@@ -405,18 +414,28 @@ async fn unpack(
         let query = query.unwrap_or_default();
         let kind = headers.get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
         let kind = kind.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+        let mut boundary = String::new();
         let format = match (word(&query, "format").as_deref(), kind.as_str()) {
+            (None, "multipart/form-data") => {
+                let wrong = || {
+                    ApiError::invalid(
+                        "content-type: multipart/form-data needs a boundary of 1 to 70 characters.",
+                    )
+                };
+                boundary = boundary_of(&headers).ok_or_else(wrong)?;
+                Format::Form
+            }
             (Some("tar.gz"), _) => Format::TarGz,
             (Some("zip"), _) => Format::Zip,
             (None, "application/gzip" | "application/x-gzip" | "application/x-tar+gzip") => Format::TarGz,
             (None, "application/zip" | "application/x-zip-compressed") => Format::Zip,
             _ => {
-                let message = "content-type: must be application/gzip (a compressed tar archive) or application/zip, or \
-                               send ?format=tar.gz or ?format=zip.";
+                let message = "content-type: must be application/gzip (a compressed tar archive), application/zip or \
+                               multipart/form-data, or send ?format=tar.gz or ?format=zip.";
                 return Err(ApiError::invalid(message));
             }
         };
-        let what = What::Unpack { id: workspace(part(&uri, 3))?, path: path_in(&query), format };
+        let what = What::Unpack { id: workspace(part(&uri, 3))?, path: path_in(&query), format, boundary };
         form::<Unpacked>(files::ask(&frontend, &headers, Kind::Files, what, Some(body)).await?)
     };
     answer(StatusCode::OK, result.await, &request)

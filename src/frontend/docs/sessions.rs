@@ -4,8 +4,8 @@
 use gaoler_files::{PAGE_MAX, TITLE_CHARS_MAX};
 use serde_json::{Value, json};
 
-use super::errors;
 use super::openapi::{Group, answers, schema};
+use super::{errors, messages};
 
 /// The group.
 pub fn group() -> Group {
@@ -32,6 +32,7 @@ pub fn group() -> Group {
 
 /// A request that needs a credential.
 pub fn operation(id: &str, summary: &str, about: &str, done: (&str, Value), parameters: Vec<Value>) -> Value {
+    let parameters: Vec<Value> = parameters.into_iter().chain(messages::run_parameters()).collect();
     let mut responses = errors::responses(errors::FILES, errors::Form::Plain);
     responses.insert(done.0.to_owned(), done.1);
     json!({

@@ -157,16 +157,18 @@ fn pack() -> Value {
 }
 
 fn unpack() -> Value {
-    let about = "All of it, or nothing. An entry that would lead out of the folder, by its name or through a link, a device \
+    let about = "A compressed tar archive, a zip archive, or the files of a form. All of it, or nothing. An entry that would lead out of the folder, by its name or through a link, a device \
         and anything else that is neither folder, file nor link make the archive unsafe: 400. Modes are 755 or 644. At most \
         1 GiB, 200000 entries, 250 times its own size, and your part of the disk.";
     let done = ("200", answers("It is unpacked.", "Unpacked"));
     let parameters = vec![id(), path_in_query("The folder to unpack into; it is made."), format()];
     let mut operation = operation("unpack", "Upload an archive", about, done, parameters);
     let binary = json!({"schema": {"type": "string", "format": "binary"}});
+    let form =
+        json!({"schema": {"type": "object", "additionalProperties": {"type": "string", "format": "binary"}}});
     operation["requestBody"] = json!({
         "required": true,
-        "content": {"application/gzip": binary.clone(), "application/zip": binary},
+        "content": {"application/gzip": binary.clone(), "application/zip": binary, "multipart/form-data": form},
     });
     operation
 }

@@ -141,9 +141,9 @@ fn a_frame_that_is_not_exactly_one_is_none() {
     check("level", &spawn_with(49, 0), Malformed::Field("Level"));
     check("conversation", &spawn_with(50, 200), Malformed::Field("Conversation"));
     check("a bool that is two", &spawn_with(51, 2), Malformed::Field("ephemeral"));
-    check("a model with a blank", &spawn_with(70, b' '), Malformed::Field("model"));
-    check("a model that is an option", &spawn_with(69, b'-'), Malformed::Field("model"));
-    check("bytes after the model's end", &spawn_with(69 + 63, b'x'), Malformed::Field("model"));
+    check("a model with a blank", &spawn_with(86, b' '), Malformed::Field("model"));
+    check("a model that is an option", &spawn_with(85, b'-'), Malformed::Field("model"));
+    check("bytes after the model's end", &spawn_with(85 + 63, b'x'), Malformed::Field("model"));
 }
 
 /// A hundred thousand frames, random and mutated: each is refused or reads as what it says.

@@ -77,8 +77,8 @@ pub enum Command {
     Cli(Invocation),
     /// The words of the options' Argv section.
     Exec,
-    /// gaoler's own program, by its descriptor: no path of it is in a cage.
-    Files,
+    /// gaoler's own program, by its descriptor: no path of it is in a cage. With the placeholder, for its proxy.
+    Files(String),
 }
 
 /// The CLI's argv and environment: constants, validated enums and ids.

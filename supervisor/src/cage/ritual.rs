@@ -238,7 +238,7 @@ fn unpack(common: &Common, blueprint: &Blueprint, bytes: &[u8]) -> std::io::Resu
     let folder = places.session();
     let session = match &blueprint.command {
         Command::Cli(invocation) => Some(folder.join(format!("{}.jsonl", invocation.session))),
-        Command::Exec | Command::Files => None,
+        Command::Exec | Command::Files(_) => None,
     };
     for (section, body) in sections(bytes).map_err(std::io::Error::other)? {
         match section {

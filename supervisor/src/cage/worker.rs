@@ -130,7 +130,7 @@ fn landlock(common: &Common, blueprint: &Blueprint, wishes: &Wishes) -> std::io:
     let places = own.into_iter().map(|(path, class)| Ok((place(path)?, class)));
     let places: Vec<_> = places.collect::<std::io::Result<_>>()?;
     let mut per_run: Vec<_> = places.iter().map(|(fd, class)| (fd.as_fd(), *class)).collect();
-    if let (Command::Files, Some(program)) = (&blueprint.command, &blueprint.third) {
+    if let (Command::Files(_), Some(program)) = (&blueprint.command, &blueprint.third) {
         per_run.push((program.as_fd(), AccessClass::ReadExecute));
     }
     // In a network of its own a command may listen and connect as it likes.
@@ -218,7 +218,7 @@ fn prepare(
             };
             (paths, wishes.argv.iter().filter_map(|word| text(word)).collect())
         }
-        Command::Files => (vec![c"/proc/self/fd/3".into()], vec![c"gaoler-files".into()]),
+        Command::Files(_) => (vec![c"/proc/self/fd/3".into()], vec![c"gaoler-files".into()]),
     };
     // What the level says of places holds in a root of our own; elsewhere they lie where the run has its folders.
     for (name, value) in blueprint.places.variables() {
@@ -236,6 +236,7 @@ fn prepare(
 fn proxy(blueprint: &Blueprint, own: bool, port: u16) -> impl Iterator<Item = CString> {
     let password = match (&blueprint.command, own) {
         (Command::Cli(invocation), false) => format!("run:{}@", invocation.placeholder),
+        (Command::Files(placeholder), false) => format!("run:{placeholder}@"),
         _ => String::new(),
     };
     let url = format!("http://{password}127.0.0.1:{port}");

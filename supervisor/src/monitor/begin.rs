@@ -283,7 +283,7 @@ impl Monitor {
                 Command::Cli(invocation::of(&run.spawn, &run.placeholder, run.third, plan.rules, policy))
             }
             Kind::Exec => Command::Exec,
-            Kind::Files | Kind::Sessions | Kind::Fetch => Command::Files,
+            Kind::Files | Kind::Sessions | Kind::Fetch => Command::Files(run.placeholder.token()),
         };
         let blueprint = Blueprint {
             uid: run.uid,
