@@ -77,6 +77,10 @@ Unknown keys end the command. A key such as isolation.minimum is written
   runs.drain_seconds    30                after SIGTERM
   runs.silence_seconds  120               of the upstream, after which a run is ended
   identity.require_key  false             true where a credential of the upstream alone is not enough
+  rates.tenant_per_minute   0             runs that one tenant may ask for in a minute; 0 = any number
+  rates.address_per_minute  0             requests of one address in a minute; 0 = any number
+  budget.tokens_per_day     0             of one tenant, as egress counts them; 0 = any number
+  budget.tokens_per_month   0             the same of a month
   ledger.runs_days      90                that the record of one run is kept
   ledger.usage_days     800               that the sums of a tenant's day are kept
   models.list           []                what GET /v1/models lists beside the aliases, [{ id, display_name }, ...]

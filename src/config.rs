@@ -595,8 +595,8 @@ mod tests {
                 None,
                 &[],
                 Some("[sever]\nlisten = 'x'"),
-                "FILE: unknown key `sever`; the sections are cli, \
-              credentials, identity, isolation, ledger, level, models, runs, server, state, uids, upstream",
+                "FILE: unknown key `sever`; the sections are budget, \
+              cli, credentials, identity, isolation, ledger, level, models, rates, runs, server, state, uids, upstream",
             ),
             (
                 None,

@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
+use axum::{Extension, Router};
 use http::Uri;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
@@ -17,6 +17,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
 use super::http::{App, router};
+use super::rates::Peer;
 use super::tls::HANDSHAKE_WAIT;
 
 /// Connections at the same time, at most. Each costs a descriptor and a few KiB; more wait in the backlog.
@@ -47,8 +48,9 @@ pub async fn serve(listener: TcpListener, frontend: App) {
     let router = router(Arc::clone(&frontend));
     loop {
         match accept(&listener, &connections).await {
-            Ok((stream, permit)) => {
-                tokio::spawn(arrival(stream, permit, router.clone(), Arc::clone(&frontend)));
+            Ok((stream, peer, permit)) => {
+                let router = router.clone().layer(Extension(peer));
+                tokio::spawn(arrival(stream, permit, router, Arc::clone(&frontend)));
             }
             Err(_) => tokio::time::sleep(ACCEPT_PAUSE).await,
         }
@@ -58,10 +60,10 @@ pub async fn serve(listener: TcpListener, frontend: App) {
 async fn accept(
     listener: &TcpListener,
     connections: &Arc<Semaphore>,
-) -> io::Result<(TcpStream, OwnedSemaphorePermit)> {
+) -> io::Result<(TcpStream, Peer, OwnedSemaphorePermit)> {
     let permit = Arc::clone(connections).acquire_owned().await.map_err(io::Error::other)?;
-    let (stream, _) = listener.accept().await?;
-    Ok((stream, permit))
+    let (stream, peer) = listener.accept().await?;
+    Ok((stream, Peer(peer.ip()), permit))
 }
 
 /// A connection from its first byte: under TLS where the listener has it, and never without it there.

@@ -32,7 +32,7 @@ use super::http::{App, RequestId, failed, json_bytes};
 use super::job::{Job, Shape};
 use super::metrics;
 use super::run::{self, Bounds, Piece};
-use super::{Frontend, id, identity};
+use super::{Frontend, id, identity, rates};
 use crate::limits;
 
 /// Bytes of a body, at most: the API's own limit.
@@ -94,6 +94,8 @@ pub async fn answer(
     let limits = limits(headers, &job.limits)?;
 
     let tenant = caller.tenant;
+    frontend.rates.tenant(&tenant)?;
+    rates::budget(frontend, &caller.name).await?;
     let order = Order::new(&job, tenant, level, limits);
     let fds = order.fds(&job, &caller.credential, &frontend.settings.cli.version)?;
     let note = Note::of(frontend, caller, &job);
