@@ -342,6 +342,10 @@ fn check(mut settings: Settings, place: &dyn Fn(&str) -> String) -> Result<Setti
         ("runs.silence_seconds", s.runs.silence_seconds),
         ("sessions.ttl_days", s.sessions.ttl_days),
         ("ledger.runs_days", s.ledger.runs_days),
+        ("rates.tenant_per_minute", s.rates.tenant_per_minute),
+        ("rates.address_per_minute", s.rates.address_per_minute),
+        ("budget.tokens_per_day", s.budget.tokens_per_day),
+        ("budget.tokens_per_month", s.budget.tokens_per_month),
         ("ledger.usage_days", s.ledger.usage_days),
     ];
     for (key, value) in numbers {
@@ -620,8 +624,8 @@ mod tests {
                 None,
                 &[],
                 Some("[sever]\nlisten = 'x'"),
-                "FILE: unknown key `sever`; the sections are cli, \
-              credentials, identity, isolation, ledger, level, mcp, models, runs, server, sessions, state, uids, upstream",
+                "FILE: unknown key `sever`; the sections are budget, cli, \
+              credentials, identity, isolation, ledger, level, mcp, models, rates, runs, server, sessions, state, uids, upstream",
             ),
             (
                 None,

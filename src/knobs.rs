@@ -115,6 +115,30 @@ pub const KNOBS: &[Knob] = &[
         Kind::Switch,
         "`true` where a credential of the upstream alone is not enough: a request must show a tenant key",
     ),
+    knob(
+        "rates.tenant_per_minute",
+        "",
+        Kind::Number(0, 1_000_000),
+        "runs that one tenant may ask for in a minute; `0` = any number",
+    ),
+    knob(
+        "rates.address_per_minute",
+        "",
+        Kind::Number(0, 1_000_000),
+        "requests of one address (of IPv6 one /64) in a minute; `0` = any number",
+    ),
+    knob(
+        "budget.tokens_per_day",
+        "",
+        Kind::Number(0, u32::MAX),
+        "of one tenant, as egress counts them, without what the upstream's cache gave; `0` = any number",
+    ),
+    knob(
+        "budget.tokens_per_month",
+        "",
+        Kind::Number(0, u32::MAX),
+        "the same of a month; days and months are UTC's",
+    ),
     knob("ledger.runs_days", "", Kind::Number(1, 3660), "days that the record of one run is kept"),
     knob("ledger.usage_days", "", Kind::Number(1, 3660), "days that the sums of a tenant's day are kept"),
     knob(

@@ -521,3 +521,64 @@ fn t98_an_operator_keeps_tenants_and_keys_over_http_and_nobody_else_does() {
 fn runs_of_drained(client: &Client) -> Response {
     runs(client, &[support::bearer("raw")], "hello")
 }
+
+#[test]
+fn t99_a_ledger_that_says_nothing_is_a_503_and_nobody_hangs() {
+    let server = Server::start(Options::default());
+    let client = server.client();
+    let key = key(&server, "acme");
+    let pid = nix::unistd::Pid::from_raw(ledger(&server).pid);
+    let signal = |signal| nix::sys::signal::kill(pid, signal).expect("sent");
+    signal(nix::sys::signal::Signal::SIGSTOP);
+    let asked = std::time::Instant::now();
+    let answers: Vec<Response> = std::thread::scope(|scope| {
+        let by_key = || runs(&client, &[bearer(&key), beside("one")], "hello");
+        let alone = || runs(&client, &[support::bearer("raw")], "hello");
+        let listed = || get(&client, "/v1/models", &[bearer(&key)]);
+        let all = [scope.spawn(by_key), scope.spawn(alone), scope.spawn(listed)];
+        // Who needs nobody to be recognized is served.
+        assert_eq!(get(&client, "/health", &[]).status, 200);
+        all.map(|asked| asked.join().expect("an answer")).into()
+    });
+    assert!(asked.elapsed() < support::patience(), "{:?}", asked.elapsed());
+    for answer in &answers {
+        refused(answer, 503, "ledger_unavailable");
+        assert_eq!(answer.header("retry-after"), Some("5"), "{answer:?}");
+    }
+    signal(nix::sys::signal::Signal::SIGCONT);
+    until("the ledger", || (get(&client, "/v1/me", &[bearer(&key)]).status == 200).then_some(()));
+    assert_eq!(says(&client, &[bearer(&key), beside("one")], "hello"), "[embedded] hello");
+}
+
+#[test]
+fn t100_a_rate_holds_for_one_tenant_and_one_address() {
+    let options = Options::default().with("GAOLER_RATES__TENANT_PER_MINUTE", 1);
+    let server = Server::start(options.with("GAOLER_RATES__ADDRESS_PER_MINUTE", 8));
+    let client = server.client();
+    assert_eq!(says(&client, &[support::bearer("one")], "hello"), "[embedded] hello");
+    let second = runs(&client, &[support::bearer("one")], "hello");
+    refused(&second, 429, "rate_limited");
+    let wait: u64 = second.header("retry-after").expect("a time").parse().expect("seconds");
+    assert!((1..=60).contains(&wait) && second.error() == "rate_limit_error", "{second:?}");
+    assert_eq!(says(&client, &[support::bearer("two")], "hello"), "[embedded] hello");
+    let models = || get(&client, "/v1/models", &[support::bearer("one")]);
+    let answers: Vec<Response> = (0..10).map(|_| models()).collect();
+    refused(&answers[9], 429, "rate_limited");
+    assert_eq!(get(&client, "/health", &[]).status, 200, "probes are never limited");
+}
+
+#[test]
+fn t101_a_tenant_that_has_used_its_tokens_waits_for_another_day() {
+    let server = Server::start(Options::default().with("GAOLER_BUDGET__TOKENS_PER_DAY", 1));
+    let client = server.client();
+    let key = key(&server, "acme");
+    assert_eq!(says(&client, &[bearer(&key), beside("one")], "hello"), "[embedded] hello");
+    let second = runs(&client, &[bearer(&key), beside("other")], "hello");
+    refused(&second, 429, "budget_exhausted");
+    assert_eq!((second.error().as_str(), second.header("x-should-retry")), ("billing_error", Some("false")));
+    let wait: u64 = second.header("retry-after").expect("a time").parse().expect("seconds");
+    assert!((1..=86_401).contains(&wait), "{wait}");
+    // Somebody else has a budget of their own.
+    assert_eq!(says(&client, &[support::bearer("two")], "hello"), "[embedded] hello");
+    refused(&runs(&client, &[support::bearer("two")], "hello"), 429, "budget_exhausted");
+}

@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
+use axum::{Extension, Router};
 use http::Uri;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
@@ -18,6 +18,7 @@ use tokio::time::timeout;
 
 use super::head::HEAD_BYTES_MAX;
 use super::http::{App, router};
+use super::rates::Peer;
 use super::tls::HANDSHAKE_WAIT;
 
 /// Connections at the same time beside those of runs and of requests that wait for one, at most. Each costs a descriptor
@@ -52,8 +53,9 @@ pub async fn serve(listener: TcpListener, frontend: App) {
     let router = router(Arc::clone(&frontend));
     loop {
         match accept(&listener, &connections).await {
-            Ok((stream, permit)) => {
-                tokio::spawn(arrival(stream, permit, router.clone(), Arc::clone(&frontend)));
+            Ok((stream, peer, permit)) => {
+                let router = router.clone().layer(Extension(peer));
+                tokio::spawn(arrival(stream, permit, router, Arc::clone(&frontend)));
             }
             Err(_) => tokio::time::sleep(ACCEPT_PAUSE).await,
         }
@@ -63,10 +65,10 @@ pub async fn serve(listener: TcpListener, frontend: App) {
 async fn accept(
     listener: &TcpListener,
     connections: &Arc<Semaphore>,
-) -> io::Result<(TcpStream, OwnedSemaphorePermit)> {
+) -> io::Result<(TcpStream, Peer, OwnedSemaphorePermit)> {
     let permit = Arc::clone(connections).acquire_owned().await.map_err(io::Error::other)?;
-    let (stream, _) = listener.accept().await?;
-    Ok((stream, permit))
+    let (stream, peer) = listener.accept().await?;
+    Ok((stream, Peer(peer.ip()), permit))
 }
 
 /// A connection from its first byte: under TLS where the listener has it, and never without it there.
@@ -111,7 +113,7 @@ where
 /// A base URL may have a prefix of its own, which a proxy in front of us may have left there.
 fn without_prefix<B>(mut request: http::Request<B>) -> http::Request<B> {
     let path = request.uri().path();
-    let begins = ["/v1/messages", "/v1/chat/completions", "/v1/models", "/v1/sessions", "/v1/workspaces"];
+    let begins = ["/v1/", "/admin/v1/"];
     let stripped = begins.iter().filter_map(|known| path.find(known)).min().filter(|&at| at > 0);
     let whole = request.uri().path_and_query().map_or(path, |whole| whole.as_str());
     let stripped = stripped.map(|at| whole[at..].to_string());

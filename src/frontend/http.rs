@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 
 use super::dialect::Dialect;
 use super::error::ApiError;
+use super::rates::Peer;
 use super::{
     Frontend, admin, docs, head, id, identity, mcp, metrics, models, own, posture, runs, sessions, tokens,
     way, workspaces,
@@ -52,7 +53,7 @@ pub fn router(frontend: App) -> Router {
         .fallback(not_found)
         .method_not_allowed_fallback(wrong_method)
         .layer(middleware::from_fn(head::bounded))
-        .layer(middleware::from_fn(with_request_id))
+        .layer(middleware::from_fn_with_state(Arc::clone(&frontend), with_request_id))
         .with_state(frontend)
 }
 
@@ -61,19 +62,31 @@ pub fn router(frontend: App) -> Router {
 pub struct RequestId(pub Arc<str>);
 
 /// Names the request, so that an answer and a log line can be brought together.
-async fn with_request_id(mut request: Request, next: Next) -> Response {
+async fn with_request_id(State(frontend): State<App>, mut request: Request, next: Next) -> Response {
     let timed = metrics::Timed::begin(request.extensions().get::<MatchedPath>());
     let id = RequestId(id::request().into());
     request.extensions_mut().insert(id.clone());
-    let mut response = match request.uri().query().is_some_and(identity::in_query) {
-        true => failure(&key_in_query(), &id),
-        false => next.run(request).await,
+    let mut response = match admitted(&frontend, &request) {
+        Err(error) => failure(&error, &id),
+        Ok(()) => next.run(request).await,
     };
     if let Ok(value) = HeaderValue::from_str(&id.0) {
         response.headers_mut().insert(REQUEST_ID, value.clone());
         response.headers_mut().insert(X_REQUEST_ID, value);
     }
     timed.answered(response)
+}
+
+/// What holds of a request wherever it goes. Probes are asked by machines, often, and cost nothing.
+fn admitted(frontend: &Frontend, request: &Request) -> Result<(), ApiError> {
+    if request.uri().query().is_some_and(identity::in_query) {
+        return Err(key_in_query());
+    }
+    let is_probe = ["/health", "/livez", "/readyz", "/metrics"].contains(&request.uri().path());
+    match request.extensions().get::<Peer>().filter(|_| !is_probe) {
+        Some(Peer(address)) => frontend.rates.address(*address, request.headers()),
+        None => Ok(()),
+    }
 }
 
 /// Addresses are written down wherever they pass: what was sent there is to be taken back.

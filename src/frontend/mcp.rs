@@ -21,7 +21,7 @@ use super::error::ApiError;
 use super::http::{App, json_bytes};
 use super::job::mcp::{self, Question};
 use super::run::Talk;
-use super::{id, identity, log, way};
+use super::{id, identity, log, rates, way};
 
 /// How long servers have to answer. A package that has to be fetched first takes its time.
 const ANSWER_WAIT: Duration = Duration::from_secs(45);
@@ -85,6 +85,8 @@ pub async fn probe(frontend: &App, headers: &HeaderMap, body: Body) -> Result<Re
     let level = way::level(frontend, headers, level)?;
     let settled = servers.settle(&frontend.settings.mcp, level, way::tier(frontend))?;
     let tenant = caller.tenant;
+    frontend.rates.tenant(&tenant)?;
+    rates::budget(frontend, &caller.name).await?;
     let spawn = Spawn {
         run: id::run(),
         tenant,

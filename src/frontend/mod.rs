@@ -25,6 +25,7 @@ mod models;
 mod own;
 mod posture;
 mod prove;
+mod rates;
 mod run;
 mod runs;
 mod sessions;
@@ -57,6 +58,7 @@ use gaoler_sys::{channel, memfd};
 use admission::Admission;
 use ledger::Ledger;
 pub use prove::Check;
+use rates::Rates;
 use run::{Ask, Run, Socket, Supervisor};
 use runs::Runs;
 use tenant::Secret;
@@ -87,6 +89,8 @@ pub struct Frontend {
     busy: watch::Sender<()>,
     /// What the listener's connections begin with.
     tls: Option<TlsAcceptor>,
+    /// Who asked how often.
+    rates: Rates,
     /// Who may start a run, and who waits.
     admission: Arc<Admission>,
     /// KiB that bodies may take together.
@@ -217,6 +221,7 @@ pub async fn converse(control: OwnedFd, settings: Settings, secrets: Secrets) {
         ledger,
         vault: secrets.vault,
         admission: Admission::new(&settings.runs),
+        rates: Rates::new(&settings),
         settings,
         secret: Secret::new(secrets.server),
         tls: secrets.tls,

@@ -34,7 +34,7 @@ use super::job::tools::settle;
 use super::job::{Block, Job, Shape};
 use super::run::{Bounds, Exchange};
 use super::runs::{About, Asked, Entered, Writer, reply};
-use super::{Frontend, files, id, identity, log, metrics};
+use super::{Frontend, files, id, identity, log, metrics, rates};
 use crate::limits;
 
 /// Bytes of a body, at most: the API's own limit.
@@ -105,6 +105,8 @@ pub async fn answer(
             "skip_mcp_permissions: false would refuse your own tools too; leave one out.",
         ));
     }
+    frontend.rates.tenant(&tenant)?;
+    rates::budget(frontend, &caller.name).await?;
     let order = Order::new(&job, tenant, level, limits);
     let asked = asked?(tenant);
     let about = About {

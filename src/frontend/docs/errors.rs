@@ -27,16 +27,16 @@ pub const NO_ROUTE: &[Known] = &[
     known(404, "not_found", "there is nothing at this path"),
     known(405, "method_not_allowed", "the path does not know this method"),
     known(431, "head_too_large", "the head of the request is larger than 64 KiB"),
-    known(
-        400,
-        "key_in_query",
-        "the address holds a key or credential, and addresses are written down: revoke it",
-    ),
 ];
 
 /// Of `POST /v1/messages`, before the answer has begun.
 pub const MESSAGES: &[Known] = &[
     known(400, "invalid_request", "the message names the field and what it must be"),
+    known(
+        400,
+        "key_in_query",
+        "the address holds a key or credential, and addresses are written down: revoke it",
+    ),
     known(400, "invalid_session_id", "session_id is no UUID"),
     known(400, "invalid_workspace_id", "workspace_id is neither default nor a UUID"),
     known(400, "schema_refused", "the CLI does not take the JSON schema"),
@@ -74,6 +74,16 @@ pub const MESSAGES: &[Known] = &[
     known(413, "request_too_large", "the request is larger than 32 MB"),
     known(413, "upstream_too_large", "the upstream API finds the request too large"),
     known(415, "request_body_encoding_unsupported", "the body is compressed: send it as it is"),
+    known(
+        429,
+        "budget_exhausted",
+        "you have used your tokens of the day or month; retry-after says when there are more",
+    ),
+    known(
+        429,
+        "rate_limited",
+        "you or your address sent more requests a minute than allowed: wait as retry-after says",
+    ),
     known(429, "tenant_busy", "you have as many runs as one tenant may have: wait as retry-after says"),
     known(429, "upstream_rate_limited", "the upstream API limits the credential: wait as retry-after says"),
     known(429, "plan_limit", "the plan's limit is reached; retry-after says when it begins anew"),
@@ -188,11 +198,12 @@ const UNAVAILABLE: Known =
     known(503, "ledger_unavailable", "keys and usage cannot be looked up at the moment");
 const INVALID: Known = known(400, "invalid_request", "the message names what is wrong");
 const IN_QUERY: Known = known(400, "key_in_query", "the address holds a key or credential");
+const RATE: Known = known(429, "rate_limited", "your address sent more requests a minute than allowed");
 const TOO_LARGE: Known = known(413, "request_too_large", "the body is larger than it may be here");
 
 /// Of whatever needs somebody.
 pub const SOMEBODY: &[Known] =
-    &[IN_QUERY, NO_CREDENTIAL, NO_TOKEN, UNKNOWN, EXPIRED, REVOKED, REQUIRED, UNAVAILABLE];
+    &[IN_QUERY, NO_CREDENTIAL, NO_TOKEN, UNKNOWN, EXPIRED, REVOKED, REQUIRED, RATE, UNAVAILABLE];
 /// Of `GET /v1/usage`.
 pub const USAGE: &[Known] = &[
     INVALID,
@@ -204,6 +215,7 @@ pub const USAGE: &[Known] = &[
     REVOKED,
     REQUIRED,
     INSUFFICIENT,
+    RATE,
     UNAVAILABLE,
 ];
 /// Of a stored credential that is looked at or forgotten.
@@ -217,6 +229,7 @@ pub const STORED: &[Known] = &[
     REQUIRED,
     INSUFFICIENT,
     NOT_STORED,
+    RATE,
     UNAVAILABLE,
 ];
 /// Of one that is given.
@@ -232,6 +245,7 @@ pub const GIVEN: &[Known] = &[
     INSUFFICIENT,
     TOO_LARGE,
     NOT_SEALED,
+    RATE,
     UNAVAILABLE,
 ];
 const NOTHING: Known = known(404, "not_found", "there is no such thing");
@@ -250,6 +264,7 @@ pub const OPERATOR_FINDS: &[Known] = &[
     REQUIRED,
     INSUFFICIENT,
     NOTHING,
+    RATE,
     UNAVAILABLE,
 ];
 /// Of what the operator makes.
@@ -266,6 +281,7 @@ pub const OPERATOR_MAKES: &[Known] = &[
     NOTHING,
     CONFLICT,
     TOO_LARGE,
+    RATE,
     UNAVAILABLE,
 ];
 /// Of a link.
@@ -282,6 +298,7 @@ pub const LINK: &[Known] = &[
     LINKED,
     LINKS_FULL,
     TOO_LARGE,
+    RATE,
     UNAVAILABLE,
 ];
 /// Of its end.
@@ -297,16 +314,17 @@ pub const UNLINK: &[Known] = &[
     INSUFFICIENT,
     NOT_LINKED,
     TOO_LARGE,
+    RATE,
     UNAVAILABLE,
 ];
 
 /// Of `GET /v1/models`.
 pub const MODELS: &[Known] =
-    &[INVALID, IN_QUERY, NO_CREDENTIAL, NO_TOKEN, UNKNOWN, EXPIRED, REVOKED, REQUIRED, UNAVAILABLE];
+    &[INVALID, IN_QUERY, NO_CREDENTIAL, NO_TOKEN, UNKNOWN, EXPIRED, REVOKED, REQUIRED, RATE, UNAVAILABLE];
 
 /// Of `GET /v1/models/{id}`.
 pub const MODEL: &[Known] =
-    &[IN_QUERY, NO_CREDENTIAL, NO_TOKEN, UNKNOWN, EXPIRED, REVOKED, REQUIRED, UNAVAILABLE, NO_MODEL];
+    &[IN_QUERY, NO_CREDENTIAL, NO_TOKEN, UNKNOWN, EXPIRED, REVOKED, REQUIRED, RATE, UNAVAILABLE, NO_MODEL];
 
 const NO_MODEL: Known = known(404, "model_not_found", "the model is not in the list");
 
@@ -343,6 +361,17 @@ pub const RUN_EVENTS: &[Known] = &[
     NO_RUN[0],
     known(410, "events_gone", "these events are not kept any more"),
 ];
+
+/// These and whatever may be said to who shows a key or credential.
+pub fn of_somebody(rows: &[Known]) -> Vec<Known> {
+    let mut all = rows.to_vec();
+    for row in SOMEBODY.iter().chain([&INSUFFICIENT]) {
+        if !all.iter().any(|it| (it.status, it.code) == (row.status, row.code)) {
+            all.push(*row);
+        }
+    }
+    all
+}
 
 /// Codes that only the log has: their client is gone.
 #[cfg(test)]

@@ -57,7 +57,7 @@ fn status() -> Value {
 }
 
 fn catalog() -> Value {
-    let mut responses = errors::responses(errors::CATALOG, errors::Form::Plain);
+    let mut responses = errors::responses(&errors::of_somebody(errors::CATALOG), errors::Form::Plain);
     responses.insert("200".to_owned(), answers("What the operator offers.", "McpCatalog"));
     json!({"get": {
         "operationId": "mcp_catalog",

@@ -65,7 +65,7 @@ fn path() -> Value {
 }
 
 fn count_tokens() -> Value {
-    let mut responses = errors::responses(errors::TOKENS, errors::Form::Plain);
+    let mut responses = errors::responses(&errors::of_somebody(errors::TOKENS), errors::Form::Plain);
     let mut done = super::openapi::answers("The estimate.", "TokenCount");
     done["headers"]["x-gaoler-estimate"] = json!({"$ref": "#/components/headers/Estimate"});
     responses.insert("200".to_owned(), done);

@@ -44,7 +44,7 @@ fn operation(name: &str, summary: &str, parameters: &[Value], mut responses: Val
 }
 
 fn errors_of(rows: &[errors::Known]) -> Value {
-    Value::Object(errors::responses(rows, errors::Form::Plain))
+    Value::Object(errors::responses(&errors::of_somebody(rows), errors::Form::Plain))
 }
 
 fn list() -> Value {

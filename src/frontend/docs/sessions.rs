@@ -33,7 +33,7 @@ pub fn group() -> Group {
 /// A request that needs a credential.
 pub fn operation(id: &str, summary: &str, about: &str, done: (&str, Value), parameters: Vec<Value>) -> Value {
     let parameters: Vec<Value> = parameters.into_iter().chain(messages::run_parameters()).collect();
-    let mut responses = errors::responses(errors::FILES, errors::Form::Plain);
+    let mut responses = errors::responses(&errors::of_somebody(errors::FILES), errors::Form::Plain);
     responses.insert(done.0.to_owned(), done.1);
     json!({
         "operationId": id,

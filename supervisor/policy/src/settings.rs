@@ -38,6 +38,10 @@ pub struct Settings {
     pub identity: Identity,
     /// `[ledger]`
     pub ledger: Ledger,
+    /// `[rates]`
+    pub rates: Rates,
+    /// `[budget]`
+    pub budget: Budget,
 }
 
 macro_rules! sections {
@@ -226,6 +230,22 @@ sections! {
         runs_days: u32 = 90,
         /// Days that the sums of a tenant's day are kept.
         usage_days: u32 = 800,
+    }
+
+    /// Requests a minute; 0 = no limit.
+    Rates {
+        /// For runs, of one tenant.
+        tenant_per_minute: u32 = 0,
+        /// For anything but probes, of one address (of IPv6: of one /64).
+        address_per_minute: u32 = 0,
+    }
+
+    /// Tokens of one tenant, as egress counts them; 0 = no limit. Days and months are UTC's.
+    Budget {
+        /// A day.
+        tokens_per_day: u32 = 0,
+        /// A month.
+        tokens_per_month: u32 = 0,
     }
 
     /// Bounds of the whole instance.
