@@ -3,7 +3,7 @@
 #     docker build -t gaoler .
 #     docker build -t gaoler --build-arg BUILD=prebuilt .
 #
-# The second takes what was built before: prebuilt/usr/local/bin with gaoler's four programs and
+# The second takes what was built before: prebuilt/usr/local/bin with gaoler's five programs and
 # prebuilt/usr/local/lib/gaoler/claude, which scripts/fetch-cli has checked against scripts/cli.lock.
 ARG BUILD=source
 
@@ -17,7 +17,8 @@ COPY . .
 RUN cargo build --locked --release --workspace --bins \
     && install -D -t /out/usr/local/bin "$(scripts/binaries release)"/gaoler \
         "$(scripts/binaries release)"/gaoler-supervisor "$(scripts/binaries release)"/gaoler-egress \
-        "$(scripts/binaries release)"/gaoler-upstream \
+        "$(scripts/binaries release)"/gaoler-files "$(scripts/binaries release)"/gaoler-upstream \
+        "$(scripts/binaries release)"/gaoler-ledger \
     && install -D -t /out/usr/local/lib/gaoler "$(scripts/fetch-cli)"
 
 FROM debian:bookworm-slim AS prebuilt

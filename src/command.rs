@@ -7,14 +7,15 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand};
 use gaoler_policy::settings::Settings;
 use gaoler_protocol::{Limits, Message, Tier};
 
 use crate::config::{self, Flags};
 use crate::exec::{self, Request, STATUS_FAILED};
+use crate::keeper::{self, Deed, KeyDeed, LedgerDeed, TenantDeed, Where};
 use crate::supervisor::{Heard, Supervisor, hear};
-use crate::{doctor, limits, serve};
+use crate::{doctor, knobs, limits, serve};
 
 /// A failure while running.
 const FAILED: u8 = 1;
@@ -31,7 +32,7 @@ Start here:
 
 Every command explains itself and its exit codes: gaoler COMMAND --help";
 
-const SERVE: &str = "\
+const SERVE_BEFORE: &str = "\
 Examples:
   sudo gaoler serve --upstream embedded --cli ./claude
       Try it without an account: the answers come from a small built-in model.
@@ -46,36 +47,9 @@ Unknown keys end the command. A key such as isolation.minimum is written
   [isolation]                             in the file of --config
   minimum = \"kernel\"
   GAOLER_ISOLATION__MINIMUM=kernel        in the environment
+";
 
-  isolation.minimum     kernel            the weakest tier to start with: kernel, namespaces, uid, directory
-  isolation.tenants_together  false       tier directory: runs of different tenants at a time
-  level.default         balanced          how strict runs are: paranoid, balanced or developer
-  level.maximum         balanced          the loosest that a request may get
-  level.file                              a file of yours that changes one level's limits, hosts, env, visible
-  level.hosts           []                more destinations of the levels' proxies, [\"HOST:PORT\", ...]
-  credentials.mode      broker            the token never enters a cage
-  server.listen         127.0.0.1:8080    another address than loopback needs one of the next
-  server.tls_certificate                  a PEM file: the certificate, then who signed it
-  server.tls_key                          a PEM file: its private key
-  server.trusted_proxy  false             true where nobody but a proxy that ends TLS can reach it
-  server.metrics        false             GET /metrics, for whoever can reach the listener
-  state.dir             /var/lib/gaoler   tenants' folders; made 0700
-  uids.tenant           [2000000, 65536]  [first, count], one for each tenant, kept for ever
-  uids.run              [2100000, 1024]   one for each running cage
-  uids.egress           [2110000, 1024]   one for each running egress
-  uids.frontend         2120000
-  uids.upstream         2120001           of the embedded upstream
-  upstream.url          https://api.anthropic.com
-  cli.path              /usr/local/lib/gaoler/claude
-  cli.version           2.1.330           what the CLI must say of itself
-  runs.max              64                at the same time
-  runs.tenant_max       16                of one tenant at the same time
-  runs.queue_max        128               requests that wait for a run; 0 = none
-  runs.queue_seconds    30                that one waits
-  runs.drain_seconds    30                after SIGTERM
-  runs.silence_seconds  120               of the upstream, after which a run is ended
-  models.list           []                what GET /v1/models lists beside the aliases, [{ id, display_name }, ...]
-
+const SERVE_AFTER: &str = "\
 Prints one line `ready tier=TIER address=ADDRESS` when tenants may come. SIGTERM or SIGINT drains.
 
 Exit codes:
@@ -105,6 +79,15 @@ Exit codes:
   127    the command was not found in the cage
   128+N  signal N ended the command, or gaoler itself";
 
+const CONFIG: &str = "\
+Examples:
+  gaoler config check --config /etc/gaoler.toml    what gaoler serve would say to it, exit 0 or 2
+  gaoler config show --config /etc/gaoler.toml     every setting, its value, and where that was written
+  gaoler config default > gaoler.toml              a file to begin with
+  gaoler config schema > gaoler.schema.json        for editors
+
+Nothing is started, and no root is needed where the file can be read.";
+
 const DOCTOR: &str = "\
 Examples:
   sudo gaoler doctor           the table, with what is missing, why, and how to get it
@@ -128,7 +111,7 @@ struct CommandLine {
 #[derive(Subcommand)]
 enum Command {
     /// Serve the Messages API: each request is answered by the CLI in a cage of its own
-    #[command(after_help = SERVE)]
+    #[command(after_help = serve_help())]
     Serve(Serve),
     /// Run any command in exactly the cage that a CLI run gets
     #[command(after_help = EXEC)]
@@ -136,9 +119,66 @@ enum Command {
     /// Say what this host offers, layer by layer
     #[command(after_help = DOCTOR)]
     Doctor(Doctor),
+    /// Look at settings without starting anything
+    #[command(subcommand, after_help = CONFIG)]
+    Config(Config),
+    /// Print a completion script for a shell
+    Completions {
+        /// Which shell
+        #[arg(value_enum)]
+        shell: clap_complete::Shell,
+    },
+    /// Write the manual pages into a folder
+    Man {
+        /// The folder, which must be there
+        #[arg(value_name = "DIR")]
+        dir: PathBuf,
+    },
+    /// Keys: make one, list them, end one
+    #[command(after_help = keeper::KEY)]
+    Key {
+        #[command(flatten)]
+        place: Where,
+        #[command(subcommand)]
+        deed: KeyDeed,
+    },
+    /// Tenants: list them, forget one
+    #[command(after_help = keeper::TENANT)]
+    Tenant {
+        #[command(flatten)]
+        place: Where,
+        #[command(subcommand)]
+        deed: TenantDeed,
+    },
+    /// What is remembered: copy it, check it
+    #[command(after_help = keeper::LEDGER)]
+    Ledger {
+        #[command(flatten)]
+        place: Where,
+        #[command(subcommand)]
+        deed: LedgerDeed,
+    },
     /// The frontend of a supervisor, which alone can start it.
     #[command(hide = true)]
     Frontend,
+}
+
+#[derive(Subcommand)]
+enum Config {
+    /// Check a file, the environment and flags as `gaoler serve` would
+    Check(Serve),
+    /// Show every setting in force and where its value was written
+    Show {
+        /// For programs
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        of: Serve,
+    },
+    /// Print a file with every setting at its default, each with its meaning
+    Default,
+    /// Print a JSON schema of such a file, for editors
+    Schema,
 }
 
 #[derive(Args)]
@@ -241,7 +281,64 @@ fn act(command: Command) -> u8 {
             Ok(settings) => diagnose(&settings, &asked).unwrap_or_else(|why| failed(FAILED, &why)),
             Err(wrong) => failed(USAGE, &wrong.0),
         },
+        Command::Config(asked) => configured(asked),
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut CommandLine::command(), "gaoler", &mut script);
+            say(&String::from_utf8_lossy(&script));
+            0
+        }
+        Command::Man { dir } => match clap_mangen::generate_to(CommandLine::command(), &dir) {
+            Ok(()) => 0,
+            Err(error) => failed(FAILED, &format!("{}: {error}", dir.display())),
+        },
+        Command::Key { place, deed } => keep(&place, &Deed::Key(deed)),
+        Command::Tenant { place, deed } => keep(&place, &Deed::Tenant(deed)),
+        Command::Ledger { place, deed } => keep(&place, &Deed::Ledger(deed)),
         Command::Frontend => crate::frontend::from_descriptors(),
+    }
+}
+
+fn configured(asked: Config) -> u8 {
+    let explained = |of: &Serve| config::explain(&serve_flags(of), environment(), of.config.as_deref());
+    match asked {
+        Config::Check(of) => match explained(&of) {
+            Ok((_, places)) => {
+                say(&format!("the settings can be honoured; {} of them are not defaults\n", places.len()));
+                0
+            }
+            Err(wrong) => failed(USAGE, &wrong.0),
+        },
+        Config::Show { json, of } => match explained(&of) {
+            Ok((settings, places)) => {
+                let shown = knobs::Shown::new(&settings, &places);
+                say(&if json { shown.json() } else { shown.text() });
+                0
+            }
+            Err(wrong) => failed(USAGE, &wrong.0),
+        },
+        Config::Default => {
+            say(&knobs::file());
+            0
+        }
+        Config::Schema => {
+            say(&format!("{:#}\n", knobs::schema()));
+            0
+        }
+    }
+}
+
+fn keep(place: &Where, deed: &Deed) -> u8 {
+    let flags = Flags::default().with("--state", "state.dir", place.state.clone());
+    match config::resolve(&flags, environment(), place.config.as_deref()) {
+        Ok(settings) => match keeper::act(&settings, place, deed) {
+            Ok(text) => {
+                say(&text);
+                0
+            }
+            Err(why) => failed(FAILED, &why),
+        },
+        Err(wrong) => failed(USAGE, &wrong.0),
     }
 }
 
@@ -251,7 +348,11 @@ fn failed(status: u8, why: &str) -> u8 {
 }
 
 fn serve_settings(asked: &Serve) -> Result<Settings, config::Wrong> {
-    let flags = Flags::default()
+    config::resolve(&serve_flags(asked), environment(), asked.config.as_deref())
+}
+
+fn serve_flags(asked: &Serve) -> Flags {
+    Flags::default()
         .with("--listen", "server.listen", asked.listen.clone())
         .with("--tls-certificate", "server.tls_certificate", asked.tls_certificate.clone())
         .with("--tls-key", "server.tls_key", asked.tls_key.clone())
@@ -259,8 +360,11 @@ fn serve_settings(asked: &Serve) -> Result<Settings, config::Wrong> {
         .with("--cli", "cli.path", asked.cli.clone())
         .with("--upstream", "upstream.url", asked.upstream.clone())
         .with("--level", "level.default", asked.level.clone())
-        .with("--minimum", "isolation.minimum", asked.minimum.clone());
-    config::resolve(&flags, environment(), asked.config.as_deref())
+        .with("--minimum", "isolation.minimum", asked.minimum.clone())
+}
+
+fn serve_help() -> String {
+    [SERVE_BEFORE, &knobs::help(), SERVE_AFTER].join("\n")
 }
 
 fn exec_settings(asked: &Exec) -> Result<Settings, config::Wrong> {
@@ -325,7 +429,6 @@ mod tests {
 
     #[test]
     fn the_command_line_is_well_formed() {
-        use clap::CommandFactory;
         CommandLine::command().debug_assert();
     }
 
@@ -344,6 +447,20 @@ mod tests {
             (&["gaoler", "serve", "--minimum", "lax"], 2),
             (&["gaoler", "serve", "--listen", "0.0.0.0:1"], 2),
             (&["gaoler", "doctor", "--nope"], 2),
+            (&["gaoler", "config"], 2),
+            (&["gaoler", "config", "check"], 0),
+            (&["gaoler", "config", "check", "--level", "lax"], 2),
+            (&["gaoler", "config", "check", "--config", "/no/such/file"], 2),
+            (&["gaoler", "config", "show", "--json"], 0),
+            (&["gaoler", "config", "schema"], 0),
+            (&["gaoler", "completions", "bash"], 0),
+            (&["gaoler", "completions", "tcsh"], 2),
+            (&["gaoler", "man", "/no/such/folder"], 1),
+            (&["gaoler", "key"], 2),
+            (&["gaoler", "key", "create"], 2),
+            (&["gaoler", "key", "create", "--admin", "--tenant", "x"], 2),
+            (&["gaoler", "key", "create", "--admin", "--expires-in", "0"], 2),
+            (&["gaoler", "ledger", "backup"], 2),
             (&["gaoler", "exec"], 125),
             (&["gaoler", "exec", "id"], 125),
             (&["gaoler", "exec", "--help"], 0),
@@ -364,7 +481,8 @@ mod tests {
         for (section, keys) in &table {
             for (key, value) in keys.as_table().expect("sections only") {
                 let name = format!("{section}.{key}");
-                let line = SERVE.lines().find(|line| line.trim_start().starts_with(&format!("{name} ")));
+                let help = serve_help();
+                let line = help.lines().find(|line| line.trim_start().starts_with(&format!("{name} ")));
                 let value = value.as_str().map_or_else(|| value.to_string(), ToOwned::to_owned);
                 assert!(line.is_some_and(|line| line.contains(&value)), "{name} = {value}");
             }

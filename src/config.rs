@@ -5,12 +5,12 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
-use gaoler_policy::settings::{ListedModel, Settings};
+use gaoler_policy::settings::{ListedModel, OfferedServer, Settings};
 use gaoler_protocol::{Level, Tier};
 use toml::{Table, Value};
 
 use crate::frontend::job;
-use crate::operator;
+use crate::{knobs, mcp, operator};
 
 /// The prefix of every environment variable that gaoler reads.
 const PREFIX: &str = "GAOLER_";
@@ -59,6 +59,18 @@ pub fn resolve(
     environment: impl IntoIterator<Item = (String, String)>,
     file: Option<&Path>,
 ) -> Result<Settings, Wrong> {
+    explain(flags, environment, file).map(|(settings, _)| settings)
+}
+
+/// The same, with where each value that is no default was written, by its key.
+///
+/// # Errors
+/// As above.
+pub fn explain(
+    flags: &Flags,
+    environment: impl IntoIterator<Item = (String, String)>,
+    file: Option<&Path>,
+) -> Result<(Settings, BTreeMap<String, String>), Wrong> {
     let mut layers = Layers::of_defaults();
     if let Some(path) = file {
         layers.add_file(path, &read_file("--config", path)?)?;
@@ -70,7 +82,8 @@ pub fn resolve(
     for (flag, key, value) in &flags.values {
         layers.set(key, value.clone(), (*flag).to_owned())?;
     }
-    layers.finish()
+    let places = layers.places.clone();
+    Ok((layers.finish()?, places))
 }
 
 /// The values so far, and where each was written.
@@ -167,11 +180,13 @@ impl Layers {
 
     /// Types were checked before, so what serde still refuses is a number that does not fit, or an entry's key.
     fn out_of_range(&self, error: &str) -> Wrong {
-        let numbers = |value: &Value| match value {
+        let misfit = |key: &str, value: &Value| match value {
             Value::Integer(n) => u32::try_from(*n).is_err(),
-            Value::Array(list) if list.iter().any(Value::is_table) => {
-                value.clone().try_into::<Vec<ListedModel>>().is_err()
-            }
+            Value::Array(list) if list.iter().any(Value::is_table) => match key {
+                "models.list" => value.clone().try_into::<Vec<ListedModel>>().is_err(),
+                "mcp.catalog" => value.clone().try_into::<Vec<OfferedServer>>().is_err(),
+                _ => true,
+            },
             // A list of numbers or of texts; one of anything else is neither.
             Value::Array(list) => {
                 let texts = list.iter().all(Value::is_str);
@@ -179,7 +194,8 @@ impl Layers {
             }
             _ => false,
         };
-        let place = self.places.iter().find(|(key, _)| self.value_of(key).is_some_and(numbers));
+        let place =
+            self.places.iter().find(|(key, _)| self.value_of(key).is_some_and(|value| misfit(key, value)));
         let place = place.map_or("settings", |(_, place)| place);
         Wrong(format!("{place}: {}", error.trim().replace('\n', " ")))
     }
@@ -306,6 +322,9 @@ fn check(mut settings: Settings, place: &dyn Fn(&str) -> String) -> Result<Setti
     if let Err(what) = models(&s.models.list) {
         return wrong("models.list", what);
     }
+    if let Err((key, what)) = mcp::check(&s.mcp) {
+        return wrong(key, what);
+    }
     let version = s.cli.version.split('.').map(str::parse::<u16>).collect::<Result<Vec<_>, _>>();
     if !version.is_ok_and(|numbers| numbers.len() == 3) {
         return wrong("cli.version", format!("`{}` is not a version such as 2.1.330", s.cli.version));
@@ -313,18 +332,26 @@ fn check(mut settings: Settings, place: &dyn Fn(&str) -> String) -> Result<Setti
     if let Err((key, what)) = uids(s) {
         return wrong(key, what);
     }
-    let bounds = [
-        ("runs.max", s.runs.max, 1, s.uids.run[1].min(s.uids.egress[1]).min(1024)),
-        ("runs.tenant_max", s.runs.tenant_max, 1, 1024),
-        ("runs.queue_max", s.runs.queue_max, 0, 4096),
-        ("runs.queue_seconds", s.runs.queue_seconds, 1, 600),
-        ("runs.drain_seconds", s.runs.drain_seconds, 1, 3600),
-        ("runs.silence_seconds", s.runs.silence_seconds, 1, 3600),
+    let cages = s.uids.run[1].min(s.uids.egress[1]);
+    let numbers = [
+        ("runs.max", s.runs.max),
+        ("runs.tenant_max", s.runs.tenant_max),
+        ("runs.queue_max", s.runs.queue_max),
+        ("runs.queue_seconds", s.runs.queue_seconds),
+        ("runs.drain_seconds", s.runs.drain_seconds),
+        ("runs.silence_seconds", s.runs.silence_seconds),
+        ("sessions.ttl_days", s.sessions.ttl_days),
+        ("ledger.runs_days", s.ledger.runs_days),
+        ("ledger.usage_days", s.ledger.usage_days),
     ];
-    match bounds.iter().find(|(_, value, low, high)| value < low || value > high) {
-        Some((key, value, low, high)) => wrong(key, format!("{value} is not between {low} and {high}")),
-        None => Ok(settings),
+    for (key, value) in numbers {
+        let Some((low, most)) = knobs::bounds(key) else { continue };
+        let high = if key == "runs.max" { most.min(cages) } else { most };
+        if !(low..=high).contains(&value) {
+            return wrong(key, format!("{value} is not between {low} and {high}"));
+        }
     }
+    Ok(settings)
 }
 
 /// A tier to insist on.
@@ -441,6 +468,7 @@ fn uids(settings: &Settings) -> Result<(), (&'static str, String)> {
         ("uids.egress", uids.egress),
         ("uids.frontend", [uids.frontend, 1]),
         ("uids.upstream", [uids.upstream, 1]),
+        ("uids.ledger", [uids.ledger, 1]),
     ];
     // 65534 is the kernel's overflow uid, and everything below belongs to the host's users.
     const FIRST: u32 = 65_536;
@@ -593,7 +621,7 @@ mod tests {
                 &[],
                 Some("[sever]\nlisten = 'x'"),
                 "FILE: unknown key `sever`; the sections are cli, \
-              credentials, isolation, level, models, runs, server, state, uids, upstream",
+              credentials, identity, isolation, ledger, level, mcp, models, runs, server, sessions, state, uids, upstream",
             ),
             (
                 None,

@@ -227,6 +227,8 @@ fn refusal(report: &mut Report, refused: Refused) -> Result<u8, String> {
         | Refusal::UpstreamUnavailable
         | Refusal::Draining
         | Refusal::SessionBusy
+        | Refusal::WorkspaceUnknown
+        | Refusal::WorkspaceOther
         | Refusal::Unacceptable
         | Refusal::EgressFailed => Err(format!("the supervisor refused the run: {}", refused.reason)),
     }
@@ -285,9 +287,11 @@ fn spawn(level: Level, request: &Request) -> Spawn {
         ephemeral: request.tenant.is_none(),
         proof: false,
         session: [0; 16],
+        workspace: [0; 16],
         model: Model::DEFAULT,
         effort: Effort::Unset,
         turns_max: 0,
+        mcp_refused: false,
         budget_microusd: 0,
         limits: request.limits,
     }
@@ -357,6 +361,8 @@ mod tests {
             denials: 0,
             input_tokens: 0,
             output_tokens: 0,
+            cache_write_tokens: 0,
+            cache_read_tokens: 0,
             bytes_up: 0,
             bytes_down: 0,
         }

@@ -154,8 +154,8 @@ pub fn destination(text: &str) -> Result<(), String> {
             && !label.starts_with('-')
             && !label.ends_with('-')
     };
-    // A name that ends in a number is an address in one of its many spellings; only the usual one is taken.
-    let numeric = name.rsplit('.').next().is_some_and(|last| last.bytes().all(|b| b.is_ascii_digit()));
+    // A name whose last part begins with a digit is an address in one of its many spellings; only the usual one is taken.
+    let numeric = name.rsplit('.').next().is_some_and(|last| last.starts_with(|b: char| b.is_ascii_digit()));
     let named = name.len() <= 253 && name.split('.').all(label) && name.contains('.') && !numeric;
     match named || (host == name && name.parse::<Ipv4Addr>().is_ok()) {
         true => Ok(()),

@@ -13,7 +13,7 @@ use gaoler_sys::memfd;
 use zeroize::Zeroize;
 
 use crate::frontend::tls::{self, Wrong};
-use crate::supervisor;
+use crate::{supervisor, vault};
 
 /// Becomes the server.
 ///
@@ -22,6 +22,7 @@ use crate::supervisor;
 pub fn serve(settings: &Settings) -> Result<Infallible, String> {
     cli(&settings.cli.path)?;
     let tls = tls(settings)?;
+    vault::keys(&settings.state.dir)?;
     port(&settings.server.listen)?;
     supervisor::become_server(settings, tls)
 }

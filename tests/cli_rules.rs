@@ -454,7 +454,8 @@ impl Prover<'_> {
         let frontend = std::thread::spawn(|| {
             let runtime =
                 tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-            let secrets = gaoler::frontend::Secrets { server: [7; 32], tls: None };
+            let secrets =
+                gaoler::frontend::Secrets { server: [7; 32], tls: None, ledger: None, vault: [0; 32] };
             runtime.block_on(gaoler::frontend::converse(theirs, Settings::default(), secrets));
         });
         assert!(matches!(hear(&control), (Message::Ready(_), _)));
@@ -481,7 +482,7 @@ impl Prover<'_> {
             let path = match section {
                 Section::System => system.clone(),
                 Section::Transcript => projects.join(&slug).join(format!("{session}.jsonl")),
-                Section::Argv => panic!("a command for the CLI"),
+                Section::Argv | Section::Mcp => panic!("nothing that a proof gives to the CLI"),
             };
             std::fs::create_dir_all(path.parent().expect("a folder")).expect("a folder");
             std::fs::write(path, body).expect("a file");
@@ -541,6 +542,8 @@ const EXIT: Exit = Exit {
     denials: 0,
     input_tokens: 0,
     output_tokens: 0,
+    cache_write_tokens: 0,
+    cache_read_tokens: 0,
     bytes_up: 0,
     bytes_down: 0,
 };

@@ -15,11 +15,21 @@ const PRIVILEGED_MAY_USE: [&str; 10] =
 /// What their build scripts may use: it reads the policies and writes constants, and is never linked.
 const PRIVILEGED_MAY_BUILD_WITH: [&str; 1] = ["gaoler-policies"];
 /// One person can read this much in two afternoons.
-const PRIVILEGED_LINES_MAX: usize = 6800;
+const PRIVILEGED_LINES_MAX: usize = 7050;
 /// Where `unsafe` may stand.
 const UNSAFE_MAY_STAND_IN: [&str; 2] = ["supervisor/sys/src/", "tests/probe/"];
 /// Crate roots that must forbid it.
-const UNPRIVILEGED_SOURCES: [&str; 5] = ["src", "egress/src", "upstream/src", "confine/src", "policies/src"];
+const UNPRIVILEGED_SOURCES: [&str; 9] = [
+    "src",
+    "egress/src",
+    "files/src",
+    "upstream/src",
+    "confine/src",
+    "policies/src",
+    "ledger/src",
+    "ledger/wire/src",
+    "seal/src",
+];
 
 #[test]
 fn unsafe_stands_only_where_it_may() {
@@ -70,7 +80,9 @@ fn privileged_code_never_reaches_across_the_boundary() {
     let privileged = |path: &str| path.starts_with("supervisor/") && path.contains("/src/");
     for (path, text) in sources().into_iter().filter(|(path, _)| privileged(path)) {
         let code = code(&text);
-        for foreign in ["gaoler_egress", "gaoler_upstream", "gaoler::"] {
+        for foreign in
+            ["gaoler_egress", "gaoler_files", "gaoler_upstream", "gaoler_ledger", "gaoler_seal", "gaoler::"]
+        {
             assert!(!code.contains(foreign), "{path} names {foreign}");
         }
         assert!(!code.contains("#[path"), "{path} takes a module from elsewhere");

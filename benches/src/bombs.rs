@@ -63,7 +63,7 @@ pub struct Bombs(Vec<Row>);
 /// Whatever could not be started, or a neighbour who was answered wrongly.
 pub fn beside(rounds: u32, cli: &Path) -> Result<Bombs, String> {
     let folder = tempfile::tempdir().map_err(|error| format!("a folder: {error}"))?;
-    let server = Server::start(folder.path(), cli)?;
+    let server = Server::start(folder.path(), cli, &[])?;
     let neighbour = Asked { tenant: "neighbour", limits: None, prompt: "ECHO: hello" };
     // The first request of a tenant also makes its folder.
     for _ in 0..2 {

@@ -110,9 +110,11 @@ fn spawn() -> Spawn {
         ephemeral: true,
         proof: false,
         session: [0; 16],
+        workspace: [0; 16],
         model: Model::DEFAULT,
         effort: Effort::Unset,
         turns_max: 0,
+        mcp_refused: false,
         budget_microusd: 0,
         limits: Limits::NONE,
     }

@@ -4,6 +4,7 @@
 #![forbid(unsafe_code)]
 
 mod bombs;
+mod http;
 mod launch;
 mod request;
 mod table;
@@ -26,6 +27,18 @@ struct Flags {
     /// Times that each bomb runs beside a neighbour; 0 = none
     #[arg(long, default_value_t = 2)]
     bombs: u32,
+    /// Half-second slices of requests that start no run, beside plain hyper; 0 = none
+    #[arg(long, default_value_t = 9)]
+    slices: u32,
+    /// Idle streams that are held at the same time, over runs of the CLI's double; 0 = none
+    #[arg(long, default_value_t = 0)]
+    streams: usize,
+    /// The CLI's double
+    #[arg(long, default_value = "tests/double/claude")]
+    double: PathBuf,
+    /// The peer's own process: serve this body
+    #[arg(long, hide = true)]
+    peer: Option<String>,
     /// The Claude Code CLI
     #[arg(long)]
     cli: PathBuf,
@@ -35,8 +48,12 @@ struct Flags {
 }
 
 fn main() -> ExitCode {
-    let asked = Flags::parse();
-    match measure(&asked) {
+    let mut asked = Flags::parse();
+    let done = match asked.peer.take() {
+        Some(body) => http::peer(body),
+        None => measure(&asked),
+    };
+    match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(why) => {
             eprintln!("bench: {why}");
@@ -47,8 +64,10 @@ fn main() -> ExitCode {
 
 fn measure(asked: &Flags) -> Result<(), String> {
     let mut tables = Vec::new();
-    tables.push(launch::back_to_back(asked.launches)?);
-    tables.push(launch::with_gaps(asked.launches)?);
+    if asked.launches > 0 {
+        tables.push(launch::back_to_back(asked.launches)?);
+        tables.push(launch::with_gaps(asked.launches)?);
+    }
     let mut memory = None;
     if asked.requests > 0 {
         let (table, rss_kib) = request::whole(asked.requests, &asked.cli)?;
@@ -56,12 +75,12 @@ fn measure(asked: &Flags) -> Result<(), String> {
         memory = Some(rss_kib);
     }
     let bombs = (asked.bombs > 0).then(|| bombs::beside(asked.bombs, &asked.cli)).transpose()?;
+    let http = http::http(asked.slices, asked.streams, &asked.cli, &asked.double)?;
     let machine = machine();
     if asked.json {
         let tables: Vec<_> = tables.iter().map(table::Table::json).collect();
         let bombs = bombs.as_ref().map(bombs::Bombs::json);
-        let all =
-            json!({ "machine": machine, "tables": tables, "supervisor_rss_kib": memory, "bombs": bombs });
+        let all = json!({ "machine": machine, "tables": tables, "supervisor_rss_kib": memory, "bombs": bombs, "http": http.json() });
         println!("{all:#}");
         return Ok(());
     }
@@ -73,6 +92,7 @@ fn measure(asked: &Flags) -> Result<(), String> {
     if let Some(bombs) = bombs {
         println!("\n{bombs}");
     }
+    println!("\n{http}");
     Ok(())
 }
 

@@ -34,7 +34,7 @@ const MODEL: &str = "claude-sonnet-5";
 pub fn whole(rounds: u32, cli: &Path) -> Result<(Table, u64), String> {
     let folder = tempfile::tempdir().map_err(|error| format!("a folder: {error}"))?;
     let cli = std::fs::canonicalize(cli).map_err(|error| format!("{}: {error}", cli.display()))?;
-    let server = Server::start(folder.path(), &cli)?;
+    let server = Server::start(folder.path(), &cli, &[])?;
     let upstream = Upstream::start()?;
     let bare = Bare::new(folder.path(), cli, &upstream.address)?;
     let asked = Asked { tenant: "whole", limits: None, prompt: PROMPT };
@@ -77,7 +77,7 @@ impl Server {
     ///
     /// # Errors
     /// Why it did not start.
-    pub fn start(folder: &Path, cli: &Path) -> Result<Server, String> {
+    pub fn start(folder: &Path, cli: &Path, settings: &[(&str, &str)]) -> Result<Server, String> {
         // Its log is of interest only where it does not start.
         let log = folder.join("serve.log");
         let complaints = std::fs::File::create(&log).map_err(|error| format!("a log: {error}"))?;
@@ -87,6 +87,7 @@ impl Server {
             .arg(folder.join("state"))
             .arg("--cli")
             .arg(cli)
+            .envs(settings.iter().copied())
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(complaints)
@@ -100,6 +101,29 @@ impl Server {
             format!("gaoler serve: {why}\n{}", std::fs::read_to_string(&log).unwrap_or_default())
         })?;
         Ok(Server { child, address })
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// The supervisor.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Ends it with all that runs: the second signal waits for nothing.
+    ///
+    /// # Errors
+    /// An end that does not come.
+    pub fn end_at_once(mut self) -> Result<(), String> {
+        let pid = i32::try_from(self.child.id()).map_err(|error| error.to_string())?;
+        for _ in 0..2 {
+            kill(Pid::from_raw(pid), Signal::SIGTERM).map_err(|errno| format!("kill: {errno}"))?;
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        self.child.wait().map(drop).map_err(|error| format!("wait: {error}"))
     }
 
     /// To the first byte of text, and to the end of the response, which comes after the run's Exit.
@@ -306,6 +330,23 @@ fn ready_line(child: &mut Child, parse: impl Fn(&str) -> Option<String>) -> Resu
             }
         }
     }
+}
+
+/// The child of this process that has this name.
+///
+/// # Errors
+/// Where there is none.
+pub fn beside_us(parent: u32, name: &str) -> Result<u32, String> {
+    let entries = std::fs::read_dir("/proc").map_err(|error| format!("/proc: {error}"))?.flatten();
+    let is_it = |pid: &u32| {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        let rest = stat.split_once(") ").map(|(before, rest)| (before.split_once('(').map(|it| it.1), rest));
+        rest.is_some_and(|(comm, rest)| {
+            comm == Some(name) && rest.split(' ').nth(1).and_then(|it| it.parse().ok()) == Some(parent)
+        })
+    };
+    let mut pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    pids.find(is_it).ok_or_else(|| format!("{parent} has no child {name}"))
 }
 
 fn beside(name: &str) -> Result<PathBuf, String> {

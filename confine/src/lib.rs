@@ -26,6 +26,8 @@ pub enum Process {
     Egress,
     /// The embedded model.
     Upstream,
+    /// What is remembered.
+    Ledger,
 }
 
 impl Process {
@@ -36,6 +38,7 @@ impl Process {
             Process::Frontend => Program(include!(concat!(env!("OUT_DIR"), "/frontend.rs"))),
             Process::Egress => Program(include!(concat!(env!("OUT_DIR"), "/egress.rs"))),
             Process::Upstream => Program(include!(concat!(env!("OUT_DIR"), "/upstream.rs"))),
+            Process::Ledger => Program(include!(concat!(env!("OUT_DIR"), "/ledger.rs"))),
         }
     }
 }
@@ -51,6 +54,8 @@ pub enum Files<'a> {
     None,
     /// No file; TCP connections to these ports only (on kernels whose Landlock knows TCP).
     ButConnect(&'a [u16]),
+    /// One folder and what is in it; no TCP port.
+    ButBelow(&'a Path),
 }
 
 /// A step of the confinement that failed.
@@ -86,6 +91,7 @@ pub fn before_threads(files: Files<'_>) -> std::result::Result<u8, ConfineError>
     let restricted = match files {
         Files::None => landlock::no_files(),
         Files::ButConnect(ports) => landlock::no_files_but_connect(ports),
+        Files::ButBelow(folder) => landlock::no_files_but_below(folder),
     };
     match restricted {
         // Not built, or switched off at boot: said so, never passed over.

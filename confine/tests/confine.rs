@@ -28,6 +28,7 @@ const CASES: &[(&str, fn())] = &[
     ("t07_a_cage_sees_the_places_of_its_rules_and_no_other", cage_places),
     ("t08_landlock_alone_takes_every_file_and_port_away", landlock_alone),
     ("t09_capabilities_read_back_as_zero", capabilities),
+    ("t10_the_ledger_opens_its_folder_and_nothing_else", ledger),
 ];
 
 fn main() {
@@ -154,6 +155,43 @@ fn egress() {
     assert_eq!(refused(raw), Errno::EAFNOSUPPORT);
     assert_eq!(start().map_err(|error| error.kind()).err(), Some(ErrorKind::PermissionDenied));
     assert_eq!(errno(std::thread::Builder::new().spawn(|| ())), Errno::EPERM);
+}
+
+fn ledger() {
+    let (own, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    std::fs::write(other.path().join("file"), "theirs").unwrap();
+    assert!(File::open(other.path().join("file")).is_ok(), "control: opening works");
+    assert!(start().expect("control: starting works").success());
+    assert!(before_threads(Files::ButBelow(own.path())).unwrap() >= 2);
+    after_threads(Process::Ledger).unwrap();
+
+    // What a database needs: a file that is made, written, locked, synchronized, read and removed.
+    let path = own.path().join("ledger.db");
+    let mut file = File::create(&path).unwrap();
+    file.write_all(b"page").unwrap();
+    file.sync_all().unwrap();
+    let lock = libc_lock();
+    nix::fcntl::fcntl(&file, nix::fcntl::FcntlArg::F_SETLK(&lock)).unwrap();
+    assert_eq!(std::fs::read(&path).unwrap(), b"page");
+    std::fs::remove_file(&path).unwrap();
+
+    assert!(failed_open());
+    assert_eq!(errno(File::open(other.path().join("file"))), Errno::EACCES);
+    assert_eq!(errno(File::create(other.path().join("new"))), Errno::EACCES);
+    assert_eq!(errno(std::fs::remove_file(other.path().join("file"))), Errno::EACCES);
+    assert_eq!(errno(std::fs::create_dir(own.path().join("folder"))), Errno::EACCES);
+    assert_eq!(errno(std::os::unix::fs::symlink("/etc", own.path().join("link"))), Errno::EACCES);
+    assert_eq!(refused(stream(AddressFamily::Inet)), Errno::EPERM);
+    assert_eq!(refused(stream(AddressFamily::Unix)), Errno::EPERM);
+    assert_eq!(start().map_err(|error| error.kind()).err(), Some(ErrorKind::PermissionDenied));
+    assert_eq!(errno(std::thread::Builder::new().spawn(|| ())), Errno::EPERM);
+    assert_eq!(refused(nix::unistd::chroot(".")), Errno::EPERM);
+    // Its folder is the test's to remove, and this process may not.
+    std::process::exit(0);
+}
+
+fn libc_lock() -> nix::libc::flock {
+    nix::libc::flock { l_type: nix::libc::F_WRLCK as i16, l_whence: 0, l_start: 0, l_len: 1, l_pid: 0 }
 }
 
 fn init() {

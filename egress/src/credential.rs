@@ -4,6 +4,7 @@
 use std::os::fd::OwnedFd;
 
 use gaoler_protocol::{CREDENTIAL_BYTES_MAX, Scheme};
+use gaoler_seal::{SEALED, Vault};
 use gaoler_sys::memfd;
 use hyper::HeaderMap;
 use hyper::header::{AUTHORIZATION, HeaderValue};
@@ -22,10 +23,13 @@ pub struct Credential {
 }
 
 impl Credential {
-    /// Reads it from its sealed memory file. `None` where that is not one, or holds anything but a scheme
-    /// and visible ASCII.
-    pub fn read(fd: OwnedFd) -> Option<Credential> {
-        let bytes = Zeroizing::new(memfd::read(fd, CREDENTIAL_BYTES_MAX).ok()?);
+    /// Reads it from its sealed memory file, and opens it where it is a stored one of this tenant. `None` where that
+    /// is not one, or holds anything but a scheme and visible ASCII.
+    pub fn read(fd: OwnedFd, vault: Option<&Vault>, tenant: &[u8; 16]) -> Option<Credential> {
+        let mut bytes = Zeroizing::new(memfd::read(fd, CREDENTIAL_BYTES_MAX).ok()?);
+        if let [SEALED, sealed @ ..] = bytes.as_slice() {
+            bytes = vault?.open(tenant, sealed)?;
+        }
         let (scheme, token) = bytes.split_first()?;
         let scheme = Scheme::from_number(*scheme).ok()?;
         let visible = !token.is_empty() && token.iter().all(u8::is_ascii_graphic);

@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use gaoler_protocol::Serve;
 use gaoler_sys::memfd;
+use rustls::ClientConfig;
 use tokio::net::{TcpListener, UnixListener, UnixStream};
 
 use crate::hostile;
@@ -37,7 +38,8 @@ pub struct Door {
 }
 
 impl Door {
-    /// Reads the descriptors after the first two: hosts, ledger, listener, and perhaps the proxy's listener.
+    /// Reads the descriptors after the first two: hosts, ledger, listener, and perhaps the proxy's listener and the
+    /// run's remote MCP servers.
     ///
     /// # Errors
     /// Any that is missing or something else, and a proxy where the level has none.
@@ -46,17 +48,20 @@ impl Door {
         policy: &EgressPolicy,
         servers: NameServers,
         tally: Arc<Tally>,
+        tls: Arc<ClientConfig>,
         hosts: OwnedFd,
         mut fds: impl Iterator<Item = OwnedFd>,
     ) -> Result<Door> {
-        let (Some(ledger), Some(listener), proxy_listener) = (fds.next(), fds.next(), fds.next()) else {
+        let (Some(ledger), Some(listener)) = (fds.next(), fds.next()) else {
             return Err(hostile("descriptors are missing"));
         };
         let hosts = text(hosts).ok_or_else(|| hostile("the operator's hosts are no sealed text"))?;
-        let terms = Terms { hosts: &hosts, egress_mib: serve.egress_mib, is_shared: serve.peer_uid != 0 };
+        let (proxy_listener, remotes) = (fds.next(), fds.next());
+        let (egress_mib, is_shared) = (serve.egress_mib, serve.peer_uid != 0);
+        let terms = Terms { hosts: &hosts, remotes, tls, egress_mib, is_shared };
         let expected = Expected::new(&serve.placeholder);
-        let proxy = Proxy::new(policy, &terms, servers, expected, tally)
-            .ok_or_else(|| hostile("a line of the operator's hosts is no HOST:PORT"))?;
+        let proxy = Proxy::new(policy, terms, servers, expected, tally)
+            .ok_or_else(|| hostile("the operator's hosts or the run's servers are not what they must be"))?;
         if proxy_listener.is_some() && !proxy.is_there() {
             return Err(hostile("a listener for a proxy that the level does not have"));
         }

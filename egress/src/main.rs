@@ -25,22 +25,26 @@ mod scan;
 mod tally;
 mod upstream;
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::convert::Infallible;
 use std::io::{Error, ErrorKind, Result};
-use std::os::fd::OwnedFd;
+use std::os::fd::{OwnedFd, RawFd};
+use std::os::unix::fs::FileExt;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use gaoler_confine::{self as confine, Files, Process};
 use gaoler_protocol::{Denial, Message, Ready, Role, RunId, Serve, Totals, Vouched};
+use gaoler_seal::{KEY_BYTES, Vault};
+use gaoler_sys::{channel, memfd};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::UnixStream;
 use tokio::task::JoinSet;
+use zeroize::Zeroizing;
 
 use crate::arguments::{Arguments, USAGE};
 use crate::control::Control;
@@ -57,6 +61,8 @@ const HEAD_TIME: Duration = Duration::from_secs(30);
 const DNS_PORT: u16 = 53;
 /// The least buffer that hyper takes for a head.
 const HEAD_BYTES_MIN: usize = 8192;
+/// The descriptor of the key that opens stored credentials, where there is one.
+const VAULT_FD: RawFd = 4;
 /// Statuses of this process.
 const USAGE_ERROR: u8 = 64;
 const HOSTILE_CONTROL: u8 = 2;
@@ -73,8 +79,7 @@ fn main() -> ExitCode {
     match run(arguments, &log) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            // The error's text is ours or the kernel's: nothing of a tenant or an upstream gets into one.
-            log.event("failed", &[("error", &error.to_string())]);
+            log.failed(&error);
             ExitCode::from(if error.kind() == ErrorKind::InvalidData { HOSTILE_CONTROL } else { 1 })
         }
     }
@@ -83,6 +88,7 @@ fn main() -> ExitCode {
 /// Makes ready, confines itself, serves.
 fn run(arguments: Arguments, log: &Log) -> Result<()> {
     let tls = upstream::tls(arguments.ca_file.as_deref())?;
+    let vault = RefCell::new(vault());
     let mut ports = arguments.connect.clone();
     ports.extend([arguments.upstream.port, DNS_PORT]);
     confine::before_threads(Files::ButConnect(&ports)).map_err(Error::other)?;
@@ -94,7 +100,9 @@ fn run(arguments: Arguments, log: &Log) -> Result<()> {
             return Err(Error::other("a file could be opened after the confinement"));
         }
         control.send(Message::Ready(Ready { role: Role::Egress, threads: 1 })).await?;
-        Broker { arguments, tls, control, log }.attend().await
+        let broker = Broker { arguments, tls, control, vault, log };
+        // Said before the control socket closes: whoever sees its end ends this process.
+        broker.attend().await.inspect_err(|error| log.failed(error))
     })
 }
 
@@ -111,6 +119,8 @@ struct Broker<'a> {
     arguments: Arguments,
     tls: rustls::ClientConfig,
     control: Control,
+    /// Until the run's credential has been opened for the last time.
+    vault: RefCell<Option<Vault>>,
     log: &'a Log,
 }
 
@@ -156,7 +166,9 @@ impl Broker<'_> {
         let (Some(credential), Some(resolv_conf)) = (fds.next(), fds.next()) else {
             return Err(hostile("descriptors are missing"));
         };
-        let credential = Credential::read(credential).ok_or_else(|| hostile("the credential is unusable"))?;
+        let vault = self.vault.take();
+        let credential = Credential::read(credential, vault.as_ref(), &serve.tenant)
+            .ok_or_else(|| hostile("the credential is unusable"))?;
         let policy =
             EgressPolicy::of(serve.level).ok_or_else(|| Error::other("a level that is not there"))?;
         let Arguments { upstream, silence, requests_max, .. } = &self.arguments;
@@ -164,8 +176,15 @@ impl Broker<'_> {
         let client = upstream::client(self.tls.clone(), upstream, servers.clone());
         let job = Job::new(serve, policy, credential, client, upstream.clone(), *silence, *requests_max);
         let door = match fds.next() {
-            None => None,
-            Some(hosts) => Some(Door::new(&serve, &policy, servers, job.tally.clone(), hosts, fds)?),
+            None => {
+                self.vault.replace(vault);
+                None
+            }
+            // The key that opens others' too is dropped before anybody of the cage can come.
+            Some(hosts) => {
+                let tls = Arc::new(self.tls.clone());
+                Some(Door::new(&serve, &policy, servers, job.tally.clone(), tls, hosts, fds)?)
+            }
         };
         Ok((job, door))
     }
@@ -285,6 +304,15 @@ async fn connection(job: Arc<Job>, stream: UnixStream, requests: Arc<AtomicU64>)
     }
 }
 
+/// The key that opens stored credentials. Read at an offset: every egress has the same open file.
+fn vault() -> Option<Vault> {
+    static TAKEN: AtomicBool = AtomicBool::new(false);
+    let file = channel::take_inherited(VAULT_FD, &TAKEN).filter(|fd| memfd::is_sealed(fd, KEY_BYTES))?;
+    let mut bytes = Zeroizing::new([0; KEY_BYTES]);
+    std::fs::File::from(file).read_exact_at(bytes.as_mut_slice(), 0).ok()?;
+    Some(Vault::of(*bytes))
+}
+
 fn nothing(run: RunId) -> Totals {
     Tally::new(run).totals()
 }
@@ -298,9 +326,17 @@ fn hostile(what: &str) -> Error {
 #[derive(Default)]
 struct Log {
     run: Cell<Option<RunId>>,
+    has_failed: Cell<bool>,
 }
 
 impl Log {
+    /// Once. The error's text is ours or the kernel's: nothing of a tenant or an upstream gets into one.
+    fn failed(&self, error: &Error) {
+        if !self.has_failed.replace(true) {
+            self.event("failed", &[("error", &error.to_string())]);
+        }
+    }
+
     fn event(&self, event: &str, more: &[(&str, &str)]) {
         let mut line = serde_json::Map::new();
         line.insert("process".into(), "egress".into());

@@ -14,6 +14,7 @@ use common::{
     stream_head, streamed,
 };
 use gaoler_protocol::{Empty, Level, Message, RunId, Scheme, Serve};
+use gaoler_seal::Vault;
 use gaoler_sys::memfd;
 
 const HOSTILE: i32 = 2;
@@ -27,6 +28,7 @@ fn serve(vouch: bool) -> Serve {
         requests_max: 0,
         egress_mib: 0,
         peer_uid: 0,
+        tenant: [0; 16],
     }
 }
 
@@ -48,6 +50,45 @@ fn the_upstream_vouches_for_a_credential() {
     check("http://127.0.0.1:1", CANARY, false, 0);
     check(&Raw::answering("500 Oops", "", "").url(), CANARY, false, 500);
     check(&Raw::answering("302 Found", "location: /\r\n", "").url(), CANARY, false, 302);
+}
+
+#[test]
+fn a_stored_credential_opens_for_its_own_tenant_alone() {
+    let (vault, other) = (Vault::draw(), Vault::draw());
+    let plain = [&[Scheme::OAuth as u8], CANARY.as_bytes()].concat();
+    let sealed = gaoler_seal::seal(&vault.public().expect("a key"), &[7; 16], &plain).expect("sealed");
+    let file = || {
+        memfd::sealed("credential", &[&[gaoler_seal::SEALED], sealed.as_slice()].concat())
+            .expect("a memory file")
+    };
+    let raw = Raw::answering("200 OK", "", "");
+    let ask = |vault: Option<&Vault>, tenant: [u8; 16]| {
+        let mut egress = Egress::start_with(&raw.url(), &[], vault);
+        egress.say(Message::Serve(Serve { tenant, ..serve(true) }), &[file(), resolv_conf()]);
+        egress
+    };
+    let mut own = ask(Some(&vault), [7; 16]);
+    assert!(own.hear_vouched().accepted);
+    assert!(raw.seen()[0].contains(&format!("Bearer {CANARY}")), "the upstream gets what was sealed");
+    // Not in another tenant's run, not with another key, not without one: it ends, and nothing went upstream.
+    for (vault, tenant) in [(Some(&vault), [8; 16]), (Some(&other), [7; 16]), (None, [7; 16])] {
+        let mut egress = ask(vault, tenant);
+        assert!(egress.hear().is_none());
+        assert_eq!(egress.exit(), HOSTILE);
+    }
+    assert_eq!(raw.seen().len(), 1);
+    // After vouching it is opened once more, for the run.
+    let listener = own.listener();
+    let (_, ledger) = std::io::pipe().expect("a pipe");
+    let fds = [
+        file(),
+        resolv_conf(),
+        memfd::sealed("hosts", b"").expect("a memory file"),
+        OwnedFd::from(ledger),
+        listener,
+    ];
+    own.say(Message::Serve(Serve { tenant: [7; 16], ..serve(false) }), &fds);
+    assert_eq!(own.ask("hello").status, 200);
 }
 
 #[test]

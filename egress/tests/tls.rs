@@ -138,6 +138,7 @@ fn a_name_is_asked_of_the_hosts_server_and_nothing_else_is() {
         requests_max: 0,
         egress_mib: 0,
         peer_uid: 0,
+        tenant: [0; 16],
     };
     let fds = [credential(Scheme::OAuth, CANARY), resolv_conf_of("127.0.0.77")];
     egress.say(Message::Serve(serve), &fds);

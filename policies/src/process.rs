@@ -243,10 +243,11 @@ pub(crate) mod tests {
     use super::*;
 
     /// Every process that has a filter, and its policy.
-    pub(crate) const HOUSE: [(&str, &str); 9] = [
+    pub(crate) const HOUSE: [(&str, &str); 10] = [
         ("frontend", include_str!("../frontend.toml")),
         ("egress", include_str!("../egress.toml")),
         ("upstream", include_str!("../upstream.toml")),
+        ("ledger", include_str!("../ledger.toml")),
         ("init", include_str!("../init.toml")),
         ("cage", include_str!("../cage.toml")),
         ("reaper", include_str!("../reaper.toml")),

@@ -8,7 +8,9 @@ use uuid::Uuid;
 use gaoler_protocol::{Exit, Reason, RunId};
 
 use super::cli::client::PREFIX;
-use super::cli::decode::{Assistant, BlockStart, Delta, Event, Init, Outcome, RateLimit, Stream, Usage};
+use super::cli::decode::{
+    Assistant, BlockStart, Delta, Event, Init, MISSING, Outcome, RateLimit, Server, Stream, Usage,
+};
 use super::error::ApiError;
 use super::job::{Shape, TOOL_ID_BYTES_MAX, Thinking};
 
@@ -89,6 +91,8 @@ pub struct Heading {
     pub asked_at: u64,
     /// Whether a stream of completions ends with what was used.
     pub usage_last: bool,
+    /// MCP servers that the request named.
+    pub servers: Vec<String>,
 }
 
 /// How it ended, once it has.
@@ -120,6 +124,8 @@ pub struct Answer {
     pub blocks: Vec<Shown>,
     /// What the first turn had used when it began.
     pub first_usage: Usage,
+    /// How each MCP server of the request stood when the turn began, by the CLI's word.
+    pub servers: Vec<(String, &'static str)>,
     shape: Shape,
     thinking: Thinking,
     begun: bool,
@@ -155,6 +161,7 @@ impl Answer {
             heading,
             blocks: Vec::new(),
             first_usage: Usage::default(),
+            servers: Vec::new(),
             shape,
             thinking,
             begun: false,
@@ -236,7 +243,7 @@ impl Answer {
         match event {
             Event::Init(init) => self.init(&init),
             // Whoever reads the CLI's lines answers it.
-            Event::Asked(_) | Event::Other => {}
+            Event::Asked(_) | Event::Servers(_) | Event::Other => {}
             Event::Stream(stream) => self.stream(stream, &mut out),
             Event::Assistant(message) => self.assistant(message, &mut out),
             Event::ToolResults(ids) => ids.iter().for_each(|id| {
@@ -261,36 +268,7 @@ impl Answer {
         if self.ending.is_some() {
             return;
         }
-        let error = match exit.map(|exit| exit.reason) {
-            Some(Reason::Oom) => {
-                ApiError::internal("memory_limit", "The run hit its memory limit.").final_word()
-            }
-            Some(Reason::Wall) => {
-                ApiError::new(504, "wall_limit", "The run hit its time limit.").final_word()
-            }
-            Some(Reason::Idle) => {
-                ApiError::new(504, "idle_limit", "The run was silent for too long.").final_word()
-            }
-            Some(Reason::Tasks) => {
-                ApiError::internal("task_limit", "The run hit its limit of processes.").final_word()
-            }
-            Some(Reason::Output) => {
-                ApiError::internal("output_limit", "The run wrote more output than it may.").final_word()
-            }
-            Some(Reason::Disk) => {
-                ApiError::internal("disk_limit", "The workspace is larger than it may be.").final_word()
-            }
-            Some(Reason::EgressDied) => {
-                ApiError::internal("egress_died", "The run's way to the upstream API broke down.")
-            }
-            Some(Reason::Drained) => ApiError::draining(),
-            Some(Reason::Cancelled) => ApiError::internal("cancelled", "The run was cancelled."),
-            Some(Reason::Exited | Reason::Signaled | Reason::InitDied | Reason::Finished) => {
-                ApiError::internal("cli_exited", "The CLI ended without a result.")
-            }
-            None => ApiError::internal("run_lost", "The run ended and no word of it came."),
-        };
-        self.fail(error);
+        self.fail(exit_error(exit));
     }
 
     /// The ending, and the steps that are still missing before it. Call it once, after the last event.
@@ -324,6 +302,11 @@ impl Answer {
 
     /// A schema that the CLI does not take it leaves out without a word: then the tool is not there.
     fn init(&mut self, init: &Init) {
+        let word = |name: &String| {
+            let found = init.mcp_servers.iter().find(|server| server.name == *name);
+            (name.clone(), found.map_or(MISSING, Server::word))
+        };
+        self.servers = self.heading.servers.iter().map(word).collect();
         if self.structured && !init.tools.iter().any(|tool| tool == STRUCTURED) {
             let message = "output_config.format.schema: the CLI does not take this schema; it must be valid, and that of an object.";
             self.fail(ApiError::new(400, "schema_refused", message));
@@ -531,6 +514,35 @@ impl Answer {
             Some(seconds) => error.after(seconds),
             None => error,
         }
+    }
+}
+
+/// What a run's end means to whoever waits for its answer.
+pub fn exit_error(exit: Option<&Exit>) -> ApiError {
+    match exit.map(|exit| exit.reason) {
+        Some(Reason::Oom) => ApiError::internal("memory_limit", "The run hit its memory limit.").final_word(),
+        Some(Reason::Wall) => ApiError::new(504, "wall_limit", "The run hit its time limit.").final_word(),
+        Some(Reason::Idle) => {
+            ApiError::new(504, "idle_limit", "The run was silent for too long.").final_word()
+        }
+        Some(Reason::Tasks) => {
+            ApiError::internal("task_limit", "The run hit its limit of processes.").final_word()
+        }
+        Some(Reason::Output) => {
+            ApiError::internal("output_limit", "The run wrote more output than it may.").final_word()
+        }
+        Some(Reason::Disk) => {
+            ApiError::internal("disk_limit", "The workspace is larger than it may be.").final_word()
+        }
+        Some(Reason::EgressDied) => {
+            ApiError::internal("egress_died", "The run's way to the upstream API broke down.")
+        }
+        Some(Reason::Drained) => ApiError::draining(),
+        Some(Reason::Cancelled) => ApiError::internal("cancelled", "The run was cancelled."),
+        Some(Reason::Exited | Reason::Signaled | Reason::InitDied | Reason::Finished) => {
+            ApiError::internal("cli_exited", "The CLI ended without a result.")
+        }
+        None => ApiError::internal("run_lost", "The run ended and no word of it came."),
     }
 }
 

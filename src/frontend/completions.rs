@@ -280,8 +280,15 @@ mod tests {
 
     fn answer() -> Answer {
         let (id, model) = ("chatcmpl-x".into(), "asked".into());
-        let heading =
-            Heading { id, session: None, run: RunId([0; 16]), model, asked_at: 7, usage_last: false };
+        let heading = Heading {
+            id,
+            session: None,
+            run: RunId([0; 16]),
+            model,
+            asked_at: 7,
+            usage_last: false,
+            servers: Vec::new(),
+        };
         Answer::new(heading, Shape::Events, Thinking::Shown)
     }
 

@@ -20,8 +20,9 @@ use super::head::HEAD_BYTES_MAX;
 use super::http::{App, router};
 use super::tls::HANDSHAKE_WAIT;
 
-/// Connections at the same time, at most. Each costs a descriptor and a few KiB; more wait in the backlog.
-const CONNECTIONS_MAX: usize = 512;
+/// Connections at the same time beside those of runs and of requests that wait for one, at most. Each costs a descriptor
+/// and a few KiB; more wait in the backlog.
+const CONNECTIONS_MORE: usize = 512;
 /// How long a client may take for the head of a request, and how long an idle connection is kept.
 const HEAD_WAIT: Duration = Duration::from_secs(30);
 /// Bytes that a connection's buffer holds, at most. More than a head may have, so that one that is too large can be
@@ -45,7 +46,9 @@ pub fn listener(socket: OwnedFd) -> io::Result<TcpListener> {
 
 /// Accepts connections to the end, in a drain too: whoever asks then is told, and goes elsewhere.
 pub async fn serve(listener: TcpListener, frontend: App) {
-    let connections = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let runs = &frontend.settings.runs;
+    let connections = runs.max as usize + runs.queue_max as usize + CONNECTIONS_MORE;
+    let connections = Arc::new(Semaphore::new(connections));
     let router = router(Arc::clone(&frontend));
     loop {
         match accept(&listener, &connections).await {
@@ -108,7 +111,7 @@ where
 /// A base URL may have a prefix of its own, which a proxy in front of us may have left there.
 fn without_prefix<B>(mut request: http::Request<B>) -> http::Request<B> {
     let path = request.uri().path();
-    let begins = ["/v1/messages", "/v1/chat/completions", "/v1/models"];
+    let begins = ["/v1/messages", "/v1/chat/completions", "/v1/models", "/v1/sessions", "/v1/workspaces"];
     let stripped = begins.iter().filter_map(|known| path.find(known)).min().filter(|&at| at > 0);
     let whole = request.uri().path_and_query().map_or(path, |whole| whole.as_str());
     let stripped = stripped.map(|at| whole[at..].to_string());

@@ -1,15 +1,20 @@
 //! What the server says of itself to a reader: the page at `/`, /openapi.json, and Swagger UI at /docs.
 //! It must never load a byte from elsewhere, nor show a path, a host's name or a version beside its own.
 
+mod admin;
 mod completions;
 mod errors;
 mod guide;
+mod mcp;
 mod messages;
 mod models;
 pub mod openapi;
+mod own;
 mod pages;
 mod runs;
+mod sessions;
 mod state;
+mod workspaces;
 
 use axum::Router;
 use axum::body::Body;

@@ -99,8 +99,18 @@ impl ApiError {
                 "The CLI could not be started; the operator's log says why.",
             ),
             Refusal::SessionBusy => {
-                ApiError::new(409, "session_busy", "This session has a run already.").final_word()
+                ApiError::new(409, "session_busy", "This session has a run already, or its workspace is being changed.")
+                    .final_word()
             }
+            Refusal::WorkspaceUnknown => {
+                ApiError::new(404, "workspace_not_found", "There is no such workspace.")
+            }
+            Refusal::WorkspaceOther => ApiError::new(
+                409,
+                "workspace_conflict",
+                "workspace_id: this session was begun in another workspace; leave it out, or begin another session.",
+            )
+            .final_word(),
             Refusal::Unacceptable => {
                 ApiError::internal("unacceptable", "The run's options were not accepted.")
             }
@@ -231,7 +241,7 @@ fn kind_of(status: u16) -> &'static str {
 }
 
 /// A claim made fit for an error message: one line, bounded, with nothing in it that looks like a token.
-fn repeatable(claim: &str) -> String {
+pub fn repeatable(claim: &str) -> String {
     const TOKEN: &str = "sk-ant-";
     let mut out = String::new();
     let mut rest = claim;

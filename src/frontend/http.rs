@@ -15,7 +15,10 @@ use serde_json::{Value, json};
 
 use super::dialect::Dialect;
 use super::error::ApiError;
-use super::{Frontend, docs, head, id, metrics, models, posture, runs, tenant, tokens, way};
+use super::{
+    Frontend, admin, docs, head, id, identity, mcp, metrics, models, own, posture, runs, sessions, tokens,
+    way, workspaces,
+};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("request-id");
 /// The same, where the second dialect's clients look for it.
@@ -31,14 +34,20 @@ pub fn router(frontend: App) -> Router {
         .route("/v1/chat/completions", post(completions))
         .route("/v1/models", get(models))
         .route("/v1/models/{id}", get(model))
+        .route("/v1/mcp/catalog", get(catalog))
+        .route("/v1/mcp/probe", post(probe))
         .route("/v1/security", get(security))
         .route("/health", get(health))
         .route("/livez", get(live))
         .route("/readyz", get(ready))
         .route("/api/hello", get(hello))
         .route("/metrics", get(figures))
+        .merge(sessions::routes())
+        .merge(workspaces::routes())
         .merge(tokens::routes())
         .merge(runs::routes())
+        .merge(own::routes())
+        .merge(admin::routes())
         .merge(docs::routes())
         .fallback(not_found)
         .method_not_allowed_fallback(wrong_method)
@@ -56,12 +65,21 @@ async fn with_request_id(mut request: Request, next: Next) -> Response {
     let timed = metrics::Timed::begin(request.extensions().get::<MatchedPath>());
     let id = RequestId(id::request().into());
     request.extensions_mut().insert(id.clone());
-    let mut response = next.run(request).await;
+    let mut response = match request.uri().query().is_some_and(identity::in_query) {
+        true => failure(&key_in_query(), &id),
+        false => next.run(request).await,
+    };
     if let Ok(value) = HeaderValue::from_str(&id.0) {
         response.headers_mut().insert(REQUEST_ID, value.clone());
         response.headers_mut().insert(X_REQUEST_ID, value);
     }
     timed.answered(response)
+}
+
+/// Addresses are written down wherever they pass: what was sent there is to be taken back.
+fn key_in_query() -> ApiError {
+    let message = "A key or credential was sent in the address, where logs keep it. Send it as a header, and revoke it.";
+    ApiError::new(400, "key_in_query", message).final_word()
 }
 
 /// 404, as where there is no route.
@@ -162,7 +180,7 @@ async fn models(
     RawQuery(query): RawQuery,
 ) -> Response {
     let query = query.unwrap_or_default();
-    listed(&headers, &id, || models::page(&frontend.settings, &query))
+    listed(&frontend, &headers, &id, || models::page(&frontend.settings, &query)).await
 }
 
 async fn model(
@@ -171,19 +189,48 @@ async fn model(
     headers: HeaderMap,
     Path(model): Path<String>,
 ) -> Response {
-    listed(&headers, &id, || models::one(&frontend.settings, &model))
+    listed(&frontend, &headers, &id, || models::one(&frontend.settings, &model)).await
 }
 
-/// What a client of either family is told once it has shown a credential of a right form. The upstream is not asked
-/// about it: names of models are no secret.
-fn listed(headers: &HeaderMap, id: &RequestId, body: impl FnOnce() -> Result<Value, ApiError>) -> Response {
-    match tenant::credential(headers, None, way::now_ms()).and_then(|_| body()) {
+async fn catalog(
+    State(frontend): State<App>,
+    Extension(id): Extension<RequestId>,
+    headers: HeaderMap,
+) -> Response {
+    match identity::somebody(&frontend, &headers).await {
+        Ok(_) => json(StatusCode::OK, &mcp::catalog(&frontend.settings.mcp)),
+        Err(error) => failure(&error, &id),
+    }
+}
+
+async fn probe(
+    State(frontend): State<App>,
+    Extension(id): Extension<RequestId>,
+    headers: HeaderMap,
+    body: Body,
+) -> Response {
+    match mcp::probe(&frontend, &headers, body).await {
+        Ok(response) => response,
+        Err(error) => failure(&error, &id),
+    }
+}
+
+/// What a client of either family is told once it has shown a key, or a credential of a right form. The upstream is not
+/// asked about it: names of models are no secret.
+async fn listed(
+    frontend: &Frontend,
+    headers: &HeaderMap,
+    id: &RequestId,
+    body: impl FnOnce() -> Result<Value, ApiError>,
+) -> Response {
+    match identity::somebody(frontend, headers).await.and_then(|_| body()) {
         Ok(body) => json(StatusCode::OK, &body),
         Err(error) => failed(&error, &error.body_for_both(&id.0)),
     }
 }
 
-fn failure(error: &ApiError, id: &RequestId) -> Response {
+/// An error in the form of the API.
+pub fn failure(error: &ApiError, id: &RequestId) -> Response {
     failed(error, &error.body(&id.0))
 }
 

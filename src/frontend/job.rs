@@ -3,6 +3,7 @@
 
 mod blocks;
 pub mod completions;
+pub mod mcp;
 pub mod tools;
 pub mod wishes;
 
@@ -15,6 +16,7 @@ use gaoler_protocol::{Effort, Level, Limits, Model};
 use super::cli::client::name_calls;
 use super::error::ApiError;
 use super::models::ALIASES;
+use super::workspaces;
 use crate::limits;
 
 pub use wishes::{OnDisconnect, Wishes};
@@ -41,6 +43,8 @@ pub struct Job {
     pub shape: Shape,
     /// The session to resume or begin; `None` is a stateless request.
     pub session: Option<Uuid>,
+    /// The workspace, as the supervisor is told it; zeros where the request names none.
+    pub workspace: [u8; 16],
     /// Text for the system prompt; empty = none.
     pub system: String,
     /// The earlier turns, oldest first. The last of them is never a user's.
@@ -63,6 +67,8 @@ pub struct Job {
     pub ignored: Vec<String>,
     /// Whether a stream of completions ends with what was used.
     pub usage_last: bool,
+    /// MCP servers.
+    pub mcp: mcp::Servers,
     /// What else is asked of the run.
     pub wishes: Wishes,
 }
@@ -189,8 +195,6 @@ pub(super) const WITHOUT_EFFECT: &[&str] = &[
     "top_p",
     "top_k",
     "service_tier",
-    "mcp_servers",
-    "skip_mcp_permissions",
     "container",
 ];
 
@@ -219,7 +223,7 @@ pub fn parse(body: &[u8]) -> Result<Job, ApiError> {
     parse_tokens_max(&mut fields, "max_tokens", &mut ignored)?;
     let messages = messages(&mut fields)?;
     let (turns, prompt) = parse_messages(messages, &mut system, &mut ignored)?;
-    let tools = tools::tools(&mut fields, &mut ignored)?;
+    let tools = tools::client_tools(&mut fields, &mut ignored)?;
     let words = Words { session, system, effort, schema, turns, prompt, usage_last: false };
     let mut job = job(fields, common, words, ignored);
     // The model knows them by the CLI's names, in what it said before as well.
@@ -249,7 +253,9 @@ struct Common {
     turns_max: u32,
     level: Option<Level>,
     limits: Limits,
+    workspace: [u8; 16],
     credential: Option<BodyCredential>,
+    mcp: mcp::Servers,
     wishes: Wishes,
 }
 
@@ -274,7 +280,12 @@ fn common(fields: &mut Map<String, Value>, ignored: &mut Ignored) -> Result<Comm
             }
             None => Limits::NONE,
         },
+        workspace: parse_workspace(take(fields, "workspace_id"))?,
         credential: parse_credential(take(fields, "oauth_credentials"))?,
+        mcp: {
+            let permitted = boolean(take(fields, "skip_mcp_permissions"), "skip_mcp_permissions")?;
+            mcp::servers(fields, ignored)?.permitted(permitted != Some(false))
+        },
         wishes: wishes::wishes(fields)?,
     })
 }
@@ -292,7 +303,8 @@ struct Words {
 
 /// The job; whatever is left of the fields has no effect.
 fn job(fields: Map<String, Value>, common: Common, words: Words, mut ignored: Ignored) -> Job {
-    let Common { model, shape, thinking, turns_max, level, limits, credential, mut wishes } = common;
+    let Common { model, shape, thinking, turns_max, level, limits, workspace, credential, mcp, mut wishes } =
+        common;
     let Words { session, system, effort, schema, turns: mut earlier, prompt, usage_last } = words;
     wishes.schema = schema.or(wishes.schema);
     if session.is_some() && !earlier.is_empty() {
@@ -306,6 +318,7 @@ fn job(fields: Map<String, Value>, common: Common, words: Words, mut ignored: Ig
         model,
         shape,
         session,
+        workspace,
         system,
         earlier,
         prompt,
@@ -317,6 +330,7 @@ fn job(fields: Map<String, Value>, common: Common, words: Words, mut ignored: Ig
         credential,
         ignored,
         usage_last,
+        mcp,
         wishes,
     }
 }
@@ -440,6 +454,14 @@ fn parse_model(value: Option<Value>) -> Result<Model, ApiError> {
 fn parse_session(value: Option<Value>) -> Result<Option<Uuid>, ApiError> {
     let Some(text) = string(value, "session_id")? else { return Ok(None) };
     session(&text).map(Some).ok_or_else(|| no_session("session_id"))
+}
+
+fn parse_workspace(value: Option<Value>) -> Result<[u8; 16], ApiError> {
+    let Some(text) = string(value, "workspace_id")? else { return Ok([0; 16]) };
+    workspaces::number_of(&text).ok_or_else(|| {
+        let message = "workspace_id: must be `default`, or an id of GET /v1/workspaces.";
+        ApiError::new(400, "invalid_workspace_id", message)
+    })
 }
 
 /// A session's id, in the one form that an id has.

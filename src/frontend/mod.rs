@@ -1,31 +1,40 @@
 //! The frontend: it speaks HTTP with clients, and asks the supervisor for everything else.
 //! It must never open a file, connect to anything or execute anything; it starts by taking that from itself.
 
+mod admin;
 mod admission;
 mod answer;
+mod books;
 pub mod cli;
 mod completions;
 mod connections;
 mod dialect;
 mod docs;
 mod error;
+mod files;
 mod head;
 mod http;
 mod id;
+pub mod identity;
 pub mod job;
+mod ledger;
 mod log;
+mod mcp;
 mod metrics;
 mod models;
+mod own;
 mod posture;
 mod prove;
 mod run;
 mod runs;
+mod sessions;
 mod sse;
 mod tenant;
 pub mod tls;
 mod tokens;
 mod waits;
 mod way;
+mod workspaces;
 
 use std::collections::HashMap;
 use std::convert::Infallible;
@@ -42,9 +51,11 @@ use tokio_rustls::TlsAcceptor;
 use gaoler_confine::{self as confine, Files, Process};
 use gaoler_policy::settings::Settings;
 use gaoler_protocol::{Empty, Layers, Listen, Message, Proven, Ready, Refusal, Refused, Role, RunId};
+use gaoler_seal::KEY_BYTES;
 use gaoler_sys::{channel, memfd};
 
 use admission::Admission;
+use ledger::Ledger;
 pub use prove::Check;
 use run::{Ask, Run, Socket, Supervisor};
 use runs::Runs;
@@ -66,6 +77,9 @@ pub struct Frontend {
     settings: Settings,
     secret: Secret,
     supervisor: Supervisor,
+    ledger: Ledger,
+    /// What stored credentials are sealed with.
+    vault: [u8; KEY_BYTES],
     layers: OnceLock<Layers>,
     listen: OnceLock<Listen>,
     draining: watch::Sender<bool>,
@@ -89,27 +103,38 @@ pub struct Secrets {
     pub server: [u8; 32],
     /// TLS of the listener, with its private key.
     pub tls: Option<TlsAcceptor>,
+    /// The questions' socket. `None` only where the HTTP side is tested alone.
+    pub ledger: Option<OwnedFd>,
+    /// The public key that stored credentials are sealed with.
+    pub vault: [u8; KEY_BYTES],
 }
 
 /// The hidden subcommand: takes descriptors 3 (control), 4 (settings), 5 (the server's secret) and 6 (the
-/// listener's certificate and key, empty without TLS), and serves.
+/// listener's certificate and key, empty without TLS), 7 (the ledger) and 8 (what credentials are sealed with), and
+/// serves.
 ///
 /// Returns only where it could not start, with the status to exit with.
 pub fn from_descriptors() -> u8 {
     static SETTINGS: AtomicBool = AtomicBool::new(false);
     static SECRET: AtomicBool = AtomicBool::new(false);
     static TLS: AtomicBool = AtomicBool::new(false);
-    let inherited = || -> Option<(OwnedFd, Settings, [u8; 32], Vec<u8>)> {
+    static LEDGER: AtomicBool = AtomicBool::new(false);
+    static VAULT: AtomicBool = AtomicBool::new(false);
+    type Inherited = (OwnedFd, Settings, Secrets, Vec<u8>);
+    let inherited = || -> Option<Inherited> {
         let control = channel::inherited_control()?;
         let settings = memfd::read(channel::take_inherited(4, &SETTINGS)?, SETTINGS_BYTES_MAX).ok()?;
         let settings = toml::from_str(std::str::from_utf8(&settings).ok()?).ok()?;
         let secret = memfd::read(channel::take_inherited(5, &SECRET)?, 32).ok()?;
         let pair = memfd::read(channel::take_inherited(6, &TLS)?, tls::PEM_BYTES_MAX).ok()?;
-        Some((control, settings, secret.try_into().ok()?, pair))
+        let ledger = channel::take_inherited(7, &LEDGER)?;
+        let vault = memfd::read(channel::take_inherited(8, &VAULT)?, KEY_BYTES).ok()?.try_into().ok()?;
+        let secrets = Secrets { server: secret.try_into().ok()?, tls: None, ledger: Some(ledger), vault };
+        Some((control, settings, secrets, pair))
     };
     match inherited() {
-        Some((control, settings, secret, pair)) => match with_tls(&settings, pair) {
-            Ok(tls) => serve(control, settings, Secrets { server: secret, tls }),
+        Some((control, settings, secrets, pair)) => match with_tls(&settings, pair) {
+            Ok(tls) => serve(control, settings, Secrets { tls, ..secrets }),
             Err(why) => {
                 log::line("refused", &[("step", "TLS".into()), ("error", why.into())]);
                 GONE
@@ -184,7 +209,13 @@ enum Notice {
 pub async fn converse(control: OwnedFd, settings: Settings, secrets: Secrets) {
     let pending_max = settings.runs.max as usize + PENDING_EXTRA;
     let (supervisor, asks) = Supervisor::new(pending_max);
+    let ledger = match Ledger::new(secrets.ledger) {
+        Ok(ledger) => ledger,
+        Err(error) => return log::line("ledger", &[("error", error.to_string().into())]),
+    };
     let frontend = Arc::new(Frontend {
+        ledger,
+        vault: secrets.vault,
         admission: Admission::new(&settings.runs),
         settings,
         secret: Secret::new(secrets.server),

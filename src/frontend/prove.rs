@@ -12,6 +12,7 @@ use gaoler_protocol::{Limits, Proven, Refused, Rules, Spawn};
 use super::answer::{Answer, Ending, Heading};
 use super::cli::decode::{self, Event, Init};
 use super::cli::input;
+use super::job::mcp::Settled;
 use super::job::{self, Block, Job, Shape, Thinking};
 use super::run::Talk;
 use super::tenant::Credential;
@@ -138,7 +139,8 @@ async fn look(frontend: &Frontend, rules: Rules, seen: &mut Seen) -> Result<(), 
     let version = &frontend.settings.cli.version;
     let order = way::Order::new(&job, credential.tenant(&frontend.secret), level, Limits::NONE);
     let spawn = Spawn { ephemeral: true, proof: true, ..order.spawn };
-    let fds = order.fds(&job, &credential, version).map_err(|_| Check::Starts)?;
+    let fds =
+        order.fds(&job, &Settled::default(), &credential.bytes(), version).map_err(|_| Check::Starts)?;
     let run = frontend.supervisor.spawn(spawn, fds).await.map_err(not_started)?;
     let mut talk = Talk::new(run, way::bounds(frontend, level, false));
     let result = turns(&mut talk, rules, seen).await;
@@ -181,6 +183,7 @@ async fn turns(talk: &mut Talk, rules: Rules, seen: &mut Seen) -> Result<(), Che
             model: String::new(),
             asked_at: 0,
             usage_last: false,
+            servers: Vec::new(),
         };
         let mut answer = Answer::new(heading, Shape::Json, Thinking::Hidden);
         while answer.ending().is_none() {
@@ -217,7 +220,7 @@ fn judge_folder(seen: &Seen, version: &str) -> Result<(), Check> {
     let trials = folder::trials();
     hold(seen.init.claude_code_version == version, Check::Version)?;
     hold(seen.init.permission_mode == folder::PERMISSION_MODE, Check::PermissionMode)?;
-    hold(seen.init.mcp_servers == 0, Check::McpConfig)?;
+    hold(seen.init.mcp_servers.is_empty(), Check::McpConfig)?;
     let mut tools: Vec<&str> = seen.init.tools.iter().map(String::as_str).collect();
     tools.sort_unstable();
     hold(tools == folder::TOOLS, Check::ToolSet)?;
@@ -231,7 +234,7 @@ fn judge_cage(seen: &Seen, version: &str) -> Result<(), Check> {
     let nowhere = |canary: &str| !seen.answers.iter().any(|answer| answer.contains(canary));
     hold(seen.init.claude_code_version == version, Check::Version)?;
     hold(seen.init.permission_mode == PERMISSION_MODE, Check::PermissionMode)?;
-    hold(seen.init.mcp_servers == 0, Check::McpConfig)?;
+    hold(seen.init.mcp_servers.is_empty(), Check::McpConfig)?;
     hold(raw.contains("[embedded]") && raw.contains("/cost @"), Check::Slash)?;
     hold(raw.contains(CANARY_FILE) && nowhere(CANARY_ATTACHED), Check::Attachment)?;
     hold(listing.contains(CANARY_FILE), Check::Tools)?;
@@ -257,7 +260,7 @@ mod tests {
             init: Init {
                 claude_code_version: "2.1.330".into(),
                 permission_mode: PERMISSION_MODE.into(),
-                mcp_servers: 0,
+                mcp_servers: Vec::new(),
                 tools: Vec::new(),
             },
             answers: vec![
@@ -280,7 +283,7 @@ mod tests {
         check(|seen| drop(seen.answers.pop()), Err(Check::Answers));
         check(|seen| seen.init.claude_code_version = "2.1.331".into(), Err(Check::Version));
         check(|seen| seen.init.permission_mode = "default".into(), Err(Check::PermissionMode));
-        check(|seen| seen.init.mcp_servers = 1, Err(Check::McpConfig));
+        check(|seen| seen.init.mcp_servers.push(decode::Server::default()), Err(Check::McpConfig));
         check(|seen| seen.answers[0] = "Total cost: $0".into(), Err(Check::Slash));
         check(|seen| seen.answers[0].push_str(CANARY_ATTACHED), Err(Check::Attachment));
         check(|seen| seen.answers[1] = "[embedded] RUN error:\n".into(), Err(Check::Tools));
@@ -298,7 +301,7 @@ mod tests {
             init: Init {
                 claude_code_version: "2.1.330".into(),
                 permission_mode: "acceptEdits".into(),
-                mcp_servers: 0,
+                mcp_servers: Vec::new(),
                 tools: Vec::clone(&tools),
             },
             answers: folder::tests::good(),
@@ -312,7 +315,7 @@ mod tests {
         check(&|seen| drop(seen.answers.pop()), Err(Check::Answers));
         check(&|seen| seen.init.claude_code_version.clear(), Err(Check::Version));
         check(&|seen| seen.init.permission_mode = "bypassPermissions".into(), Err(Check::PermissionMode));
-        check(&|seen| seen.init.mcp_servers = 1, Err(Check::McpConfig));
+        check(&|seen| seen.init.mcp_servers.push(decode::Server::default()), Err(Check::McpConfig));
         check(&|seen| seen.init.tools.push("Glob".into()), Err(Check::ToolSet));
         check(&|seen| drop(seen.init.tools.pop()), Err(Check::ToolSet));
         for (at, trial) in folder::trials().into_iter().enumerate() {

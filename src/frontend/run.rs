@@ -24,6 +24,7 @@ use crate::ledger;
 use crate::meter::{Meter, Past};
 
 use super::answer::{Answer, Ending};
+use super::books::Note;
 use super::cli::client::Client;
 use super::cli::decode::Usage;
 use super::cli::{decode, input};
@@ -211,6 +212,7 @@ pub struct Exchange {
     running: metrics::Running,
     /// What its answers have told so far.
     told: Usage,
+    note: Note,
 }
 
 /// An answer that ends with calls for its client, not yet told.
@@ -239,13 +241,13 @@ impl Calls {
 
 impl Exchange {
     /// One that begins with these lines. The client may have tools of its own.
-    pub fn begin(run: Run, lines: Vec<u8>, tools: Vec<Tool>, bounds: Bounds) -> Exchange {
+    pub fn begin(run: Run, lines: Vec<u8>, tools: Vec<Tool>, bounds: Bounds, note: Note) -> Exchange {
         let (spawned, level) = (run.spawned, bounds.level);
         let running = metrics::Running::begin(&spawned, level);
         let mut talk = Talk::new(run, bounds);
         talk.client = Client::new(tools);
         talk.say(lines);
-        Exchange { talk, spawned, level, running, told: Usage::default() }
+        Exchange { talk, spawned, level, running, told: Usage::default(), note }
     }
 
     /// One answer. Where it has calls for its client, the exchange goes on after them; otherwise the answer is written to
@@ -262,7 +264,7 @@ impl Exchange {
             }
             return Some(Calls { exchange: self, calls, answer, ending, writer });
         }
-        let Exchange { talk, spawned, level, running, .. } = self;
+        let Exchange { talk, spawned, level, running, note, .. } = self;
         let (exit, ledger) = talk.end().await;
         answer.exited(exit.as_ref());
         let (rest, ending) = answer.finish();
@@ -272,7 +274,9 @@ impl Exchange {
         }
         drop(running);
         ended(&spawned, level, &ending, exit.as_ref(), &ledger);
+        let noted = note.write(&spawned, level, &ending, exit.as_ref());
         writer.end(Some(answer), ending, way::now_ms());
+        noted.await;
         None
     }
 
@@ -294,7 +298,7 @@ impl Exchange {
 
     /// Ends it without an answer: its client did not come back. A session is let save what was said.
     pub async fn abandon(self) {
-        let Exchange { mut talk, spawned, level, running, .. } = self;
+        let Exchange { mut talk, spawned, level, running, note, .. } = self;
         if !talk.bounds.disposable {
             talk.interrupted().await;
         }
@@ -302,7 +306,9 @@ impl Exchange {
         let (exit, ledger) = talk.end().await;
         drop(running);
         let gone = ApiError::new(499, "client_gone", "The client did not answer the calls.");
-        ended(&spawned, level, &Ending::Failed(gone), exit.as_ref(), &ledger);
+        let ending = Ending::Failed(gone);
+        ended(&spawned, level, &ending, exit.as_ref(), &ledger);
+        note.write(&spawned, level, &ending, exit.as_ref()).await;
     }
 }
 
@@ -423,6 +429,44 @@ impl Talk {
         }
     }
 
+    /// Its id.
+    pub fn id(&self) -> RunId {
+        self.id
+    }
+
+    /// The way to stdin, once, for whoever has more to write than lines. Its end closes stdin.
+    pub fn feeder(&mut self) -> Option<mpsc::Sender<Vec<u8>>> {
+        self.stdin.take()
+    }
+
+    /// What has been read after the last line.
+    pub fn rest(&mut self) -> BytesMut {
+        self.lines.take_rest()
+    }
+
+    /// The next bytes of stdout; `None` at its end, and where the run is past a limit. Safe to drop while it waits.
+    pub async fn piece(&mut self) -> Option<BytesMut> {
+        loop {
+            self.read.reserve(READ_BYTES);
+            tokio::select! {
+                biased;
+                read = self.stdout.read_buf(&mut self.read) => {
+                    if !read.is_ok_and(|n| n > 0) || !self.meter.meter.count(self.read.len()) {
+                        return None;
+                    }
+                    return Some(self.read.split());
+                }
+                exit = self.report.exit(), if self.exit.is_none() => self.exit = Some(exit),
+                _ = self.meter.past() => return None,
+            }
+        }
+    }
+
+    /// Whoever reads was slow, and the run is not to blame for that.
+    pub fn touch(&self) {
+        let _ = self.meter.meter.count(0);
+    }
+
     /// Queues a line for stdin. One that does not fit is not written: the CLI is stuck, and silence ends it.
     pub fn say(&self, line: Vec<u8>) {
         if let Some(stdin) = &self.stdin {
@@ -482,7 +526,7 @@ impl Talk {
     }
 
     /// Ends the run, and says why.
-    fn last_word(&mut self, word: &[u8]) {
+    pub fn last_word(&mut self, word: &[u8]) {
         if let Some(lease) = self.lease.take() {
             let _ = channel::send(lease.as_fd(), word, &[]);
         }
@@ -591,6 +635,12 @@ impl Talk {
                 }
             }
         }
+    }
+
+    /// The same for a run that nobody wants anything more of.
+    pub async fn done(mut self) -> Option<Exit> {
+        self.last_word(LEASE_DONE);
+        self.end().await.0
     }
 
     /// The same, with what stderr said: for the operator's self-test only.

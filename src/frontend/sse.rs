@@ -26,10 +26,19 @@ struct Message<'a> {
     usage: FullUsage,
     session_id: Option<String>,
     run_id: String,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    mcp_servers: Vec<Server<'a>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     x_cost: Option<Cost>,
     #[serde(skip_serializing_if = "Option::is_none")]
     x_error: Option<serde_json::Value>,
+}
+
+/// An MCP server of the request.
+#[derive(Serialize)]
+struct Server<'a> {
+    name: &'a str,
+    status: &'static str,
 }
 
 #[derive(Serialize)]
@@ -265,6 +274,7 @@ fn beginning(answer: &Answer) -> Message<'_> {
         usage: full_usage(&answer.first_usage),
         session_id: answer.heading.session.map(|id| id.to_string()),
         run_id: answer.heading.run.to_string(),
+        mcp_servers: answer.servers.iter().map(|(name, status)| Server { name, status }).collect(),
         x_cost: None,
         x_error: None,
     }

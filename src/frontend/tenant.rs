@@ -3,9 +3,10 @@
 
 use hmac::{Hmac, KeyInit, Mac};
 use http::HeaderMap;
-use sha2::Sha256;
+use sha2::{Digest, Sha256};
 use zeroize::Zeroizing;
 
+use gaoler_ledger_wire::Hex;
 use gaoler_protocol::{Scheme, TenantKey};
 
 use super::error::ApiError;
@@ -17,6 +18,8 @@ const TOKEN_BYTES_MIN: usize = 8;
 const TOKEN_BYTES_MAX: usize = 512;
 /// What sets this use of the server's secret apart from any other.
 const KEY_PREFIX: &[u8] = b"gaoler/tenant/v1/token\0";
+const KEYED_PREFIX: &[u8] = b"gaoler/tenant/v1/key\0";
+const LINK_PREFIX: &[u8] = b"gaoler/link/v1\0";
 
 /// The server's secret, 32 random bytes. Never shown.
 #[derive(Clone)]
@@ -26,6 +29,14 @@ impl Secret {
     /// This secret.
     pub fn new(bytes: [u8; 32]) -> Secret {
         Secret(Zeroizing::new(bytes))
+    }
+
+    fn mac(&self, prefix: &[u8], text: &[u8]) -> [u8; 32] {
+        // HMAC takes a key of any length, so this cannot fail.
+        let Ok(mut mac) = Hmac::<Sha256>::new_from_slice(self.0.as_slice()) else { std::process::abort() };
+        mac.update(prefix);
+        mac.update(text);
+        mac.finalize().into_bytes().into()
     }
 }
 
@@ -73,11 +84,17 @@ impl Credential {
 
     /// The tenant that holds this token.
     pub fn tenant(&self, secret: &Secret) -> TenantKey {
-        // HMAC takes a key of any length, so this cannot fail.
-        let Ok(mut mac) = Hmac::<Sha256>::new_from_slice(secret.0.as_slice()) else { std::process::abort() };
-        mac.update(KEY_PREFIX);
-        mac.update(self.token.as_bytes());
-        TenantKey(mac.finalize().into_bytes().into())
+        TenantKey(secret.mac(KEY_PREFIX, self.token.as_bytes()))
+    }
+
+    /// What the ledger knows of it where it was linked. Whoever has this has neither the token nor the tenant's key.
+    pub fn digest(&self, secret: &Secret) -> [u8; 32] {
+        secret.mac(LINK_PREFIX, self.token.as_bytes())
+    }
+
+    /// What it is, in a word.
+    pub fn scheme(&self) -> &'static str {
+        self.scheme.name()
     }
 
     /// The bytes of the credential's sealed memory file.
@@ -89,32 +106,22 @@ impl Credential {
     }
 }
 
-/// The credential of a request. A header wins over the body: `authorization`, then `x-api-key`, then
-/// `oauth_credentials`. A header of a wrong form is an error even where another place holds a good one, so
-/// that nobody runs under an identity that they did not mean.
-///
-/// # Errors
-/// 401 where there is none, where it has no known form, or where its `expires_at` has passed.
-pub fn credential(
-    headers: &HeaderMap,
-    body: Option<&BodyCredential>,
-    now_ms: u64,
-) -> Result<Credential, ApiError> {
+/// What a request's headers show: `authorization`, then `x-api-key`. A header wins over the body; one of a wrong form
+/// is an error even where another place holds a good one, so that nobody runs under an identity that they did not mean.
+pub fn shown(headers: &HeaderMap) -> Option<&str> {
     let header = |name: &str| headers.get(name).map(|value| value.to_str().unwrap_or_default().trim());
     if let Some(value) = header("authorization") {
         let (scheme, token) = value.split_once(' ').unwrap_or_default();
-        let token = if scheme.eq_ignore_ascii_case("bearer") { token.trim() } else { "" };
-        return Credential::parse(token);
+        return Some(if scheme.eq_ignore_ascii_case("bearer") { token.trim() } else { "" });
     }
-    if let Some(token) = header("x-api-key") {
-        return Credential::parse(token);
-    }
-    let Some(body) = body else {
-        return Err(ApiError::unauthenticated(
-            "credential_missing",
-            "No credential: send `authorization: Bearer sk-ant-…`, `x-api-key`, or oauth_credentials in the body.",
-        ));
-    };
+    header("x-api-key")
+}
+
+/// The credential of a body.
+///
+/// # Errors
+/// 401 where it has no known form, or where its `expires_at` has passed.
+pub fn in_body(body: &BodyCredential, now_ms: u64) -> Result<Credential, ApiError> {
     let credential = Credential::parse(&body.access_token)?;
     match body.expires_at_ms {
         Some(expires_at_ms) if expires_at_ms <= now_ms => Err(ApiError::unauthenticated(
@@ -123,6 +130,21 @@ pub fn credential(
         )),
         _ => Ok(credential),
     }
+}
+
+/// The capability of a tenant with this secret, which its keys share.
+pub fn keyed(server: &Secret, tenant: &[u8; 32]) -> TenantKey {
+    TenantKey(server.mac(KEYED_PREFIX, tenant))
+}
+
+/// A tenant's id: what its folder is called, and what a stored credential is sealed for.
+pub fn id(key: &TenantKey) -> [u8; 16] {
+    std::array::from_fn(|at| Sha256::digest(key.0)[at])
+}
+
+/// The name in the books of a tenant that is nothing but its credential.
+pub fn raw_name(key: &TenantKey) -> String {
+    format!("raw:{}", Hex(id(key).to_vec()))
 }
 
 #[cfg(test)]
@@ -162,9 +184,13 @@ mod tests {
         };
         let good = body("sk-ant-oat01-in-the-body", None);
         let read = |rows: &[(&'static str, &str)], body: Option<&BodyCredential>| {
-            credential(&headers(rows), body, 1_000)
-                .map(|c| c.token.to_string())
-                .map_err(|e| (e.status, e.code))
+            match (shown(&headers(rows)), body) {
+                (Some(token), _) => Credential::parse(token),
+                (None, Some(body)) => in_body(body, 1_000),
+                (None, None) => Err(ApiError::unauthenticated("credential_missing", "")),
+            }
+            .map(|c| c.token.to_string())
+            .map_err(|e| (e.status, e.code))
         };
         assert_eq!(read(&[], None), Err((401, "credential_missing")));
         assert_eq!(read(&[], Some(&good)), Ok("sk-ant-oat01-in-the-body".into()));
@@ -200,6 +226,10 @@ mod tests {
         assert!(a.tenant(&one) == token("sk-ant-oat01-tenant-a").tenant(&one));
         assert!(a.tenant(&one) != token("sk-ant-oat01-tenant-b").tenant(&one));
         assert!(a.tenant(&one) != a.tenant(&two));
+        assert!(a.digest(&one) != a.tenant(&one).0 && a.digest(&one) != a.digest(&two));
+        assert!(
+            keyed(&one, &[3; 32]) != keyed(&one, &[4; 32]) && keyed(&one, &[3; 32]) != keyed(&two, &[3; 32])
+        );
         assert_eq!(a.bytes()[0], Scheme::OAuth as u8);
         assert_eq!(format!("{a:?} {one:?}"), "Credential(oauth) Secret(..)");
     }

@@ -15,7 +15,7 @@ use zeroize::Zeroize;
 use super::error::ApiError;
 use super::http::{App, RequestId, failed, json};
 use super::job::{self, Block, DocumentSource, Job};
-use super::{tenant, way};
+use super::{identity, way};
 
 /// Bytes of text to a token, in tenths: English has about 4, code and other languages less.
 const TENTHS_OF_BYTES: u64 = 35;
@@ -52,7 +52,7 @@ async fn count_tokens(
 
 async fn counted(frontend: &App, headers: &HeaderMap, body: Body) -> Result<u64, ApiError> {
     way::refuse_encoding(headers)?;
-    tenant::credential(headers, None, way::now_ms())?;
+    identity::somebody(frontend, headers).await?;
     let (mut body, _budget) = way::read(body, frontend).await?;
     let job = job::parse(&body);
     // It may hold a token.

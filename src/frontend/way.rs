@@ -15,7 +15,7 @@ use time::OffsetDateTime;
 use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::time::{Instant, timeout, timeout_at};
 use uuid::Uuid;
-use zeroize::Zeroize;
+use zeroize::{Zeroize, Zeroizing};
 
 use gaoler_protocol::{
     Conversation, Kind, Level, Limits, OPTIONS_BYTES_MAX, RunId, Section, Spawn, TenantKey, Tier, section,
@@ -23,16 +23,17 @@ use gaoler_protocol::{
 use gaoler_sys::memfd;
 
 use super::answer::{Answer, Ending, Heading};
-use super::cli::{input, transcript};
+use super::books::Note;
+use super::cli::{client, input, transcript};
 use super::dialect::{self, Dialect};
 use super::error::ApiError;
 use super::http::{App, RequestId};
+use super::job::mcp::Settled;
 use super::job::tools::settle;
 use super::job::{Block, Job, Shape};
 use super::run::{Bounds, Exchange};
 use super::runs::{About, Asked, Entered, Writer, reply};
-use super::tenant::{self, Credential};
-use super::{Frontend, id};
+use super::{Frontend, files, id, identity};
 use super::{log, metrics};
 use crate::limits;
 
@@ -46,17 +47,19 @@ const BODY_WAIT: Duration = Duration::from_secs(120);
 /// KiB of bodies that are held at the same time, at most.
 pub const BODIES_KIB_MAX: usize = 512 * 1024;
 
-const IGNORED: HeaderName = HeaderName::from_static("x-gaoler-ignored");
-const RUN_ID: HeaderName = HeaderName::from_static("x-gaoler-run");
+/// Fields of a request that had no effect.
+pub const IGNORED: HeaderName = HeaderName::from_static("x-gaoler-ignored");
+/// The run.
+pub const RUN_ID: HeaderName = HeaderName::from_static("x-gaoler-run");
 /// Of a request: the level and the limits that it wishes for. Of an answer: those that its run had.
-const LEVEL: HeaderName = HeaderName::from_static("x-gaoler-level");
+pub const LEVEL: HeaderName = HeaderName::from_static("x-gaoler-level");
 const LIMITS: HeaderName = HeaderName::from_static("x-gaoler-limits");
 /// Of a request: the session, where the dialect has no field for it.
 const SESSION: HeaderName = HeaderName::from_static(dialect::SESSION);
 /// Of a request: `ids` puts an id before each event of a stream, to go on after.
 const EVENTS: HeaderName = HeaderName::from_static("x-gaoler-events");
 /// Milliseconds that the request waited for a run.
-const QUEUED: HeaderName = HeaderName::from_static("x-gaoler-queue-ms");
+pub const QUEUED: HeaderName = HeaderName::from_static("x-gaoler-queue-ms");
 
 /// Serves one such request to the first byte of its answer; the rest is a stream of its own.
 ///
@@ -72,8 +75,7 @@ pub async fn answer(
     let begun = Instant::now();
     refuse_encoding(headers)?;
     // A credential in a header is judged before the body is read, as the API itself does it.
-    let in_header = headers.contains_key(header::AUTHORIZATION) || headers.contains_key("x-api-key");
-    let early = if in_header { Some(tenant::credential(headers, None, now_ms())?) } else { None };
+    let shown = identity::shown(frontend, headers).await?;
     if *frontend.draining.borrow() {
         return Err(ApiError::draining());
     }
@@ -87,21 +89,23 @@ pub async fn answer(
     body.as_mut().zeroize();
     drop(body);
     let mut job = job?;
-    if frontend.listen.get().is_some_and(|listen| listen.tier == Tier::Directory)
-        && !job.wishes.tools.is_empty()
-    {
+    let mut caller = identity::caller(frontend, shown, headers, job.credential.as_ref(), now_ms()).await?;
+    let level = level(frontend, headers, job.level)?;
+    let limits = limits(headers, &job.limits)?;
+
+    let tenant = caller.tenant;
+    let tier = tier(frontend);
+    if tier == Tier::Directory && !job.wishes.tools.is_empty() {
         // The CLI has file tools alone there.
         job.wishes.tools.clear();
         job.ignored.push("tools".into());
     }
-    let credential = match early {
-        Some(credential) => credential,
-        None => tenant::credential(headers, job.credential.as_ref(), now_ms())?,
-    };
-    let level = level(frontend, headers, job.level)?;
-    let limits = limits(headers, &job.limits)?;
-
-    let tenant = credential.tenant(&frontend.secret);
+    let mcp = job.mcp.settle(&frontend.settings.mcp, level, tier)?;
+    if !job.wishes.tools.is_empty() && mcp.names.iter().any(|name| name == client::SERVER) {
+        let message =
+            "mcp_servers: with tools of your own a server cannot be called client; give it another name.";
+        return Err(ApiError::invalid(message));
+    }
     let order = Order::new(&job, tenant, level, limits);
     let asked = asked?(tenant);
     let about = About {
@@ -115,10 +119,12 @@ pub async fn answer(
         ids: headers.get(EVENTS).is_some_and(|value| value == "ids"),
         asked_ms: now_ms(),
     };
+    let credential = std::mem::take(&mut caller.credential);
+    let note = Note::of(frontend, caller, &job);
     let (reader, joined) = match frontend.runs.enter(&asked, about)? {
         Entered::Joined(reader) => (reader, true),
         Entered::Begun(writer, reader) => {
-            begin(frontend, writer, job, Request { order, credential, budget });
+            begin(frontend, writer, job, Request { order, credential, mcp, note, budget });
             (reader, false)
         }
     };
@@ -133,7 +139,9 @@ pub async fn answer(
 /// A request that is to become a run.
 struct Request {
     order: Order,
-    credential: Credential,
+    credential: Zeroizing<Vec<u8>>,
+    mcp: Settled,
+    note: Note,
     budget: Option<OwnedSemaphorePermit>,
 }
 
@@ -175,15 +183,19 @@ async fn conduct(
     request: Request,
     leaving: Option<watch::Receiver<()>>,
 ) {
-    let Request { order, credential, budget } = request;
-    let fds = match order.fds(&job, &credential, &frontend.settings.cli.version) {
+    let Request { order, credential, mcp, note, budget } = request;
+    let fds = match order.fds(&job, &mcp, &credential, &frontend.settings.cli.version) {
         Ok(fds) => fds,
         Err(error) => return writer.end(None, Ending::Failed(error), now_ms()),
     };
     drop(credential);
+    let servers = mcp.names;
     // All that is in the files now: a request that waits takes its memory once.
     (job.system, job.earlier) = (String::new(), Vec::new());
     let (level, tenant) = (order.spawn.level, order.spawn.tenant);
+    if job.session.is_some() {
+        files::sweep(&frontend, tenant).await;
+    }
     let draining = frontend.draining.subscribe();
     let entering = async {
         if let Some(mut leaving) = leaving {
@@ -223,11 +235,11 @@ async fn conduct(
     let offers = !tools.is_empty();
     let lines = [input::initialize(job.wishes.schema.as_ref(), offers), input::user(&job.prompt)].concat();
     let bounds = bounds(&frontend, level, session.is_none());
-    let mut exchange = Exchange::begin(run, lines, tools, bounds);
+    let mut exchange = Exchange::begin(run, lines, tools, bounds, note);
     loop {
         writer.running(now_ms(), head(&writer, &in_force, waited, &job.ignored));
         let (dialect, shape) = (writer.about().dialect, writer.about().shape);
-        let answer = answer_of(&job, &writer).offering(offers);
+        let answer = answer_of(&job, &writer, servers.clone()).offering(offers);
         drop(job);
         let calls = exchange.answer(answer, dialect.render(shape), writer).await;
         let Some(calls) = calls else { break };
@@ -263,7 +275,7 @@ fn head(writer: &Writer, in_force: &str, waited: u128, ignored: &[String]) -> He
     told.filter_map(|(name, value)| Some((name, HeaderValue::from_str(&value).ok()?))).collect()
 }
 
-fn answer_of(job: &Job, writer: &Writer) -> Answer {
+fn answer_of(job: &Job, writer: &Writer, servers: Vec<String>) -> Answer {
     let about = writer.about();
     let heading = Heading {
         id: about.dialect.answer_id(),
@@ -272,6 +284,7 @@ fn answer_of(job: &Job, writer: &Writer) -> Answer {
         model: job.model.as_str().to_string(),
         asked_at: now_ms() / 1000,
         usage_last: job.usage_last,
+        servers,
     };
     Answer::new(heading, about.shape, job.thinking).structured(job.wishes.schema.is_some())
 }
@@ -282,9 +295,14 @@ pub fn bounds(frontend: &Frontend, level: Level, disposable: bool) -> Bounds {
     Bounds { silence, level, disposable }
 }
 
+/// The tier in force; the least before it is known.
+pub fn tier(frontend: &Frontend) -> Tier {
+    frontend.listen.get().map_or(Tier::Directory, |listen| listen.tier)
+}
+
 /// The level of a run: the operator's default, or what the request asks for where that is not looser than
 /// the operator's maximum. Asked for twice, the stricter one holds.
-fn level(frontend: &Frontend, headers: &HeaderMap, in_body: Option<Level>) -> Result<Level, ApiError> {
+pub fn level(frontend: &Frontend, headers: &HeaderMap, in_body: Option<Level>) -> Result<Level, ApiError> {
     let named = |name: &str| Level::from_name(name).unwrap_or(Level::Paranoid);
     let maximum = named(&frontend.settings.level.maximum);
     let in_header = headers.get(LEVEL).map(|value| {
@@ -303,7 +321,7 @@ fn level(frontend: &Frontend, headers: &HeaderMap, in_body: Option<Level>) -> Re
 }
 
 /// The limits that a request wishes for. Asked for twice, the lower one holds.
-fn limits(headers: &HeaderMap, in_body: &Limits) -> Result<Limits, ApiError> {
+pub fn limits(headers: &HeaderMap, in_body: &Limits) -> Result<Limits, ApiError> {
     let Some(value) = headers.get(LIMITS) else { return Ok(*in_body) };
     let wish = limits::wish(value.to_str().unwrap_or_default());
     let wish = wish.map_err(|what| ApiError::invalid(format!("x-gaoler-limits: {what}.")))?;
@@ -337,20 +355,28 @@ impl Order {
             ephemeral: false,
             proof: false,
             session: session.into_bytes(),
+            workspace: job.workspace,
             model: job.model,
             effort: job.effort,
             turns_max: job.turns_max,
+            mcp_refused: job.mcp.refused,
             budget_microusd: job.wishes.budget_microusd,
             limits,
         };
         Order { spawn, session }
     }
 
-    /// Its descriptors: options, then the credential.
+    /// Its descriptors: options, then the credential, and where there are remote MCP servers, those.
     ///
     /// # Errors
     /// 413 for a history that is too large; 500 where the kernel gives no memory file.
-    pub fn fds(&self, job: &Job, credential: &Credential, version: &str) -> Result<Vec<OwnedFd>, ApiError> {
+    pub fn fds(
+        &self,
+        job: &Job,
+        mcp: &Settled,
+        credential: &[u8],
+        version: &str,
+    ) -> Result<Vec<OwnedFd>, ApiError> {
         let mut options = Vec::new();
         if !job.system.is_empty() {
             options.extend(section(Section::System, job.system.as_bytes()));
@@ -359,16 +385,30 @@ impl Order {
         if !earlier.is_empty() {
             options.extend(section(Section::Transcript, &earlier));
         }
+        if !mcp.config.is_empty() {
+            options.extend(section(Section::Mcp, &mcp.config));
+        }
         if options.len() > OPTIONS_BYTES_MAX {
             return Err(too_large());
         }
-        let sealed = |name: &str, bytes: &[u8]| {
-            memfd::sealed(name, bytes).map_err(|_| {
-                ApiError::internal("no_memory_file", "This server is out of descriptors or memory.")
-            })
-        };
-        Ok(vec![sealed("options", &options)?, sealed("credential", &credential.bytes())?])
+        descriptors(&options, credential, mcp)
     }
+}
+
+/// What goes beside a Spawn.
+///
+/// # Errors
+/// 500 where the kernel gives no memory file.
+pub fn descriptors(options: &[u8], credential: &[u8], mcp: &Settled) -> Result<Vec<OwnedFd>, ApiError> {
+    let sealed = |name: &str, bytes: &[u8]| {
+        memfd::sealed(name, bytes)
+            .map_err(|_| ApiError::internal("no_memory_file", "This server is out of descriptors or memory."))
+    };
+    let mut fds = vec![sealed("options", options)?, sealed("credential", credential)?];
+    if !mcp.remotes.is_empty() {
+        fds.push(sealed("remotes", &mcp.remotes)?);
+    }
+    Ok(fds)
 }
 
 fn too_large() -> ApiError {

@@ -6,8 +6,8 @@ use gaoler_protocol::{Kind, Level, Limits, Refusal, Spawn};
 /// What the supervisor knows when it is asked.
 #[derive(Debug, Clone, Copy)]
 pub struct Situation {
-    /// Kinds of run that this peer may ask for.
-    pub permitted: Kind,
+    /// This peer may ask for commands alone; otherwise for everything but them.
+    pub exec: bool,
     /// The loosest level that the operator allows.
     pub level_maximum: Level,
     /// Runs that have not ended.
@@ -40,14 +40,14 @@ pub enum Verdict {
 
 /// The verdict on a request, under the level's clamp.
 pub fn admit(spawn: &Spawn, now: Situation, clamp: impl FnOnce(&Limits) -> Limits) -> Verdict {
-    if spawn.kind != now.permitted {
+    if (spawn.kind == Kind::Exec) != now.exec {
         return Verdict::Hostile("a kind of run that this peer may not ask for");
     }
-    if spawn.proof != now.proving || (spawn.proof && !spawn.ephemeral) {
+    if spawn.proof != now.proving || (spawn.proof && !(spawn.ephemeral && spawn.kind == Kind::Cli)) {
         return Verdict::Hostile("a run out of turn");
     }
-    if spawn.ephemeral && !spawn.proof && spawn.kind == Kind::Cli {
-        return Verdict::Hostile("a CLI run without a tenant");
+    if spawn.ephemeral && !spawn.proof && !now.exec {
+        return Verdict::Hostile("a run without a tenant");
     }
     if now.known {
         return Verdict::Hostile("a run id that is in use");
@@ -84,16 +84,18 @@ mod tests {
             ephemeral: false,
             proof: false,
             session: [3; 16],
+            workspace: [0; 16],
             model: Model::DEFAULT,
             effort: Effort::Unset,
             turns_max: 0,
+            mcp_refused: false,
             budget_microusd: 0,
             limits: LIMITS,
         }
     }
 
     const NOW: Situation = Situation {
-        permitted: Kind::Cli,
+        exec: false,
         level_maximum: Level::Balanced,
         runs: 0,
         runs_max: 1,
@@ -127,12 +129,23 @@ mod tests {
         );
         let exec = Spawn { kind: Kind::Exec, ..spawn() };
         check("exec", exec, NOW, hostile("a kind of run that this peer may not ask for"));
+        for kind in [Kind::Files, Kind::Sessions, Kind::Fetch] {
+            let files = Spawn { kind, ..spawn() };
+            check("files", files, NOW, Verdict::Admit(LIMITS));
+            let not_here = hostile("a kind of run that this peer may not ask for");
+            check("files of a command line", files, Situation { exec: true, ..NOW }, not_here);
+            let proof = Spawn { proof: true, ephemeral: true, ..files };
+            let proving = Situation { proving: true, ..NOW };
+            check("files for a proof", proof, proving, hostile("a run out of turn"));
+            let homeless = Spawn { ephemeral: true, ..files };
+            check("nobody's files", homeless, NOW, hostile("a run without a tenant"));
+        }
         let proof = Spawn { proof: true, ephemeral: true, ..spawn() };
         check("late proof", proof, NOW, hostile("a run out of turn"));
         check("early run", spawn(), Situation { proving: true, ..NOW }, hostile("a run out of turn"));
         check("proof", proof, Situation { proving: true, ..NOW }, Verdict::Admit(LIMITS));
         let homeless = Spawn { ephemeral: true, ..spawn() };
-        check("no tenant", homeless, NOW, hostile("a CLI run without a tenant"));
+        check("no tenant", homeless, NOW, hostile("a run without a tenant"));
         check("replayed", spawn(), Situation { known: true, ..NOW }, hostile("a run id that is in use"));
         let unsealed = "descriptors that are no sealed memory files";
         check("unsealed", spawn(), Situation { sealed: false, ..NOW }, hostile(unsealed));

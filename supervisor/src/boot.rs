@@ -11,14 +11,18 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
 use gaoler_policy::settings::Settings;
-use gaoler_protocol::{LayerName, LayerRow, LayerState, Layers, Message, Rows, Tier};
+use gaoler_protocol::{
+    FRAME_BYTES, LayerName, LayerRow, LayerState, Layers, Message, Ready, Role, Rows, Tier,
+};
 use gaoler_sys::clone::{Side, fork};
 use gaoler_sys::{channel, memfd, process};
 use nix::fcntl::{OFlag, openat};
+use nix::poll::{PollFd, PollFlags, poll};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::stat::Mode as FileMode;
 
+use crate::cage::attest::{Posture, place, rights};
 use crate::cgroup::Cgroups;
 use crate::errand::{Deed, Errand};
 use crate::fault::{Doing, Fault};
@@ -37,6 +41,9 @@ use crate::{inside, layers, template, tiers};
 const SETTINGS_BYTES_MAX: usize = 64 * 1024;
 /// Bytes of a certificate chain and its key, at most.
 const TLS_BYTES_MAX: usize = 256 * 1024;
+
+/// How long the ledger may take to open its database, a migration included.
+const LEDGER_WAIT_MS: u16 = 60_000;
 
 /// What this supervisor is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -71,6 +78,10 @@ pub struct Host {
     resolver: Option<(OwnedFd, OsString)>,
     /// The egress program.
     pub egress: Option<OwnedFd>,
+    /// The program of runs over files.
+    pub files: Option<OwnedFd>,
+    /// The key that opens stored credentials, for each egress.
+    pub vault: Option<OwnedFd>,
     /// The HTTP listener, until the frontend may have it.
     pub listener: Option<TcpListener>,
     /// Its address.
@@ -99,6 +110,10 @@ impl Host {
     }
 }
 
+/// Open files of a supervisor or a frontend without a run, and at most of each run.
+const FILES_OWN: u64 = 256;
+const FILES_A_RUN: u64 = 18;
+
 /// Boots in this mode and watches; the status to exit with. `inside`: as the root of an ordinary user's namespace.
 ///
 /// # Errors
@@ -116,6 +131,15 @@ pub fn run(mode: Mode, inside: bool) -> Result<u8, Fault> {
         inside::check(&mut settings.uids)?;
     }
     crate::log::decisions(mode == Mode::Serve);
+    // Frontend and egress inherit the bound; a cage's command has its own.
+    let files = process::raise_open_files().doing("raise the bound on open files")?;
+    let wanted = FILES_OWN + u64::from(settings.runs.max) * FILES_A_RUN;
+    if mode == Mode::Serve && files < wanted {
+        let why = format!(
+            "{wanted} are needed and {files} are allowed; lower runs.max or raise LimitNOFILE (ulimit -Hn)"
+        );
+        return Err(Fault::new("have open files for runs.max", why));
+    }
     let mut peer = None;
     if mode != Mode::Serve {
         let control = channel::inherited_control();
@@ -155,7 +179,8 @@ pub fn run(mode: Mode, inside: bool) -> Result<u8, Fault> {
     let cgroups = if plan.cgroup { Some(Cgroups::open(proc_fd.as_fd())?) } else { None };
     let egress_uids = Uids::open(&uids_file, settings.uids.egress).doing("open the state's uids")?;
     let cli = cli(&settings, mode)?;
-    let service = if mode == Mode::Serve { Some(Service::open(&settings, tls)?) } else { None };
+    let service =
+        if mode == Mode::Serve { Some(Service::open(&settings, tls, &state, &plan)?) } else { None };
     let notify = Notify::open();
     if !plan.has_pids() {
         // Whoever a cage's end leaves without a parent comes to us, and is ended.
@@ -163,7 +188,7 @@ pub fn run(mode: Mode, inside: bool) -> Result<u8, Fault> {
         process::adopt_orphans().doing(what)?;
     }
 
-    let levels = Levels::of(&settings.level)?;
+    let levels = Levels::of(&settings.level, &settings.mcp.internal)?;
     let whole = fs::canonicalize(&settings.state.dir).doing("find the state folder")?;
     let mut folders = None;
     let owned = if plan.root == Root::Own {
@@ -189,6 +214,8 @@ pub fn run(mode: Mode, inside: bool) -> Result<u8, Fault> {
         proc_fd,
         resolver,
         egress: None,
+        files: None,
+        vault: None,
         listener: None,
         address: String::new(),
         upstream_url: settings.upstream.url.clone(),
@@ -197,10 +224,12 @@ pub fn run(mode: Mode, inside: bool) -> Result<u8, Fault> {
         notify,
         settings,
     };
-    let (mut frontend, mut upstream) = (None, None);
+    let (mut frontend, mut upstream, mut ledger) = (None, None, None);
     if let Some(service) = service {
         upstream = Some(service.start_upstream(&mut host, &plan)?);
-        let (attended, control) = service.start_frontend(&mut host, &plan)?;
+        let (attended, questions) = service.start_ledger(&host, &plan)?;
+        ledger = Some(attended);
+        let (attended, control) = service.start_frontend(&mut host, &plan, questions)?;
         (frontend, peer) = (Some(attended), Some(control));
     }
     let monitor = Monitor {
@@ -216,6 +245,7 @@ pub fn run(mode: Mode, inside: bool) -> Result<u8, Fault> {
         peer,
         frontend,
         upstream,
+        ledger,
         signals,
         heard: None,
         said: 0,
@@ -323,11 +353,22 @@ struct Service {
     tls: OwnedFd,
     gaoler: OwnedFd,
     egress: OwnedFd,
+    files: OwnedFd,
     upstream: OwnedFd,
+    ledger: OwnedFd,
+    /// The ledger's folder.
+    folder: OwnedFd,
+    /// What opens stored credentials, and what they are sealed with.
+    vault: [OwnedFd; 2],
 }
 
 impl Service {
-    fn open(settings: &Settings, tls: Option<OwnedFd>) -> Result<Service, Fault> {
+    fn open(
+        settings: &Settings,
+        tls: Option<OwnedFd>,
+        state: &OwnedFd,
+        plan: &Plan,
+    ) -> Result<Service, Fault> {
         let listen = &settings.server.listen;
         let own = std::env::current_exe().doing("find the own program")?;
         let beside = |name: &str| -> Result<OwnedFd, Fault> {
@@ -342,7 +383,12 @@ impl Service {
             tls: tls.map_or_else(|| memfd::sealed("tls", b"").doing("seal nothing"), Ok)?,
             gaoler: beside("gaoler")?,
             egress: beside("gaoler-egress")?,
+            files: beside("gaoler-files")?,
             upstream: beside("gaoler-upstream")?,
+            ledger: beside("gaoler-ledger")?,
+            folder: tenants::private(state, "ledger", plan.own_uid(settings.uids.ledger))?,
+            // Made by `gaoler serve`: there is no arithmetic of keys in this process.
+            vault: [kept(&settings.state.dir, "vault")?, kept(&settings.state.dir, "vault.pub")?],
         })
     }
 
@@ -360,18 +406,51 @@ impl Service {
         spawn::start(plan, self.upstream.as_fd(), &["gaoler-upstream"], uid, Network::Host, &more, || {})
     }
 
+    /// Starts the ledger. It has opened its database, and has been looked at, before anybody can ask it.
+    fn start_ledger(&self, host: &Host, plan: &Plan) -> Result<(Attended, OwnedFd), Fault> {
+        let (ours, theirs) = channel::pair().doing("make the ledger's socket")?;
+        let (keep, uid) = (&host.settings.ledger, host.settings.uids.ledger);
+        let [runs, usage] = [keep.runs_days, keep.usage_days].map(|days| days.to_string());
+        let argv = ["gaoler-ledger", "--runs-days", &runs, "--usage-days", &usage];
+        let (folder, more) = (Network::Folder(self.folder.as_fd()), [theirs.as_fd()]);
+        let ledger = spawn::start(plan, self.ledger.as_fd(), &argv, uid, folder, &more, || {})?;
+        drop(theirs);
+        poll(&mut [PollFd::new(ledger.control.as_fd(), PollFlags::POLLIN)], LEDGER_WAIT_MS)
+            .doing("wait for the ledger")?;
+        let word = channel::receive::<{ FRAME_BYTES + 1 }>(ledger.control.as_fd());
+        let word = word.ok().and_then(|received| Message::decode(&received.bytes).ok());
+        let Some((_, Message::Ready(Ready { role: Role::Ledger, threads }))) = word else {
+            ledger.child.kill();
+            return Err(Fault::new(
+                "start the ledger",
+                "it is not ready; its own line, if there is one, says why",
+            ));
+        };
+        let (proc_fd, posture) = (host.proc_fd.as_fd(), Posture::own(plan, uid, true, threads));
+        place(proc_fd, ledger.child.pid, &posture)
+            .and_then(|_| rights(proc_fd, ledger.child.pid, &posture))?;
+        Ok((ledger, ours))
+    }
+
     /// Starts the frontend, and leaves the rest to the monitor.
-    fn start_frontend(self, host: &mut Host, plan: &Plan) -> Result<(Attended, OwnedFd), Fault> {
+    fn start_frontend(
+        self,
+        host: &mut Host,
+        plan: &Plan,
+        questions: OwnedFd,
+    ) -> Result<(Attended, OwnedFd), Fault> {
         self.listener.set_nonblocking(true).doing("make the listener non-blocking")?;
         host.address = self.listener.local_addr().doing("name the listener")?.to_string();
         let text = toml::to_string(&host.settings)
             .map_err(|why| Fault::new("write the settings", why.to_string()))?;
         let text = memfd::sealed("settings", text.as_bytes()).doing("seal the settings")?;
-        let (uid, more) =
-            (host.settings.uids.frontend, [text.as_fd(), self.secret.as_fd(), self.tls.as_fd()]);
+        let [private, public] = self.vault;
+        let uid = host.settings.uids.frontend;
+        let more = [&text, &self.secret, &self.tls, &questions, &public].map(AsFd::as_fd);
         let argv = ["gaoler", "frontend"];
         let mut attended = spawn::start(plan, self.gaoler.as_fd(), &argv, uid, Network::Empty, &more, || {})?;
-        (host.listener, host.egress) = (Some(self.listener), Some(self.egress));
+        (host.listener, host.egress, host.files) = (Some(self.listener), Some(self.egress), Some(self.files));
+        host.vault = Some(private);
         let control = std::mem::replace(&mut attended.control, text);
         Ok((attended, control))
     }
@@ -439,14 +518,19 @@ fn secret(dir: &Path) -> Result<OwnedFd, Fault> {
             .and_then(|()| fs::rename(&draft, &path))
             .doing("write the server's secret")?;
     }
-    let what = "open the server's secret";
-    let file = File::open(&path).doing(what)?;
-    if roots_alone(&file, what)? != Some(32) {
+    kept(dir, "secret")
+}
+
+/// A key of the state folder, as a sealed memory file.
+fn kept(dir: &Path, name: &str) -> Result<OwnedFd, Fault> {
+    let what = format!("open {}", dir.join(name).display());
+    let file = File::open(dir.join(name)).doing(what.clone())?;
+    if roots_alone(&file, &what)? != Some(32) {
         return Err(Fault::new(what, "it must be 32 bytes, owned by root with mode 0600"));
     }
     let mut bytes = Vec::new();
     file.take(32).read_to_end(&mut bytes).doing(what)?;
-    let sealed = memfd::sealed("secret", &bytes).doing("seal the server's secret");
+    let sealed = memfd::sealed(name, &bytes).doing("seal a key of the state folder");
     bytes.fill(0);
     sealed
 }

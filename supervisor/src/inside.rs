@@ -91,8 +91,9 @@ pub fn check(uids: &mut Uids) -> Result<(), Fault> {
 }
 
 /// The ranges of ids that gaoler uses, the tenants' last.
-fn wanted(uids: &Uids) -> [[u32; 2]; 5] {
-    [uids.run, uids.egress, [uids.frontend, 1], [uids.upstream, 1], uids.tenant]
+fn wanted(uids: &Uids) -> [[u32; 2]; 6] {
+    let [frontend, upstream, ledger] = [uids.frontend, uids.upstream, uids.ledger].map(|uid| [uid, 1]);
+    [uids.run, uids.egress, frontend, upstream, ledger, uids.tenant]
 }
 
 /// What newuidmap(1) is to be told, as far as this file (subuid(5)) lends this user enough: one's own id as root, and
@@ -211,6 +212,7 @@ mod tests {
             egress: [80_000, 10],
             frontend: 90_000,
             upstream: 90_001,
+            ledger: 90_002,
             tenant: [100_000, 1000],
         };
         let rows = shares(&uids, 500_000, 65_536).unwrap();
@@ -219,6 +221,7 @@ mod tests {
             [80_000, 500_010, 10],
             [90_000, 500_020, 1],
             [90_001, 500_021, 1],
+            [90_002, 500_022, 1],
             [100_000, 500_022, 1000],
         ];
         assert_eq!((rows[0][0], rows[0][2], &rows[1..]), (0, 1, &expected[..]));

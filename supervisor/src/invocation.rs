@@ -28,6 +28,9 @@ pub fn of(
     if spawn.turns_max != 0 {
         option("--max-turns", &spawn.turns_max.to_string());
     }
+    if spawn.mcp_refused {
+        option("--disallowedTools", "mcp__*");
+    }
     if spawn.budget_microusd != 0 {
         let (dollars, rest) = (spawn.budget_microusd / 1_000_000, spawn.budget_microusd % 1_000_000);
         option("--max-budget-usd", &format!("{dollars}.{rest:06}"));

@@ -10,7 +10,7 @@ use std::rc::Rc;
 use gaoler_policy::landlock::{AccessClass, CageRules};
 use gaoler_policy::level::{LevelPolicy, level};
 use gaoler_policy::settings::{Levels as Settings, OwnLevel};
-use gaoler_protocol::{Level, Limits};
+use gaoler_protocol::{INTERNAL_MARK, Level, Limits};
 use gaoler_sys::memfd;
 
 use crate::cage::Common;
@@ -63,14 +63,14 @@ impl Levels {
     ///
     /// # Errors
     /// A name that is no level's, or a limit's that is none: the command line has checked them.
-    pub fn of(settings: &Settings) -> Result<Levels, Fault> {
+    pub fn of(settings: &Settings, internal: &[String]) -> Result<Levels, Fault> {
         let named = |name: &str| {
             Level::from_name(name).ok_or_else(|| Fault::new("read the levels", format!("`{name}` is none")))
         };
         let (default, maximum) = (named(&settings.default)?, named(&settings.maximum)?);
         let levels = Level::ALL.iter().filter(|it| **it <= maximum).map(|it| {
             let own = settings.own.as_ref().filter(|own| own.extends == it.name());
-            Bounds::of(level(*it), own, &settings.hosts)
+            Bounds::of(level(*it), own, &settings.hosts, internal)
         });
         Ok(Levels { levels: levels.collect::<Result<_, _>>()?, default: default.min(maximum), maximum })
     }
@@ -105,7 +105,12 @@ impl Levels {
 }
 
 impl Bounds {
-    fn of(policy: &'static LevelPolicy, own: Option<&OwnLevel>, hosts: &[String]) -> Result<Bounds, Fault> {
+    fn of(
+        policy: &'static LevelPolicy,
+        own: Option<&OwnLevel>,
+        hosts: &[String],
+        internal: &[String],
+    ) -> Result<Bounds, Fault> {
         let mut limits = policy.limits;
         for (name, limit) in own.iter().flat_map(|own| &own.limits) {
             let unknown = || Fault::new("read the level's limits", format!("`{name}` is none"));
@@ -126,7 +131,9 @@ impl Bounds {
         // A level without a proxy has no destinations that anybody could add to.
         let proxy = !policy.proxy_ports.is_empty();
         let hosts = hosts.iter().chain(own.iter().flat_map(|own| &own.hosts)).filter(|_| proxy);
-        let hosts: Vec<&str> = hosts.map(String::as_str).collect();
+        // MCP servers in the operator's own network are marked: they are no destination of a tool's.
+        let internal = internal.iter().filter(|_| proxy).map(|it| format!("{INTERNAL_MARK}{it}"));
+        let hosts: Vec<String> = hosts.cloned().chain(internal).collect();
         let ports = hosts.iter().filter_map(|host| host.rsplit_once(':')?.1.parse().ok());
         Ok(Bounds {
             policy,
@@ -201,7 +208,7 @@ mod tests {
 
     #[test]
     fn a_file_of_the_operators_changes_one_level_and_no_other() {
-        let levels = Levels::of(&settings("developer")).unwrap();
+        let levels = Levels::of(&settings("developer"), &[]).unwrap();
         let paranoid = levels.get(Level::Paranoid);
         assert_eq!(paranoid.limits, Limits { tasks: 7, ..paranoid.policy.limits });
         let values: Vec<_> = paranoid.env.iter().filter(|(name, _)| name == "LANG" || name == "A").collect();
@@ -217,10 +224,10 @@ mod tests {
 
     #[test]
     fn no_level_above_the_maximum_is_there() {
-        let levels = Levels::of(&settings("balanced")).unwrap();
+        let levels = Levels::of(&settings("balanced"), &["10.0.0.7:9000".into()]).unwrap();
         assert_eq!(levels.get(Level::Balanced).policy.name, "balanced");
         assert_eq!(levels.get(Level::Developer).policy.name, "paranoid");
         assert!(!levels.visible().contains("/etc/services"));
-        assert!(Levels::of(&settings("lax")).is_err());
+        assert!(Levels::of(&settings("lax"), &[]).is_err());
     }
 }

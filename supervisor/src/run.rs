@@ -79,6 +79,8 @@ pub struct Run {
     pub options: Option<OwnedFd>,
     /// The sealed credential, until egress has it.
     pub credential: Option<OwnedFd>,
+    /// The sealed list of its remote MCP servers, until egress has it.
+    pub remotes: Option<OwnedFd>,
     /// What stands for the credential in the cage.
     pub placeholder: Placeholder,
     /// Uid, namespaces, leaf.
@@ -103,8 +105,8 @@ pub struct Run {
     pub uid: u32,
     /// The uid that alone may come to its listeners, where others could and the kernel names who comes; else 0.
     pub peer: u32,
-    /// The command reads its token from a descriptor.
-    pub token: bool,
+    /// The command has a descriptor 3.
+    pub third: bool,
     /// It has no pid namespace: pid 1's stand-in ends the others, and is told to by the end of its line.
     pub family: bool,
     /// Its tenant's folder.
@@ -119,8 +121,9 @@ pub struct Run {
     pub disk: Disk,
     /// The most that its tenant's folder was seen to take, bytes.
     pub disk_peak: u64,
-    /// The session's lock.
+    /// The session's lock, and the hold on its workspace.
     pub session: Option<Flock<File>>,
+    pub workspace: Option<Flock<File>>,
     /// Our end of the lease.
     pub lease: Option<OwnedFd>,
     /// Our end of the report.
@@ -155,6 +158,7 @@ impl Run {
             phase: Phase::Launching,
             options: None,
             credential: None,
+            remotes: None,
             placeholder,
             set: None,
             init: None,
@@ -167,7 +171,7 @@ impl Run {
             ledger: None,
             uid: 0,
             peer: 0,
-            token: false,
+            third: false,
             family: false,
             folder_of_tenant: None,
             folder: None,
@@ -176,6 +180,7 @@ impl Run {
             disk: Disk::default(),
             disk_peak: 0,
             session: None,
+            workspace: None,
             lease: None,
             report: None,
             reported: 0,
@@ -240,6 +245,7 @@ impl Run {
             requests_max: 0,
             egress_mib: self.limits.egress_mib,
             peer_uid: self.peer,
+            tenant: self.tenant.as_ref().map_or([0; 16], TenantId::bytes),
         })
     }
 
@@ -270,6 +276,8 @@ impl Run {
             denials: self.totals.denials,
             input_tokens: self.totals.input_tokens,
             output_tokens: self.totals.output_tokens,
+            cache_write_tokens: self.totals.cache_write_tokens,
+            cache_read_tokens: self.totals.cache_read_tokens,
             bytes_up: self.totals.bytes_up,
             bytes_down: self.totals.bytes_down,
         }

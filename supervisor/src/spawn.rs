@@ -1,5 +1,6 @@
-//! Starts the unprivileged processes beside the cages: frontend, egress, embedded upstream.
-//! Each gets its own uid, no capability, no file of the state, and exactly the descriptors named here.
+//! Starts the unprivileged processes beside the cages: ledger, frontend, egress, embedded upstream.
+//! Each gets its own uid, no capability, no file of the state but the ledger's folder, and exactly the descriptors
+//! named here.
 
 use std::ffi::CString;
 use std::fs::File;
@@ -9,22 +10,25 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use gaoler_sys::channel;
 use gaoler_sys::clone::{Child, Side, fork};
 use gaoler_sys::process::{self, Strings};
+use nix::errno::Errno;
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
 
 use crate::fault::{Doing, Fault};
 use crate::plan::{Ids, Plan};
 use crate::uids::become_uid;
 
-/// Above every number that a descriptor is placed at: 0 to 2, the control socket, and at most four more.
+/// Above every number that a descriptor is placed at: 0 to 2, the control socket, and at most five more.
 const ABOVE: i32 = 64;
 
 /// The network that a process lives in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Network {
+#[derive(Debug, Clone, Copy)]
+pub enum Network<'a> {
     /// The host's: it has to reach the upstream.
     Host,
     /// None at all.
     Empty,
+    /// None at all, and a folder to work in, which becomes its root where a root can be changed.
+    Folder(BorrowedFd<'a>),
 }
 
 /// A process with a control socket.
@@ -45,12 +49,12 @@ pub fn start(
     program: BorrowedFd<'_>,
     argv: &[&str],
     uid: u32,
-    network: Network,
+    network: Network<'_>,
     more: &[BorrowedFd<'_>],
     wipe: impl FnOnce(),
 ) -> Result<Attended, Fault> {
     let (control, theirs) = channel::pair().doing("make a control socket")?;
-    let net = if network == Network::Empty && plan.network { libc::CLONE_NEWNET } else { 0 };
+    let net = if !matches!(network, Network::Host) && plan.network { libc::CLONE_NEWNET } else { 0 };
     let own = plan.namespaces & !libc::CLONE_NEWNET;
     match fork(own | net, None).doing(format!("fork {}", argv.first().unwrap_or(&"a process")))? {
         Side::Parent(child) => Ok(Attended { child, control }),
@@ -58,7 +62,7 @@ pub fn start(
             wipe();
             let fds: Vec<BorrowedFd<'_>> =
                 std::iter::once(theirs.as_fd()).chain(more.iter().copied()).collect();
-            let fault = become_it(plan, program, argv, uid, &fds);
+            let fault = become_it(plan, program, argv, uid, network, &fds);
             crate::log::event(
                 "start_failed",
                 &[("program", &argv.first().unwrap_or(&"?")), ("fault", &fault)],
@@ -69,10 +73,28 @@ pub fn start(
 }
 
 /// In the child: gives everything up and executes. Returns only with what went wrong.
-fn become_it(plan: &Plan, program: BorrowedFd<'_>, argv: &[&str], uid: u32, fds: &[BorrowedFd<'_>]) -> Fault {
+fn become_it(
+    plan: &Plan,
+    program: BorrowedFd<'_>,
+    argv: &[&str],
+    uid: u32,
+    network: Network<'_>,
+    fds: &[BorrowedFd<'_>],
+) -> Fault {
     let words = argv.iter().filter_map(|word| CString::new(*word).ok()).collect();
     let (argv, environment) = (Strings::new(words), Strings::new(Vec::new()));
     let given_up = || -> Result<ManuallyDrop<OwnedFd>, Fault> {
+        // Before the root changes: in the ledger's folder there is none.
+        let null = File::options().read(true).write(true).open("/dev/null").map(ManuallyDrop::new);
+        let null = null.doing("open /dev/null")?;
+        if let Network::Folder(folder) = network {
+            nix::unistd::fchdir(folder).doing("enter the ledger's folder")?;
+            match nix::unistd::chroot(".") {
+                // Nobody may change a root here: its own uid and Landlock keep it in its folder.
+                Err(Errno::EPERM) => {}
+                changed => changed.doing("change the root")?,
+            }
+        }
         if plan.bounds() {
             process::empty_bounding_set().doing("empty the bounding set")?;
         }
@@ -89,8 +111,6 @@ fn become_it(plan: &Plan, program: BorrowedFd<'_>, argv: &[&str], uid: u32, fds:
         let high = |fd: &BorrowedFd<'_>| process::copy_above(*fd, ABOVE).map(ManuallyDrop::new);
         let program = high(&program).doing("copy a descriptor")?;
         let fds = fds.iter().map(high).collect::<Result<Vec<_>, _>>().doing("copy a descriptor")?;
-        let null = File::options().read(true).write(true).open("/dev/null").map(ManuallyDrop::new);
-        let null = null.doing("open /dev/null")?;
         process::place(&[null.as_fd(), null.as_fd()], 0).doing("place stdin and stdout")?;
         let borrowed: Vec<BorrowedFd<'_>> = fds.iter().map(|fd| fd.as_fd()).collect();
         process::place(&borrowed, channel::CONTROL_FD).doing("place descriptors")?;

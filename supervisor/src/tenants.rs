@@ -4,12 +4,12 @@
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use gaoler_protocol::TenantKey;
+use gaoler_protocol::{Refusal, TenantKey};
 use nix::dir::Dir;
 use nix::errno::Errno;
-use nix::fcntl::{AtFlags, Flock, FlockArg, OFlag, openat};
+use nix::fcntl::{AtFlags, Flock, FlockArg, OFlag, openat, readlinkat};
 use nix::sys::stat::{Mode, fchmod, fstat, fstatat, mkdirat};
-use nix::unistd::{Gid, Uid, UnlinkatFlags, fchown, unlinkat};
+use nix::unistd::{Gid, Uid, UnlinkatFlags, fchown, symlinkat, unlinkat};
 use sha2::{Digest, Sha256};
 
 use crate::fault::{Doing, Fault};
@@ -23,7 +23,15 @@ impl TenantId {
     pub fn of(key: &TenantKey) -> TenantId {
         TenantId(Sha256::digest(key.0)[..16].iter().map(|byte| format!("{byte:02x}")).collect())
     }
+
+    /// The same as bytes, for the egress of a run: a stored credential opens for its own tenant alone.
+    pub fn bytes(&self) -> [u8; 16] {
+        std::array::from_fn(|at| u8::from_str_radix(&self.0[2 * at..2 * at + 2], 16).unwrap_or(0))
+    }
 }
+
+/// The workspace that every tenant has.
+pub const DEFAULT: &str = "default";
 
 /// The folder of all tenants.
 #[derive(Debug)]
@@ -100,11 +108,11 @@ impl Folder {
     }
 }
 
-/// Why a tenant has no folder.
+/// Why a tenant, or a run of theirs, has no folder.
 #[derive(Debug)]
 pub enum Closed {
-    /// The range of uids is used up.
-    Full,
+    /// There is none for it, and this is why.
+    Refused(Refusal),
     /// The kernel, or what lies there, said no.
     Fault(Fault),
 }
@@ -194,13 +202,13 @@ impl Tenants {
         }
         let uid = match self.same {
             true => nix::unistd::geteuid().as_raw(),
-            false => self.free_uid()?.ok_or(Closed::Full)?,
+            false => self.free_uid()?.ok_or(Closed::Refused(Refusal::TenantsFull))?,
         };
         // Made under another name and moved in place when it is whole: a crash leaves no half tenant.
         let draft = format!(".{}", id.0);
         let folder = private(&self.folder, &draft, uid)?;
         let workspaces = private(&folder, "workspaces", uid)?;
-        private(&workspaces, "default", uid)?;
+        private(&workspaces, DEFAULT, uid)?;
         private(&folder, "sessions", uid)?;
         nix::fcntl::renameat(&self.folder, draft.as_str(), &self.folder, id.0.as_str())
             .doing("move a tenant's folder in place")?;
@@ -221,37 +229,83 @@ impl Tenants {
 }
 
 impl Tenant {
-    /// The default workspace.
+    /// All workspaces or all sessions, for gaoler's own program.
     ///
     /// # Errors
     /// ELOOP or ENOENT where the tenant's tree is not what this module made.
-    pub fn workspace(&self) -> Result<OwnedFd, Fault> {
-        let open = |path: &str| -> Result<OwnedFd, Fault> {
-            let folder = beneath(&self.folder, path).doing("open a workspace")?;
-            // Its owner may have taken every right from it, and would then never get a cage again.
-            fchmod(&folder, Mode::S_IRWXU).doing("open a workspace to its owner")?;
-            Ok(folder)
-        };
-        // On some hosts cages see these two as well, and walk through them.
-        [".", "workspaces"].into_iter().try_for_each(|path| open(path).map(drop))?;
-        open("workspaces/default")
+    pub fn part(&self, name: &str) -> Result<OwnedFd, Fault> {
+        // On some hosts cages see the first as well, and walk through both.
+        [".", name].into_iter().try_for_each(|path| opened(&self.folder, path).map(drop))?;
+        opened(&self.folder, name)
     }
 
-    /// The folder of a session, made if there is none, and locked for this run.
+    /// A workspace, held so that nobody removes it while a run is in it.
+    ///
+    /// # Errors
+    /// A workspace that is not there; `EWOULDBLOCK` where it is being removed.
+    pub fn workspace(&self, name: &str) -> Result<Flock<File>, Closed> {
+        let folder = match opened(&self.part("workspaces")?, name) {
+            Err(fault) if fault.errno() == libc::ENOENT as u16 => {
+                return Err(Closed::Refused(Refusal::WorkspaceUnknown));
+            }
+            other => other?,
+        };
+        let held = Flock::lock(File::from(folder), FlockArg::LockSharedNonblock);
+        Ok(held.map_err(|(_, errno)| errno).doing("hold a workspace")?)
+    }
+
+    /// The name of the workspace that a session was begun in, or where it is new the one that is wished for. The note
+    /// of it is our own; but on some hosts its tenant could change it, so it must be a name and nothing else.
+    ///
+    /// # Errors
+    /// A wish for another workspace than the session's.
+    pub fn workspace_of(&self, session: &str, wish: Option<&str>) -> Result<String, Closed> {
+        let sessions = self.part("sessions")?;
+        let note = readlinkat(&sessions, note(session).as_str()).ok().and_then(|it| it.into_string().ok());
+        let begun = fstatat(&sessions, session, AtFlags::AT_SYMLINK_NOFOLLOW).is_ok();
+        let own = note.or_else(|| begun.then(|| DEFAULT.to_owned()));
+        let plain = |name: &str| name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
+        match (own, wish) {
+            (None, wish) => Ok(wish.unwrap_or(DEFAULT).to_owned()),
+            (Some(own), wish) if plain(&own) && wish.is_none_or(|wish| wish == own) => Ok(own),
+            (Some(_), _) => Err(Closed::Refused(Refusal::WorkspaceOther)),
+        }
+    }
+
+    /// The folder of a session, made if there is none, and locked for this run. A new one is of this workspace.
     ///
     /// # Errors
     /// `EWOULDBLOCK` where another run holds the session.
-    pub fn session(&self, session: &str) -> Result<Flock<File>, Fault> {
-        let sessions = beneath(&self.folder, "sessions").doing("open the sessions")?;
-        fchmod(&sessions, Mode::S_IRWXU).doing("open the sessions to their owner")?;
+    pub fn session(&self, session: &str, workspace: &str) -> Result<Flock<File>, Fault> {
+        let sessions = self.part("sessions")?;
         let folder = match beneath(&sessions, session) {
-            Err(Errno::ENOENT) => private(&sessions, session, self.uid)?,
+            Err(Errno::ENOENT) => {
+                if workspace != DEFAULT {
+                    match symlinkat(workspace, &sessions, note(session).as_str()) {
+                        Ok(()) | Err(Errno::EEXIST) => {}
+                        Err(errno) => return Err(errno).doing("note a session's workspace"),
+                    }
+                }
+                private(&sessions, session, self.uid)?
+            }
             other => other.doing("open a session")?,
         };
         Flock::lock(File::from(folder), FlockArg::LockExclusiveNonblock)
             .map_err(|(_, errno)| errno)
             .doing("lock a session")
     }
+}
+
+/// The note of a session's workspace: a link beside its folder, that leads nowhere and is never followed.
+fn note(session: &str) -> String {
+    format!("{session}.workspace")
+}
+
+/// Opens a folder to its owner, who may have taken every right from it, and would then never get a cage again.
+fn opened(folder: &OwnedFd, path: &str) -> Result<OwnedFd, Fault> {
+    let folder = beneath(folder, path).doing("open a folder of a tenant's")?;
+    fchmod(&folder, Mode::S_IRWXU).doing("open a folder to its owner")?;
+    Ok(folder)
 }
 
 /// Opens a folder below another, name by name, as every host can; no link of any kind is followed. The paths are
@@ -289,6 +343,8 @@ mod tests {
         (dir, tenants)
     }
 
+    const SESSION: &str = "11111111-1111-4111-8111-111111111111";
+
     fn id(n: u8) -> TenantId {
         TenantId::of(&TenantKey([n; 32]))
     }
@@ -299,7 +355,7 @@ mod tests {
         let first = tenants.admit(&id(1)).unwrap();
         let second = tenants.admit(&id(2)).unwrap();
         assert_eq!((first.uid, second.uid), (2_000_000, 2_000_001));
-        assert!(matches!(tenants.admit(&id(3)), Err(Closed::Full)));
+        assert!(matches!(tenants.admit(&id(3)), Err(Closed::Refused(Refusal::TenantsFull))));
         assert_eq!(tenants.admit(&id(1)).unwrap().uid, 2_000_000);
         assert!(tenants.find(&id(3)).unwrap().is_none());
     }
@@ -308,11 +364,12 @@ mod tests {
     fn a_workspace_swapped_for_a_link_is_refused() {
         let (dir, tenants) = state([2_000_000, 2]);
         let tenant = tenants.admit(&id(1)).unwrap();
-        assert!(tenant.workspace().is_ok());
+        assert!(tenant.workspace(DEFAULT).is_ok());
         let workspace = dir.path().join("tenants").join(id(1).0).join("workspaces/default");
         std::fs::remove_dir(&workspace).unwrap();
         std::os::unix::fs::symlink("/etc", &workspace).unwrap();
-        assert_eq!(tenant.workspace().unwrap_err().errno(), libc::ENOTDIR as u16);
+        let refused = tenant.workspace(DEFAULT);
+        assert!(matches!(refused, Err(Closed::Fault(fault)) if fault.errno() == libc::ENOTDIR as u16));
     }
 
     #[test]
@@ -322,7 +379,7 @@ mod tests {
         let tenant = tenants.admit(&id(1)).unwrap();
         let workspace = dir.path().join("tenants").join(id(1).0).join("workspaces/default");
         std::fs::set_permissions(&workspace, std::fs::Permissions::from_mode(0o000)).unwrap();
-        tenant.workspace().unwrap();
+        tenant.workspace(DEFAULT).unwrap();
         assert_eq!(std::fs::metadata(&workspace).unwrap().permissions().mode() & 0o7777, 0o700);
     }
 
@@ -341,10 +398,39 @@ mod tests {
     fn a_session_is_held_by_one_run_at_a_time() {
         let (_dir, tenants) = state([2_000_000, 2]);
         let tenant = tenants.admit(&id(1)).unwrap();
-        let held = tenant.session("11111111-1111-4111-8111-111111111111").unwrap();
-        let again = tenant.session("11111111-1111-4111-8111-111111111111");
+        let held = tenant.session(SESSION, DEFAULT).unwrap();
+        let again = tenant.session(SESSION, DEFAULT);
         assert_eq!(again.unwrap_err().errno(), libc::EWOULDBLOCK as u16);
         drop(held);
-        assert!(tenant.session("11111111-1111-4111-8111-111111111111").is_ok());
+        assert!(tenant.session(SESSION, DEFAULT).is_ok());
+    }
+
+    #[test]
+    fn a_session_stays_in_the_workspace_that_it_was_begun_in() {
+        let (dir, tenants) = state([2_000_000, 2]);
+        let tenant = tenants.admit(&id(1)).unwrap();
+        let refusal = |closed: Result<String, Closed>| match closed {
+            Err(Closed::Refused(refusal)) => refusal,
+            other => panic!("{other:?}"),
+        };
+        let sessions = dir.path().join("tenants").join(id(1).0).join("sessions");
+        let other = "22222222-2222-4222-8222-222222222222";
+        assert_eq!(tenant.workspace_of(SESSION, None).unwrap(), DEFAULT);
+        assert_eq!(tenant.workspace_of(SESSION, Some(other)).unwrap(), other);
+        drop(tenant.session(SESSION, other).unwrap());
+        assert_eq!(tenant.workspace_of(SESSION, None).unwrap(), other);
+        assert_eq!(tenant.workspace_of(SESSION, Some(other)).unwrap(), other);
+        assert_eq!(refusal(tenant.workspace_of(SESSION, Some(DEFAULT))), Refusal::WorkspaceOther);
+        // What a tenant could make of it is a name of theirs or nothing.
+        std::fs::remove_file(sessions.join(note(SESSION))).unwrap();
+        for evil in ["../../x", "/etc", "."] {
+            let _ = std::fs::remove_file(sessions.join(note(SESSION)));
+            std::os::unix::fs::symlink(evil, sessions.join(note(SESSION))).unwrap();
+            assert_eq!(refusal(tenant.workspace_of(SESSION, None)), Refusal::WorkspaceOther, "{evil}");
+        }
+        std::fs::remove_file(sessions.join(note(SESSION))).unwrap();
+        assert_eq!(tenant.workspace_of(SESSION, None).unwrap(), DEFAULT);
+        assert_eq!(refusal(tenant.workspace_of(SESSION, Some(other))), Refusal::WorkspaceOther);
+        assert!(matches!(tenant.workspace(other), Err(Closed::Refused(Refusal::WorkspaceUnknown))));
     }
 }

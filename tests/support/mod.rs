@@ -119,7 +119,7 @@ impl Uids {
     }
 
     /// The settings that give them to a server.
-    fn settings(self) -> [(&'static str, String); 5] {
+    fn settings(self) -> [(&'static str, String); 6] {
         let Uids(first) = self;
         [
             ("GAOLER_UIDS__RUN", format!("[{first}, 1024]")),
@@ -127,6 +127,7 @@ impl Uids {
             ("GAOLER_UIDS__TENANT", format!("[{}, 4096]", first + 4000)),
             ("GAOLER_UIDS__FRONTEND", (first + 9000).to_string()),
             ("GAOLER_UIDS__UPSTREAM", (first + 9001).to_string()),
+            ("GAOLER_UIDS__LEDGER", (first + 9002).to_string()),
         ]
     }
 
@@ -148,6 +149,11 @@ impl Uids {
     /// Whether it is an egress's.
     pub fn is_egress(self, uid: u32) -> bool {
         (self.0 + 2000..self.0 + 3024).contains(&uid)
+    }
+
+    /// Whether it is the ledger's.
+    pub fn is_ledger(self, uid: u32) -> bool {
+        uid == self.0 + 9002
     }
 
     /// Whether it is the frontend's.

@@ -123,7 +123,7 @@ fn who(process: &Process) -> String {
         Role::Cage => "cage",
         Role::Egress => "egress",
         Role::Frontend => "frontend",
-        Role::Upstream => "other",
+        Role::Upstream | Role::Ledger => "other",
         Role::Supervisor => "root",
     };
     format!("{role}{}", if process.zombie { " (zombie)" } else { "" })
@@ -140,6 +140,8 @@ pub enum Role {
     Egress,
     /// The embedded upstream.
     Upstream,
+    /// The ledger.
+    Ledger,
     /// The first of a cage: its pid 1, or what stands for it.
     Init,
     /// Anything else in a cage.
@@ -153,6 +155,7 @@ fn role(process: &Process, uids: Uids, supervisor: i32) -> Role {
             _ if process.pid == supervisor => Role::Supervisor,
             "gaoler-egress" => Role::Egress,
             "gaoler-upstream" => Role::Upstream,
+            "gaoler-ledger" => Role::Ledger,
             "gaoler" => Role::Frontend,
             _ => Role::Cage,
         };
@@ -161,6 +164,7 @@ fn role(process: &Process, uids: Uids, supervisor: i32) -> Role {
         uid if uids.is_run(uid) || uids.is_tenant(uid) => Role::Cage,
         uid if uids.is_egress(uid) => Role::Egress,
         uid if uids.is_frontend(uid) => Role::Frontend,
+        uid if uids.is_ledger(uid) => Role::Ledger,
         uid if uids.contains(uid) => Role::Upstream,
         _ => Role::Supervisor,
     }

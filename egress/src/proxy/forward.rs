@@ -16,6 +16,7 @@ use hyper::http::request::Parts;
 use hyper::http::uri::PathAndQuery;
 use hyper::{Request, Response, StatusCode, Uri, Version};
 use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::task::JoinHandle;
 
 use super::TLS_PORT;
@@ -66,6 +67,17 @@ pub async fn forward(
     to: &Destination,
     server: Metered,
 ) -> Result<Response<Answer>, Refused> {
+    send(outgoing(head, body, to, HTTP_PORT)?, server).await
+}
+
+/// Sends a request that is written anew, over whatever leads to its server.
+///
+/// # Errors
+/// Where the server does not do its part.
+pub async fn send(
+    request: Request<Incoming>,
+    server: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+) -> Result<Response<Answer>, Refused> {
     let mut builder = http1::Builder::new();
     builder.max_buf_size(HEAD_BYTES_MAX);
     let (mut sender, connection) =
@@ -74,7 +86,7 @@ pub async fn forward(
         // Its errors come out at the request and at the answer's body.
         let _ = connection.await;
     }));
-    let response = sender.send_request(outgoing(head, body, to)?).await.map_err(|_| Refused::Server)?;
+    let response = sender.send_request(request).await.map_err(|_| Refused::Server)?;
     if response.status() == StatusCode::SWITCHING_PROTOCOLS {
         return Err(Refused::Server);
     }
@@ -85,15 +97,23 @@ pub async fn forward(
     Ok(Response::from_parts(head, Returned { body, _driver: driver }.boxed_unsync()))
 }
 
-/// The request as the server gets it.
-fn outgoing(head: Parts, body: Incoming, to: &Destination) -> Result<Request<Incoming>, Refused> {
+/// The request as the server gets it; its port goes without saying where it is `default`.
+///
+/// # Errors
+/// A host that no header can hold.
+pub fn outgoing(
+    head: Parts,
+    body: Incoming,
+    to: &Destination,
+    default: u16,
+) -> Result<Request<Incoming>, Refused> {
     let path = head.uri.path_and_query().cloned().unwrap_or(PathAndQuery::from_static("/"));
     let mut headers = head.headers;
     strip(&mut headers);
     // The framing is hyper's to write, after the body that it has read.
     headers.remove(CONTENT_LENGTH);
     let host = match to.port {
-        HTTP_PORT => to.host.to_string(),
+        port if port == default => to.host.to_string(),
         port => format!("{}:{port}", to.host),
     };
     headers.insert(HOST, HeaderValue::from_str(&host).map_err(|_| Refused::Spelling)?);
@@ -102,6 +122,14 @@ fn outgoing(head: Parts, body: Incoming, to: &Destination) -> Result<Request<Inc
     *request.uri_mut() = Uri::from(path);
     *request.headers_mut() = headers;
     Ok(request)
+}
+
+/// Whether a header is between two neighbours, and so nobody's to choose.
+pub fn is_hop(name: &HeaderName) -> bool {
+    HOP.contains(name)
+        || *name == CONTENT_LENGTH
+        || *name == KEEP_ALIVE
+        || name.as_str().starts_with("proxy-")
 }
 
 /// Takes away what is for the next neighbour only.

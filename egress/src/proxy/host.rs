@@ -4,6 +4,8 @@
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use gaoler_protocol::INTERNAL_MARK;
+
 use crate::policy::{ProxyMode, ProxyPolicy};
 
 /// Bytes of a name, and of one label of it, as in RFC 1035.
@@ -125,6 +127,8 @@ impl Pattern {
 pub struct List {
     rows: Vec<(Pattern, u16)>,
     public_ports: &'static [u16],
+    /// MCP servers in the operator's own network.
+    internal: Vec<Destination>,
 }
 
 impl List {
@@ -141,12 +145,21 @@ impl List {
         if operator.lines().count() > LINES_MAX {
             return None;
         }
-        let rows = level.chain(operator.lines().map(line)).collect::<Option<Vec<_>>>()?;
+        let (internal, operator): (Vec<&str>, Vec<&str>) =
+            operator.lines().partition(|line| line.starts_with(INTERNAL_MARK));
+        let internal = internal.iter().map(|line| Destination::parse(&line[INTERNAL_MARK.len()..], None));
+        let internal = internal.collect::<Option<Vec<_>>>()?;
+        let rows = level.chain(operator.into_iter().map(line)).collect::<Option<Vec<_>>>()?;
         Some(match policy.mode {
-            ProxyMode::None => List { rows: Vec::new(), public_ports: &[] },
-            ProxyMode::List => List { rows, public_ports: &[] },
-            ProxyMode::Public => List { rows, public_ports: policy.ports },
+            ProxyMode::None => List { rows: Vec::new(), public_ports: &[], internal: Vec::new() },
+            ProxyMode::List => List { rows, public_ports: &[], internal },
+            ProxyMode::Public => List { rows, public_ports: policy.ports, internal },
         })
+    }
+
+    /// Whether it is an MCP server of the operator's own network. That alone lets no tool reach it.
+    pub fn is_internal(&self, destination: &Destination) -> bool {
+        self.internal.contains(destination)
     }
 
     /// Whether it names this destination. An address is judged beside that, and later.

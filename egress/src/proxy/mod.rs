@@ -3,7 +3,7 @@
 //!
 //! The way of a connection: [`host`] reads where it wants to go and looks it up in the level's list, [`dial`] finds
 //! its addresses and lets [`address`] judge them, [`hello`] sees that TLS asks for the same name, [`forward`] takes
-//! plain HTTP; [`flow`] counts and bounds the bytes, [`ledger`] keeps where they went.
+//! plain HTTP; [`remote`] is the way to the run's MCP servers, [`flow`] counts and bounds the bytes, [`ledger`] keeps where they went.
 
 mod address;
 mod dial;
@@ -13,6 +13,7 @@ mod hello;
 mod host;
 mod ledger;
 mod refused;
+mod remote;
 
 use std::convert::Infallible;
 use std::fs::File;
@@ -31,6 +32,7 @@ use hyper::service::service_fn;
 use hyper::upgrade::OnUpgrade;
 use hyper::{Method, Request, Response};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use rustls::ClientConfig;
 use tokio::io::{AsyncWriteExt, copy_bidirectional_with_sizes};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
@@ -42,6 +44,7 @@ use self::hello::Hello;
 use self::host::{Destination, List};
 use self::ledger::{Ledger, RowId};
 use self::refused::Refused;
+use self::remote::{Remote, Remotes};
 use crate::answer::{Answer, whole};
 use crate::placeholder::Expected;
 use crate::policy::{EgressPolicy, ProxyMode, ProxyPolicy};
@@ -64,11 +67,13 @@ const COPY_BYTES: usize = 32 * 1024;
 /// Bytes in a MiB.
 const MIB: u64 = 1 << 20;
 
-/// What a run's proxy needs. Nothing of the credential is among it.
+/// What a run's proxy needs. Nothing of the credential is among it; of what opens the run's MCP servers, all.
 pub struct Proxy {
     policy: ProxyPolicy,
     head_bytes_max: u64,
     list: List,
+    remotes: Remotes,
+    tls: Arc<ClientConfig>,
     servers: NameServers,
     expected: Expected,
     /// Others than the cage can come to the listener.
@@ -79,10 +84,22 @@ pub struct Proxy {
     slots: Arc<Semaphore>,
 }
 
+/// Where a request goes.
+struct Way<'a> {
+    to: Destination,
+    row: RowId,
+    /// The MCP server that the cage has a name of its own for.
+    remote: Option<&'a Remote>,
+}
+
 /// How the supervisor wants it.
 pub struct Terms<'a> {
     /// The operator's hosts, one a line.
     pub hosts: &'a str,
+    /// The run's remote MCP servers, sealed.
+    pub remotes: Option<OwnedFd>,
+    /// How TLS is spoken with those.
+    pub tls: Arc<ClientConfig>,
     /// MiB at most; 0 for the level's.
     pub egress_mib: u32,
     /// Others than the cage can come to the listener.
@@ -90,18 +107,24 @@ pub struct Terms<'a> {
 }
 
 impl Proxy {
-    /// One of this level. `None` where the operator's hosts cannot be read.
+    /// One of this level. `None` where the operator's hosts, or the run's servers, cannot be read.
     pub fn new(
         policy: &EgressPolicy,
-        terms: &Terms<'_>,
+        terms: Terms<'_>,
         servers: NameServers,
         expected: Expected,
         tally: Arc<Tally>,
     ) -> Option<Proxy> {
         let proxy = policy.proxy;
         let asked = if terms.egress_mib == 0 { u32::MAX } else { terms.egress_mib };
+        let list = List::new(&proxy, terms.hosts)?;
         Some(Proxy {
-            list: List::new(&proxy, terms.hosts)?,
+            remotes: match terms.remotes {
+                Some(fd) => Remotes::read(fd, &list)?,
+                None => Remotes::default(),
+            },
+            tls: terms.tls,
+            list,
             head_bytes_max: policy.header_bytes_max,
             servers,
             expected,
@@ -150,16 +173,19 @@ impl Proxy {
         let upgrade = hyper::upgrade::on(&mut request);
         let (head, body) = request.into_parts();
         let answered = match self.admit(&head) {
-            Ok((to, row)) => match self.connect(&to, row, pulse).await {
+            Ok(way) => match self.connect(&way, pulse).await {
                 Ok(server) if head.method == Method::CONNECT => {
-                    let tunnel = Tunnel { upgrade, to, server };
+                    let tunnel = Tunnel { upgrade, to: way.to, server };
                     *held.lock().unwrap_or_else(PoisonError::into_inner) = Some(tunnel);
                     Ok(Response::new(whole(Bytes::new())))
                 }
-                Ok(server) => forward::forward(head, body, &to, server).await,
+                Ok(server) => match way.remote {
+                    Some(remote) => remote.forward(head, body, server, &self.tls).await,
+                    None => forward::forward(head, body, &way.to, server).await,
+                },
                 Err(refused) => {
                     if refused.denial().is_some() {
-                        self.ledger.refused(row);
+                        self.ledger.refused(way.row);
                     }
                     Err(refused)
                 }
@@ -174,8 +200,8 @@ impl Proxy {
         })
     }
 
-    /// Whether a request may go where it wants to, as far as its head tells; and the ledger's row for that.
-    fn admit(&self, head: &Parts) -> std::result::Result<(Destination, RowId), Refused> {
+    /// Whether a request may go where it wants to, as far as its head tells; and the way.
+    fn admit(&self, head: &Parts) -> std::result::Result<Way<'_>, Refused> {
         if self.is_shared {
             match self.expected.is_in_proxy(&head.headers) {
                 Some(true) => {}
@@ -206,30 +232,33 @@ impl Proxy {
             Err(Refused::Spelling) => return refuse(None, Refused::Spelling),
             Err(other) => return Err(other),
         };
-        if !self.list.names(&to) {
-            return refuse(Some(&to), Refused::Host);
-        }
+        let remote = self.remotes.of(&to.host);
+        let to = match remote {
+            // The cage's name for it is one for plain requests: what opens the server is added to each.
+            Some(_) if head.method == Method::CONNECT || to.port != forward::HTTP_PORT => {
+                return Err(Refused::Shape);
+            }
+            Some(remote) => remote.to.clone(),
+            None if !self.list.names(&to) => return refuse(Some(&to), Refused::Host),
+            None => to,
+        };
         if self.budget.is_spent() {
             return refuse(Some(&to), Refused::Bytes);
         }
         let row = self.ledger.row(Some(&to));
-        Ok((to, row))
+        Ok(Way { to, row, remote })
     }
 
     /// A connection to a destination that is allowed.
-    async fn connect(
-        &self,
-        to: &Destination,
-        row: RowId,
-        pulse: Arc<Pulse>,
-    ) -> std::result::Result<Metered, Refused> {
+    async fn connect(&self, way: &Way<'_>, pulse: Arc<Pulse>) -> std::result::Result<Metered, Refused> {
+        let (row, internal) = (way.row, way.remote.is_some_and(|remote| remote.internal));
         let slot = match timeout(SLOT_TIME, self.slots.clone().acquire_owned()).await {
             Ok(Ok(slot)) => slot,
             // It is never closed; whichever it was, there is none.
             Ok(Err(_)) | Err(_) => return Err(Refused::Connections),
         };
         let time = Duration::from_millis(self.policy.dial_ms.into());
-        let (stream, address) = dial::dial(&self.servers, to, time).await?;
+        let (stream, address) = dial::dial(&self.servers, &way.to, internal, time).await?;
         self.ledger.connected(row, address);
         let (budget, ledger) = (self.budget.clone(), self.ledger.clone());
         Ok(Metered { stream, budget, ledger, row, pulse, _slot: slot })

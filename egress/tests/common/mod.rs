@@ -22,6 +22,7 @@ use command_fds::{CommandFdExt, FdMapping};
 use gaoler_protocol::{
     Denial, Empty, FRAME_BYTES, Level, Message, Placeholder, RunId, Scheme, Serve, Totals, Vouched,
 };
+use gaoler_seal::Vault;
 use gaoler_sys::{channel, memfd};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde_json::{Value, json};
@@ -43,11 +44,20 @@ pub struct Egress {
 impl Egress {
     /// An egress that has confined itself.
     pub fn start(upstream: &str, more: &[&str]) -> Egress {
+        Egress::start_with(upstream, more, None)
+    }
+
+    /// One that may also open stored credentials.
+    pub fn start_with(upstream: &str, more: &[&str], vault: Option<&Vault>) -> Egress {
         let (ours, theirs) = channel::pair().expect("a socket pair");
         let mut command = Command::new(env!("CARGO_BIN_EXE_gaoler-egress"));
         command.args(["--upstream", upstream]).args(more).env_clear();
-        let mapping = FdMapping { parent_fd: theirs, child_fd: channel::CONTROL_FD };
-        command.fd_mappings(vec![mapping]).expect("one mapping");
+        let mut mappings = vec![FdMapping { parent_fd: theirs, child_fd: channel::CONTROL_FD }];
+        if let Some(vault) = vault {
+            let parent_fd = memfd::sealed("vault", vault.bytes()).expect("a memory file");
+            mappings.push(FdMapping { parent_fd, child_fd: channel::CONTROL_FD + 1 });
+        }
+        command.fd_mappings(mappings).expect("mappings");
         let child = command.spawn().expect("the binary starts");
         drop(command);
         let folder = tempfile::tempdir().expect("a folder");
@@ -81,6 +91,7 @@ impl Egress {
             requests_max: 0,
             egress_mib: 0,
             peer_uid: 0,
+            tenant: [0; 16],
         };
         let mut fds = vec![credential(scheme, token), resolv_conf_of(NOWHERE)];
         if let Some(listener) = listener {

@@ -204,7 +204,11 @@ impl Net {
     /// An egress that serves the cage.
     pub fn egress(&self, with: With) -> Proxied {
         let (connect, upstream) = (with.connect, with.upstream);
-        let mut egress = self.host.run(move || Egress::start(&upstream, &["--connect", connect]));
+        let ca = with.remotes.map(|_| self.ca_file().display().to_string());
+        let mut egress = self.host.run(move || {
+            let ca = ca.iter().flat_map(|ca| ["--ca-file", ca.as_str()]);
+            Egress::start(&upstream, &["--connect", connect].into_iter().chain(ca).collect::<Vec<_>>())
+        });
         let serve = Serve {
             run: RUN,
             placeholder: PLACEHOLDER,
@@ -213,12 +217,13 @@ impl Net {
             requests_max: 0,
             egress_mib: with.egress_mib,
             peer_uid: with.peer_uid,
+            tenant: [0; 16],
         };
         let (ledger, write) = std::io::pipe().expect("a pipe");
         let listener = self.cage.run(|| TcpListener::bind(PROXY).expect("the cage's port"));
         let hosts = memfd::sealed("hosts", with.hosts.as_bytes()).expect("a memory file");
         let hosts = File::from(hosts);
-        let fds = [
+        let mut fds = vec![
             credential(Scheme::OAuth, CANARY),
             resolv_conf_of(WORLD),
             hosts.try_clone().expect("a copy").into(),
@@ -226,6 +231,9 @@ impl Net {
             egress.listener(),
             listener.into(),
         ];
+        let remotes =
+            with.remotes.map(|json| memfd::sealed("remotes", json.as_bytes()).expect("a memory file"));
+        fds.extend(remotes);
         egress.say(Message::Serve(serve), &fds);
         Proxied { egress, ledger, hosts }
     }
@@ -285,6 +293,8 @@ pub struct With {
     pub connect: &'static str,
     pub egress_mib: u32,
     pub peer_uid: u32,
+    /// The run's MCP servers. With them the world's authority is believed.
+    pub remotes: Option<&'static str>,
     /// As the host sees it.
     pub upstream: String,
 }
@@ -296,6 +306,7 @@ impl Default for With {
             connect: "22,80,443",
             egress_mib: 0,
             peer_uid: 0,
+            remotes: None,
             upstream: "http://127.0.0.1:1".into(),
         }
     }

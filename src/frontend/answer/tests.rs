@@ -11,6 +11,7 @@ fn answer(shape: Shape, thinking: Thinking) -> Answer {
         model: "asked".into(),
         asked_at: 0,
         usage_last: false,
+        servers: Vec::new(),
     };
     Answer::new(heading, shape, thinking)
 }

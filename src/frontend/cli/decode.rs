@@ -33,6 +33,12 @@ impl Lines {
         self.buffer.extend_from_slice(bytes);
     }
 
+    /// What was added and is no line yet.
+    pub fn take_rest(&mut self) -> BytesMut {
+        self.searched = 0;
+        self.buffer.split()
+    }
+
     /// The next whole line without its line break, if there is one.
     ///
     /// # Errors
@@ -76,6 +82,8 @@ pub enum Event {
     Asked(Asked),
     /// The end of a turn.
     Result(Box<Outcome>),
+    /// How the MCP servers stand: the answer to a question of ours.
+    Servers(Vec<Server>),
     /// Anything else, known or not.
     Other,
 }
@@ -89,12 +97,59 @@ pub struct Init {
     /// The permission mode in force.
     #[serde(rename = "permissionMode")]
     pub permission_mode: String,
-    /// How many MCP servers it knows.
-    #[serde(deserialize_with = "count")]
-    pub mcp_servers: usize,
+    /// The MCP servers that it knows.
+    pub mcp_servers: Vec<Server>,
     /// The tools that it has, in its own order.
     #[serde(default)]
     pub tools: Vec<String>,
+}
+
+/// An MCP server, by the CLI's word.
+#[derive(Debug, Clone, PartialEq, Default, Deserialize)]
+#[serde(default)]
+pub struct Server {
+    /// Its name.
+    pub name: String,
+    /// How it stands; read it by [`Server::word`].
+    pub status: String,
+    /// Its tools, where it is connected and the CLI was asked for them.
+    pub tools: Vec<Tool>,
+    /// What it says of itself.
+    #[serde(rename = "serverInfo")]
+    pub about: Option<About>,
+    /// Why it failed.
+    pub error: Option<String>,
+}
+
+/// A tool of an MCP server.
+#[derive(Debug, Clone, PartialEq, Default, Deserialize)]
+#[serde(default)]
+pub struct Tool {
+    /// Its name.
+    pub name: String,
+    /// What it does.
+    pub description: Option<String>,
+}
+
+/// What an MCP server says of itself.
+#[derive(Debug, Clone, PartialEq, Default, Deserialize)]
+#[serde(default)]
+pub struct About {
+    /// Its name.
+    pub name: String,
+    /// Its version.
+    pub version: String,
+}
+
+/// The word for a server that the CLI says nothing of.
+pub const MISSING: &str = "missing";
+
+impl Server {
+    /// How it stands, as one of few words.
+    pub fn word(&self) -> &'static str {
+        let words = ["connected", "failed", "pending", "needs-auth", "disabled"];
+        words.into_iter().find(|word| *word == self.status).unwrap_or("unknown")
+    }
 }
 
 /// One event of the model's stream.
@@ -308,6 +363,22 @@ struct Envelope<'a> {
     request_id: Option<&'a RawValue>,
     #[serde(borrow, default)]
     request: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    response: Option<&'a RawValue>,
+}
+
+/// The answer to a control request; only one that we ask has these fields.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Response {
+    response: ResponseBody,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct ResponseBody {
+    #[serde(rename = "mcpServers")]
+    servers: Option<Vec<Server>>,
 }
 
 /// The event of one line.
@@ -333,6 +404,11 @@ pub fn event(line: &[u8]) -> Result<Event, Garbage> {
             let id = envelope.request_id.and_then(|raw| serde_json::from_str(raw.get()).ok());
             let asked = id.zip(envelope.request).and_then(|(id, request)| Asked::parse(id, request));
             Ok(asked.map_or(Event::Other, Event::Asked))
+        }
+        ("control_response", _) => {
+            let response: Response =
+                parse(envelope.response.ok_or(Garbage::NotAnEvent)?.get()).unwrap_or_default();
+            Ok(response.response.servers.map_or(Event::Other, Event::Servers))
         }
         ("result", _) => from_line(line).map(|outcome| Event::Result(Box::new(outcome))),
         _ => Ok(Event::Other),
@@ -495,10 +571,6 @@ impl From<RawDelta> for Delta {
             RawDelta::Other => Delta::Other,
         }
     }
-}
-
-fn count<'de, D: serde::Deserializer<'de>>(from: D) -> Result<usize, D::Error> {
-    Vec::<serde::de::IgnoredAny>::deserialize(from).map(|list| list.len())
 }
 
 fn or_zero<'de, D: serde::Deserializer<'de>>(from: D) -> Result<u64, D::Error> {

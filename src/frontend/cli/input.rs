@@ -32,6 +32,7 @@ enum Control<'a> {
         #[serde(rename = "sdkMcpServers", skip_serializing_if = "<[_]>::is_empty")]
         servers: &'static [&'static str],
     },
+    McpStatus,
 }
 
 #[derive(Serialize)]
@@ -95,6 +96,17 @@ pub fn respond(request_id: &str, result: Option<(u64, Value)>) -> Vec<u8> {
 /// Ask the CLI to stop what it is doing: it kills its tools, saves its transcript and gives a result.
 pub fn interrupt() -> Vec<u8> {
     line(&Line::ControlRequest { request_id: "gaoler-interrupt", request: Control::Interrupt })
+}
+
+/// Begin without a prompt: the CLI starts its MCP servers and waits.
+pub fn begin() -> Vec<u8> {
+    let request = Control::Initialize { schema: None, servers: &[] };
+    line(&Line::ControlRequest { request_id: "gaoler-initialize", request })
+}
+
+/// Ask how the MCP servers stand.
+pub fn mcp_status() -> Vec<u8> {
+    line(&Line::ControlRequest { request_id: "gaoler-mcp", request: Control::McpStatus })
 }
 
 fn line(value: &Line<'_>) -> Vec<u8> {

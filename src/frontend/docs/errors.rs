@@ -27,15 +27,29 @@ pub const NO_ROUTE: &[Known] = &[
     known(404, "not_found", "there is nothing at this path"),
     known(405, "method_not_allowed", "the path does not know this method"),
     known(431, "head_too_large", "the head of the request is larger than 64 KiB"),
+    known(
+        400,
+        "key_in_query",
+        "the address holds a key or credential, and addresses are written down: revoke it",
+    ),
 ];
 
 /// Of `POST /v1/messages`, before the answer has begun.
 pub const MESSAGES: &[Known] = &[
     known(400, "invalid_request", "the message names the field and what it must be"),
     known(400, "invalid_session_id", "session_id is no UUID"),
+    known(400, "invalid_workspace_id", "workspace_id is neither default nor a UUID"),
     known(400, "schema_refused", "the CLI does not take the JSON schema"),
     known(400, "upstream_invalid_request", "the upstream API refused the request; the message says why"),
-    known(401, "credential_missing", "no credential, neither in a header nor in the body"),
+    known(
+        401,
+        "credential_missing",
+        "no credential, neither in a header nor in the body, nor stored for the key",
+    ),
+    known(401, "key_unknown", "this server has issued no such key"),
+    known(401, "key_expired", "the key has expired: the operator issues another"),
+    known(401, "key_revoked", "the key was revoked: the operator issues another"),
+    known(401, "key_required", "this server asks for a key of its own beside the credential"),
     known(
         401,
         "invalid_token_format",
@@ -44,11 +58,16 @@ pub const MESSAGES: &[Known] = &[
     known(401, "credential_expired", "oauth_credentials.expires_at has passed: refresh the token"),
     known(401, "credential_refused", "the upstream API does not accept the credential"),
     known(402, "upstream_billing", "the upstream API asks for payment"),
+    known(403, "key_insufficient", "the key, or the credential alone, is not for this"),
     known(403, "level_not_allowed", "the level is looser than this server allows"),
     known(403, "level_unavailable", "this server has no such level"),
+    known(403, "mcp_unavailable", "on this host nothing would keep an MCP server apart from other tenants"),
+    known(403, "mcp_remote_refused", "remote MCP servers are not reached at this level, or from this server"),
     known(403, "upstream_forbidden", "the upstream API does not permit this to the credential"),
     known(404, "model_not_found", "no such model, here or upstream"),
+    known(404, "workspace_not_found", "there is no such workspace"),
     known(408, "body_timeout", "the body came too slowly"),
+    known(409, "workspace_conflict", "the session was begun in another workspace: leave workspace_id out"),
     known(409, "idempotency_conflict", "the idempotency-key stands for another request: use a new one"),
     known(409, "session_busy", "the session has a run already: wait for its end"),
     known(410, "events_gone", "the answer is not kept any more"),
@@ -75,11 +94,67 @@ pub const MESSAGES: &[Known] = &[
     known(500, "cli_garbage", "the CLI wrote something that is not its protocol"),
     known(500, "run_lost", "the run ended and no word of it came"),
     known(500, "upstream_error", "the upstream API failed, or gave an unexpected answer"),
+    known(503, "ledger_unavailable", "keys and usage cannot be looked up at the moment: ask again"),
     known(503, "draining", "the server is shutting down: ask another one, or later"),
     known(503, "upstream_unavailable", "the upstream API could not be asked"),
     known(504, "wall_limit", "the run hit its time limit"),
     known(504, "idle_limit", "the run was silent for too long"),
     known(504, "upstream_silent", "the upstream API did not answer in time"),
+    known(529, "busy", "as many runs as this server allows are running"),
+    known(529, "tenants_full", "the server has no room for another tenant"),
+    known(529, "bodies_full", "the server is reading too many requests"),
+    known(529, "upstream_overloaded", "the upstream API is overloaded"),
+];
+
+/// Of everything about sessions, workspaces and files.
+pub const FILES: &[Known] = &[
+    known(400, "invalid_request", "the message names the field and what it must be"),
+    known(400, "invalid_path", "the path leads out of the workspace, or is none"),
+    known(400, "invalid_archive", "the archive is broken, or is of another form"),
+    known(
+        400,
+        "unsafe_archive",
+        "the archive would write elsewhere, or make what nobody may have; nothing was unpacked",
+    ),
+    known(400, "clone_failed", "the repository could not be had; the message says why"),
+    known(400, "body_cut", "the body broke off; nothing was changed"),
+    NO_CREDENTIAL,
+    NO_TOKEN,
+    known(401, "credential_refused", "the upstream API does not accept the credential"),
+    known(403, "level_not_allowed", "the level is looser than this server allows"),
+    known(403, "level_unavailable", "this server has no such level"),
+    known(403, "upstream_forbidden", "the upstream API does not permit this to the credential"),
+    known(404, "session_not_found", "there is no such session"),
+    known(404, "workspace_not_found", "there is no such workspace"),
+    known(404, "file_not_found", "there is no such file or folder; links are not followed"),
+    known(404, "snapshot_not_found", "the workspace has no such snapshot"),
+    known(408, "body_timeout", "the body came too slowly"),
+    known(409, "session_busy", "a run is in the session or the workspace: wait for its end"),
+    known(409, "path_conflict", "something else is in the way"),
+    known(413, "request_too_large", "the request is larger than 32 MB"),
+    known(413, "upload_too_large", "the upload is larger than 1 GiB"),
+    known(413, "workspace_full", "your part of the disk is full: remove something first"),
+    known(413, "too_many", "you have as many as there may be: delete one first"),
+    known(429, "tenant_busy", "you have as many runs as one tenant may have: wait as retry-after says"),
+    known(429, "upstream_rate_limited", "the upstream API limits the credential: wait as retry-after says"),
+    known(500, "files_failed", "the run over your files failed; the message says where"),
+    known(500, "no_memory_file", "the server is out of descriptors or memory"),
+    known(500, "cage_failed", "the run's cage could not be built; the operator's log says why"),
+    known(500, "exec_failed", "the run's program could not be started; the operator's log says why"),
+    known(500, "egress_failed", "the run's way to the upstream API could not be set up"),
+    known(500, "egress_died", "the run's way out broke down"),
+    known(500, "unacceptable", "the run's options were not accepted"),
+    known(500, "memory_limit", "the run hit its memory limit"),
+    known(500, "task_limit", "the run hit its limit of processes"),
+    known(500, "output_limit", "the run wrote more output than it may"),
+    known(500, "disk_limit", "your part of the disk is full"),
+    known(500, "cancelled", "the run was cancelled"),
+    known(500, "cli_exited", "the run ended without an answer"),
+    known(500, "run_lost", "the run ended and no word of it came"),
+    known(503, "draining", "the server is shutting down: ask another one, or later"),
+    known(503, "upstream_unavailable", "the upstream API could not be asked"),
+    known(504, "wall_limit", "the run hit its time limit"),
+    known(504, "idle_limit", "the run was silent for too long"),
     known(529, "busy", "as many runs as this server allows are running"),
     known(529, "tenants_full", "the server has no room for another tenant"),
     known(529, "bodies_full", "the server is reading too many requests"),
@@ -93,14 +168,150 @@ const NO_TOKEN: Known = known(
     "the credential is none: a token begins with sk-ant-oat or sk-ant-api",
 );
 
+/// Of routes that keep something for a tenant, and of no other.
+pub const KEPT: &[Known] = &[NOT_STORED, NOT_LINKED, LINKED, LINKS_FULL, CONFLICT, NOT_SEALED];
+
+const NOT_STORED: Known = known(404, "credential_not_stored", "there is no stored credential");
+const NOT_LINKED: Known = known(404, "credential_not_linked", "the credential is not linked to this tenant");
+const LINKED: Known = known(409, "credential_linked", "the credential is linked to another tenant");
+const LINKS_FULL: Known = known(409, "links_full", "the tenant has as many links as one may have");
+const CONFLICT: Known = known(409, "conflict", "there is one of this name already");
+const NOT_SEALED: Known = known(500, "not_sealed", "the credential could not be sealed");
+
+const UNKNOWN: Known = known(401, "key_unknown", "this server has issued no such key");
+const EXPIRED: Known = known(401, "key_expired", "the key has expired: the operator issues another");
+const REVOKED: Known = known(401, "key_revoked", "the key was revoked: the operator issues another");
+const REQUIRED: Known = known(401, "key_required", "this server asks for a key of its own");
+const INSUFFICIENT: Known =
+    known(403, "key_insufficient", "the key, or the credential alone, is not for this");
+const UNAVAILABLE: Known =
+    known(503, "ledger_unavailable", "keys and usage cannot be looked up at the moment");
+const INVALID: Known = known(400, "invalid_request", "the message names what is wrong");
+const IN_QUERY: Known = known(400, "key_in_query", "the address holds a key or credential");
+const TOO_LARGE: Known = known(413, "request_too_large", "the body is larger than it may be here");
+
+/// Of whatever needs somebody.
+pub const SOMEBODY: &[Known] =
+    &[IN_QUERY, NO_CREDENTIAL, NO_TOKEN, UNKNOWN, EXPIRED, REVOKED, REQUIRED, UNAVAILABLE];
+/// Of `GET /v1/usage`.
+pub const USAGE: &[Known] = &[
+    INVALID,
+    IN_QUERY,
+    NO_CREDENTIAL,
+    NO_TOKEN,
+    UNKNOWN,
+    EXPIRED,
+    REVOKED,
+    REQUIRED,
+    INSUFFICIENT,
+    UNAVAILABLE,
+];
+/// Of a stored credential that is looked at or forgotten.
+pub const STORED: &[Known] = &[
+    IN_QUERY,
+    NO_CREDENTIAL,
+    NO_TOKEN,
+    UNKNOWN,
+    EXPIRED,
+    REVOKED,
+    REQUIRED,
+    INSUFFICIENT,
+    NOT_STORED,
+    UNAVAILABLE,
+];
+/// Of one that is given.
+pub const GIVEN: &[Known] = &[
+    INVALID,
+    IN_QUERY,
+    NO_CREDENTIAL,
+    NO_TOKEN,
+    UNKNOWN,
+    EXPIRED,
+    REVOKED,
+    REQUIRED,
+    INSUFFICIENT,
+    TOO_LARGE,
+    NOT_SEALED,
+    UNAVAILABLE,
+];
+const NOTHING: Known = known(404, "not_found", "there is no such thing");
+
+/// Of the operator's lists.
+pub const OPERATOR: &[Known] = USAGE;
+/// Of what the operator names.
+pub const OPERATOR_FINDS: &[Known] = &[
+    INVALID,
+    IN_QUERY,
+    NO_CREDENTIAL,
+    NO_TOKEN,
+    UNKNOWN,
+    EXPIRED,
+    REVOKED,
+    REQUIRED,
+    INSUFFICIENT,
+    NOTHING,
+    UNAVAILABLE,
+];
+/// Of what the operator makes.
+pub const OPERATOR_MAKES: &[Known] = &[
+    INVALID,
+    IN_QUERY,
+    NO_CREDENTIAL,
+    NO_TOKEN,
+    UNKNOWN,
+    EXPIRED,
+    REVOKED,
+    REQUIRED,
+    INSUFFICIENT,
+    NOTHING,
+    CONFLICT,
+    TOO_LARGE,
+    UNAVAILABLE,
+];
+/// Of a link.
+pub const LINK: &[Known] = &[
+    INVALID,
+    IN_QUERY,
+    NO_CREDENTIAL,
+    NO_TOKEN,
+    UNKNOWN,
+    EXPIRED,
+    REVOKED,
+    REQUIRED,
+    INSUFFICIENT,
+    LINKED,
+    LINKS_FULL,
+    TOO_LARGE,
+    UNAVAILABLE,
+];
+/// Of its end.
+pub const UNLINK: &[Known] = &[
+    INVALID,
+    IN_QUERY,
+    NO_CREDENTIAL,
+    NO_TOKEN,
+    UNKNOWN,
+    EXPIRED,
+    REVOKED,
+    REQUIRED,
+    INSUFFICIENT,
+    NOT_LINKED,
+    TOO_LARGE,
+    UNAVAILABLE,
+];
+
 /// Of `GET /v1/models`.
 pub const MODELS: &[Known] =
-    &[known(400, "invalid_request", "the message names what is wrong in the query"), NO_CREDENTIAL, NO_TOKEN];
+    &[INVALID, IN_QUERY, NO_CREDENTIAL, NO_TOKEN, UNKNOWN, EXPIRED, REVOKED, REQUIRED, UNAVAILABLE];
 
 /// Of `GET /v1/models/{id}`.
 pub const MODEL: &[Known] =
-    &[NO_CREDENTIAL, NO_TOKEN, known(404, "model_not_found", "the model is not in the list")];
+    &[IN_QUERY, NO_CREDENTIAL, NO_TOKEN, UNKNOWN, EXPIRED, REVOKED, REQUIRED, UNAVAILABLE, NO_MODEL];
 
+const NO_MODEL: Known = known(404, "model_not_found", "the model is not in the list");
+
+/// Of `GET /v1/mcp/catalog`.
+pub const CATALOG: &[Known] = &[NO_CREDENTIAL, NO_TOKEN];
 /// Of `POST /v1/messages/count_tokens`.
 pub const TOKENS: &[Known] = &[
     known(400, "invalid_request", "the message names the field and what it must be"),

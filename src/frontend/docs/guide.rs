@@ -51,7 +51,10 @@ fn authentication(is_embedded: bool) -> Value {
         "x-api-key: TOKEN, the header".to_owned(),
         "oauth_credentials.access_token, in the body".to_owned(),
         "TOKEN is your own, sk-ant-oat... or sk-ant-api...; it is who you are here: another token has other files and sessions. It \
-         is never stored, and never enters the run's cage."
+         is never stored unless you ask for that, and never enters the run's cage."
+            .to_owned(),
+        "Or TOKEN is a key that the operator has issued, gaol_t_...: it is who you are, whichever token your runs use. That comes as \
+         x-claude-credential, as oauth_credentials, or is stored with PUT /v1/credential."
             .to_owned(),
     ];
     if is_embedded {
@@ -199,7 +202,7 @@ fn patterns() -> Value {
 }
 
 fn rows_of_errors() -> Value {
-    let rows = errors::NO_ROUTE.iter().chain(errors::MESSAGES);
+    let rows = errors::NO_ROUTE.iter().chain(errors::MESSAGES).chain(errors::KEPT);
     rows.map(|row| json!({"status": row.status, "code": row.code, "means": row.means})).collect()
 }
 

@@ -84,9 +84,26 @@ fn count_tokens() -> Value {
     }})
 }
 
+/// A workspace, as a request for a run names it.
+pub fn workspace_id() -> Value {
+    json!({
+        "description": "Where the run works: `default`, or an id of `GET /v1/workspaces`. A session stays in the workspace \
+            that it was begun in.",
+        "type": "string",
+        "pattern": "^(default|[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12})$",
+        "not": {"const": "00000000-0000-0000-0000-000000000000"},
+    })
+}
+
 /// The headers that a request for a run may have.
 pub fn run_parameters() -> Vec<Value> {
     vec![
+        json!({
+            "name": "x-claude-credential", "in": "header",
+            "description": "The run's credential, `sk-ant-oat...` or `sk-ant-api...`, beside a tenant key. Without it that of the \
+                body, or else the stored one.",
+            "schema": {"type": "string"},
+        }),
         json!({
             "name": "x-gaoler-level", "in": "header",
             "description": "The level of this run, as strict as the server's maximum or stricter. Of this and \
@@ -249,6 +266,7 @@ fn messages_request() -> Value {
                 {"type": "null"},
             ],
         },
+        "workspace_id": nullable(workspace_id()),
         "stream": nullable(json!({
             "description": "Server-sent events instead of one JSON body.", "type": "boolean", "default": false,
         })),
@@ -290,6 +308,12 @@ fn messages_request() -> Value {
             "type": "string", "enum": ["cancel", "continue"], "default": "cancel",
         })),
         "oauth_credentials": nullable(schema("OauthCredentials")),
+        "mcp_servers": nullable(schema("McpServers")),
+        "skip_mcp_permissions": nullable(json!({
+            "description": "false: the tools of `mcp_servers` are refused, since there is nobody to ask. Otherwise they are \
+                used without asking: the cage is the boundary.",
+            "type": "boolean",
+        })),
         "max_tokens": ignored(nullable(json!({
             "description": "Sent by every official client; the CLI has limits of its own.",
             "type": "integer", "minimum": 1,
@@ -578,6 +602,10 @@ fn message(content: Value, stop_reason: Value, is_whole: bool) -> Value {
             "run_id": {"type": "string", "pattern": "^[0-9a-f]{32}$"},
         }),
     );
+    schema["properties"]["mcp_servers"] = json!({
+        "description": "How each server of the request stood when the turn began; only where it named some.",
+        "type": "array", "items": self::schema("McpStatus"),
+    });
     if is_whole {
         // These two are there where there is something to say.
         schema["properties"]["x_cost"] = self::schema("Cost");

@@ -6,7 +6,9 @@ use std::sync::LazyLock;
 use bytes::Bytes;
 use serde_json::{Map, Value, json};
 
-use super::{completions, errors, messages, models, pages, runs, state};
+use super::{
+    admin, completions, errors, mcp, messages, models, own, pages, runs, sessions, state, workspaces,
+};
 
 /// Routes that belong together. A new one is a file beside this one and a line in [`GROUPS`].
 pub struct Group {
@@ -21,8 +23,19 @@ pub struct Group {
 }
 
 /// All of them, in the order in which they are shown.
-const GROUPS: [fn() -> Group; 6] =
-    [messages::group, completions::group, runs::group, models::group, state::group, pages::group];
+const GROUPS: [fn() -> Group; 11] = [
+    messages::group,
+    completions::group,
+    runs::group,
+    sessions::group,
+    workspaces::group,
+    models::group,
+    mcp::group,
+    own::group,
+    admin::group,
+    state::group,
+    pages::group,
+];
 
 /// The document.
 pub fn document() -> &'static Value {
@@ -123,13 +136,13 @@ fn build() -> Value {
                 "bearer": {
                     "type": "http",
                     "scheme": "bearer",
-                    "description": "A tenant's own token: `sk-ant-oat...` or `sk-ant-api...`.",
+                    "description": "A key of this server (`gaol_t_...`), or a credential of your own: `sk-ant-oat...` or `sk-ant-api...`.",
                 },
                 "api_key": {
                     "type": "apiKey",
                     "in": "header",
                     "name": "x-api-key",
-                    "description": "The same token in the other header that official clients use.",
+                    "description": "The same in the other header that official clients use.",
                 },
             },
         },
@@ -141,7 +154,7 @@ fn about() -> String {
         errors::NO_ROUTE.iter().map(|row| format!("{} `{}`: {}.", row.status, row.code, row.means)).collect();
     format!(
         "The official Anthropic SDKs work unmodified. A base URL may have a prefix before `/v1/messages`. An error has one \
-         form everywhere, with a stable code in `error.details.error_code`; of no route of its own is {} A head of a \
+         form everywhere, with a stable code in `error.details.error_code`; of no route of its own is {} A key in an address is refused. A head of a \
          request that is malformed, or larger than 192 KiB, is answered by a bare 400 or 431.",
         nowhere.join(" ")
     )

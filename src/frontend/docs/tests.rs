@@ -80,6 +80,8 @@ fn every_route_is_in_the_document_and_the_other_way_round() {
                 handlers.split(".route(").next().unwrap_or_default().split('\n').next().unwrap_or_default();
             let methods = ["get", "post", "put", "patch", "delete"];
             let methods = methods.into_iter().filter(|method| handlers.contains(&format!("{method}(")));
+            // All of the rest of a path is one parameter of it.
+            let path = path.replace("{*", "{");
             let methods: Vec<String> = methods.map(|method| format!("{method} {path}")).collect();
             assert!(!methods.is_empty(), "{path}: {handlers}");
             routes.extend(methods);
@@ -94,13 +96,13 @@ fn every_route_is_in_the_document_and_the_other_way_round() {
 
 /// Names that functions of the parser read, by the function.
 fn read_by(functions: &[&str]) -> BTreeSet<String> {
-    let files = ["job.rs", "job/blocks.rs", "job/tools.rs", "job/wishes.rs"]
-        .map(|file| folder().join("src/frontend").join(file));
-    let text: String = files.iter().map(|file| std::fs::read_to_string(file).expect("a source")).collect();
+    let read = |name: &str| std::fs::read_to_string(folder().join("src/frontend").join(name)).expect(name);
+    let text = ["job.rs", "job/blocks.rs", "job/mcp.rs", "job/tools.rs", "job/wishes.rs"].map(read).concat();
     let mut function = "";
     let mut names = BTreeSet::new();
     for line in text.lines() {
-        let begins = ["pub fn ", "pub(super) fn ", "fn "].iter().find_map(|begin| line.strip_prefix(begin));
+        let begins = line.strip_prefix("pub ").or_else(|| line.strip_prefix("pub(super) ")).unwrap_or(line);
+        let begins = begins.strip_prefix("fn ");
         if let Some(begins) = begins {
             function = begins.split(['(', '<']).next().unwrap_or_default();
         }
@@ -119,7 +121,11 @@ fn read_by(functions: &[&str]) -> BTreeSet<String> {
 
 /// Who reads what, and the schemas that say so.
 const READERS: &[(&[&str], &[&str])] = &[
-    (&["parse", "common", "messages", "wishes", "tools"], &["MessagesRequest"]),
+    (&["parse", "common", "messages", "servers", "wishes", "client_tools"], &["MessagesRequest"]),
+    (&["question", "servers"], &["McpProbe"]),
+    (&["one"], &["McpServer"]),
+    (&["tools"], &["McpTools"]),
+    (&["with_name"], &["McpListed"]),
     (&["parse_thinking"], &["Thinking"]),
     (&["parse_output"], &["OutputConfig"]),
     (&["parse_format", "parse_schema"], &["OutputFormat"]),
@@ -185,11 +191,18 @@ fn every_error_has_its_row_and_every_row_its_error() {
         .iter()
         .chain(errors::MESSAGES)
         .chain(errors::NO_RUN)
+        .chain(errors::KEPT)
         .map(|row| (row.status, row.code.to_owned()))
         .collect();
-    let rows = errors::NO_ROUTE.len() + errors::MESSAGES.len() + errors::NO_RUN.len();
+    let rows = errors::NO_ROUTE.len() + errors::MESSAGES.len() + errors::NO_RUN.len() + errors::KEPT.len();
     assert_eq!(table.len(), rows, "a row comes twice");
-    let mut made = BTreeSet::new();
+    let files: BTreeSet<_> = errors::FILES.iter().map(|row| (row.status, row.code.to_owned())).collect();
+    assert_eq!(files.len(), errors::FILES.len(), "a row comes twice");
+    let table: BTreeSet<_> = table.union(&files).cloned().collect();
+    // What the program over files says has its own table, every row of which is one of these.
+    let told = gaoler_files::Code::ALL.iter().map(|code| code.told());
+    let mut made: BTreeSet<_> = told.map(|(status, code)| (status, code.to_owned())).collect();
+    assert!(made.is_subset(&files), "{made:?}");
     for source in sources() {
         for after in source.split("ApiError::new(").skip(1) {
             let Some((status, after)) = after.split_once(',') else { continue };
@@ -289,6 +302,8 @@ fn the_schema_takes_what_the_parser_takes() {
         r#""session_id":"6f1c0f0e-8d2b-4c7e-9a51-0c2d3e4f5a6b""#,
         r#""thinking":{"type":"enabled","budget_tokens":2048}"#,
         r#""thinking":{"type":"disabled"}"#,
+        r#""workspace_id":"default""#,
+        r#""workspace_id":"6f1c0f0e-8d2b-4c7e-9a51-0c2d3e4f5a6b""#,
         r#""output_config":{"effort":"xhigh","format":{"type":"json_schema","schema":{"type":"object"}}}"#,
         r#""output_config":{"format":null}"#,
         r#""output_format":{"type":"json_schema","schema":{}}"#,
@@ -306,6 +321,10 @@ fn the_schema_takes_what_the_parser_takes() {
         r#""limits":{}"#,
         r#""oauth_credentials":{"access_token":"sk-ant-oat01-abcdefgh","refresh_token":"x","expires_at":1762444195608,"scopes":["user:inference"],"subscription_type":"max"}"#,
         r#""max_tokens":1"#,
+        r#""mcp_servers":{"a":{"command":"npx","args":["-y","x"],"env":{"DEBUG":"true"}}},"skip_mcp_permissions":true"#,
+        r#""mcp_servers":{"a":{"url":"https://a.example/sse","transport":"sse","auth_type":"jwt","auth_token":"x"}}"#,
+        r#""mcp_servers":[{"type":"url","name":"a","url":"https://a.example","authorization_token":"x","tool_configuration":{"enabled":true}}]"#,
+        r#""mcp_servers":{"a":{"type":"stdio","command":"x"},"b":{"type":"http","url":"https://b.example","headers":{"x":"y"}},"c":{"catalog":"c"}}"#,
         r#""temperature":0.5,"stop_sequences":["x"],"tools":[],"unknown":{}"#,
     ] {
         check(good, true);
@@ -365,6 +384,17 @@ fn the_schema_takes_what_the_parser_takes() {
         r#""thinking":{"type":"perhaps"}"#,
         r#""thinking":{"type":"enabled","budget_tokens":-1}"#,
         r#""output_config":{"effort":"much"}"#,
+        r#""mcp_servers":7"#,
+        r#""mcp_servers":{"a b":{"command":"x"}}"#,
+        r#""mcp_servers":{"a":{}}"#,
+        r#""mcp_servers":{"a":{"command":"x","url":"https://a.example"}}"#,
+        r#""mcp_servers":{"a":{"command":"x","args":[1]}}"#,
+        r#""mcp_servers":{"a":{"url":"https://a.example","transport":"ws"}}"#,
+        r#""mcp_servers":[{"url":"https://a.example"}]"#,
+        r#""skip_mcp_permissions":"yes""#,
+        r#""workspace_id":"x""#,
+        r#""workspace_id":"../default""#,
+        r#""workspace_id":"00000000-0000-0000-0000-000000000000""#,
         r#""output_config":{"format":{"type":"json_schema"}}"#,
         r#""output_config":{"format":{"type":"text","schema":{}}}"#,
         r#""output_format":{"type":"json_schema","schema":[]}"#,

@@ -140,10 +140,7 @@ fn what_has_no_effect_is_named() {
     check(r#""top_p":1,"unheard_of":{},"metadata":{"user_id":"u"}"#, "metadata,top_p,unheard_of");
     check(r#""bad name\r\nx-evil: 1":1,"ümlaut":2"#, "other");
     check(r#""thinking":{"type":"enabled","budget_tokens":1024}"#, "thinking.budget_tokens");
-    check(
-        r#""mcp_servers":{"a":{"command":"npx"}},"skip_mcp_permissions":true"#,
-        "mcp_servers,skip_mcp_permissions",
-    );
+    check(r#""container":"c""#, "container");
     let many: String = (0..100).map(|i| format!("\"k{i}\":1,")).collect();
     assert_eq!(job(&with(many.trim_end_matches(','))).ignored.len(), IGNORED_MAX + 1);
 }

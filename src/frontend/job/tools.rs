@@ -61,7 +61,10 @@ pub fn settle(job: &mut Job) {
 ///
 /// # Errors
 /// 400 with the path of what is wrong.
-pub(super) fn tools(fields: &mut Map<String, Value>, ignored: &mut Ignored) -> Result<Vec<Tool>, ApiError> {
+pub(super) fn client_tools(
+    fields: &mut Map<String, Value>,
+    ignored: &mut Ignored,
+) -> Result<Vec<Tool>, ApiError> {
     let listed = match take(fields, "tools") {
         None => Vec::new(),
         Some(Value::Array(listed)) if listed.len() <= TOOLS_MAX => listed,

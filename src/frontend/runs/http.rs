@@ -20,7 +20,7 @@ use crate::frontend::answer::Ending;
 use crate::frontend::error::ApiError;
 use crate::frontend::http::{App, RequestId, failed, json};
 use crate::frontend::job::{OnDisconnect, Shape};
-use crate::frontend::{sse, tenant, way};
+use crate::frontend::{identity, sse};
 
 /// The routes.
 pub fn routes() -> Router<App> {
@@ -32,12 +32,12 @@ pub fn routes() -> Router<App> {
 }
 
 /// Whose runs are asked for. The upstream is not asked: whoever holds the token of a run may ask about it.
-fn caller(frontend: &App, headers: &HeaderMap) -> Result<TenantKey, ApiError> {
-    Ok(tenant::credential(headers, None, way::now_ms())?.tenant(&frontend.secret))
+async fn caller(frontend: &App, headers: &HeaderMap) -> Result<TenantKey, ApiError> {
+    identity::tenant(frontend, headers).await
 }
 
-fn found(frontend: &App, headers: &HeaderMap, id: &str) -> Result<Arc<Log>, ApiError> {
-    let tenant = caller(frontend, headers)?;
+async fn found(frontend: &App, headers: &HeaderMap, id: &str) -> Result<Arc<Log>, ApiError> {
+    let tenant = caller(frontend, headers).await?;
     let run = run(id).and_then(|run| frontend.runs.find(&tenant, run));
     run.ok_or_else(|| {
         let message = "There is no such run, or no longer. A run is known for 15 minutes after its end.";
@@ -70,7 +70,7 @@ async fn list(
     Extension(id): Extension<RequestId>,
     headers: HeaderMap,
 ) -> Response {
-    let runs = caller(&frontend, &headers).map(|tenant| {
+    let runs = caller(&frontend, &headers).await.map(|tenant| {
         let data: Vec<Value> = frontend.runs.of(&tenant).iter().map(|log| status(&frontend, log)).collect();
         let id = |row: Option<&Value>| row.map_or(Value::Null, |row| row["id"].clone());
         json!({"first_id": id(data.first()), "last_id": id(data.last()), "has_more": false, "data": data})
@@ -84,7 +84,7 @@ async fn one(
     headers: HeaderMap,
     Path(run): Path<String>,
 ) -> Response {
-    answered(&id, found(&frontend, &headers, &run).map(|log| status(&frontend, &log)))
+    answered(&id, found(&frontend, &headers, &run).await.map(|log| status(&frontend, &log)))
 }
 
 async fn cancel(
@@ -93,7 +93,7 @@ async fn cancel(
     headers: HeaderMap,
     Path(run): Path<String>,
 ) -> Response {
-    let cancelled = found(&frontend, &headers, &run).map(|log| {
+    let cancelled = found(&frontend, &headers, &run).await.map(|log| {
         log.cancel();
         // Its answer may have ended with calls that it now waits for.
         frontend.waits.cancel(&TenantKey(log.entry.tenant), log.entry.about.run);
@@ -108,7 +108,7 @@ async fn events(
     headers: HeaderMap,
     Path(run): Path<String>,
 ) -> Response {
-    let reader = found(&frontend, &headers, &run).and_then(|log| {
+    let reader = found(&frontend, &headers, &run).await.and_then(|log| {
         let after = after(&headers, &log)?;
         if after + 1 < log.keeps_from() {
             return Err(reply::missing());

@@ -58,6 +58,7 @@ fn answer(run: u8) -> Answer {
         model: "m".into(),
         asked_at: 0,
         usage_last: false,
+        servers: Vec::new(),
     };
     Answer::new(heading, Shape::Events, Thinking::Hidden)
 }

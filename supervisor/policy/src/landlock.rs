@@ -102,6 +102,15 @@ pub fn no_files_but_connect(ports: &[u16]) -> Result<u8> {
     restrict(&[], Some(ports))
 }
 
+/// As [`no_files`], but for one folder, in which everything but devices is allowed.
+///
+/// # Errors
+/// As for [`no_files`], and where the folder cannot be opened.
+pub fn no_files_but_below(folder: &Path) -> Result<u8> {
+    let folder = place(folder)?;
+    restrict(&[&[(folder.as_fd(), AccessClass::Full)]], Some(&[]))
+}
+
 /// The restriction of a cage: these places and nothing else; no signal and no abstract socket out of it. `connect`
 /// names the TCP ports that it may connect to; `None` leaves TCP to its network namespace, in which there is nothing
 /// but its own loopback: programs under test listen there on ports that nobody can name ahead. `base` is opened once at boot, `per_run` belongs to this run.

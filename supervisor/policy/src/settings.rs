@@ -30,6 +30,14 @@ pub struct Settings {
     pub runs: Runs,
     /// `[models]`
     pub models: Models,
+    /// `[mcp]`
+    pub mcp: Mcp,
+    /// `[sessions]`
+    pub sessions: Sessions,
+    /// `[identity]`
+    pub identity: Identity,
+    /// `[ledger]`
+    pub ledger: Ledger,
 }
 
 macro_rules! sections {
@@ -139,6 +147,8 @@ sections! {
         frontend: u32 = 2_120_000,
         /// The embedded upstream's.
         upstream: u32 = 2_120_001,
+        /// The ledger's.
+        ledger: u32 = 2_120_002,
     }
 
     /// The API that egress forwards to.
@@ -167,6 +177,55 @@ sections! {
         id: String = String::new(),
         /// For people; empty = the id.
         display_name: String = String::new(),
+    }
+
+    /// MCP servers.
+    Mcp {
+        /// Whether requests may name remote servers at all; a level without a proxy has none in any case.
+        remote: bool = true,
+        /// `HOST:PORT` of servers in the operator's own network, which requests may name in spite of their address,
+        /// and over plain HTTP. No tool of a run can reach them but as the server that its request named.
+        internal: Vec<String> = Vec::new(),
+        /// Servers that the operator offers by name.
+        catalog: Vec<OfferedServer> = Vec::new(),
+    }
+
+    /// One of them: a command, or a URL.
+    OfferedServer {
+        /// The name: letters, digits, `_` and `-`.
+        name: String = String::new(),
+        /// For people.
+        description: String = String::new(),
+        /// The program, as it is found in a cage; empty = a remote server.
+        command: String = String::new(),
+        /// Its arguments.
+        args: Vec<String> = Vec::new(),
+        /// Its environment. No secrets: every run that uses it can read them.
+        env: BTreeMap<String, String> = BTreeMap::new(),
+        /// The URL of a remote server; the token is the request's.
+        url: String = String::new(),
+        /// `http` or `sse`.
+        transport: String = "http".into(),
+    }
+
+    /// What tenants' conversations leave behind.
+    Sessions {
+        /// Days after which a session that nobody uses is removed; 0 = never.
+        ttl_days: u32 = 0,
+    }
+
+    /// Who may ask.
+    Identity {
+        /// A credential of the upstream alone is not enough: a request must show a tenant key.
+        require_key: bool = false,
+    }
+
+    /// What is remembered, and for how long.
+    Ledger {
+        /// Days that the record of one run is kept.
+        runs_days: u32 = 90,
+        /// Days that the sums of a tenant's day are kept.
+        usage_days: u32 = 800,
     }
 
     /// Bounds of the whole instance.

@@ -52,6 +52,30 @@ names! {
         Cli = 1, "cli";
         /// Any command, only from the command line's own supervisor.
         Exec = 2, "exec";
+        /// gaoler's own program in all workspaces of the tenant.
+        Files = 3, "files";
+        /// The same in all sessions of the tenant.
+        Sessions = 4, "sessions";
+        /// As `files`, with the level's proxy.
+        Fetch = 5, "fetch";
+    }
+}
+
+impl Kind {
+    /// Whether it has a way out, and so needs a credential.
+    pub fn has_egress(self) -> bool {
+        matches!(self, Kind::Cli | Kind::Fetch)
+    }
+
+    /// How many descriptors come with it: options, and a credential. One that is gaoler's own program needs it for a
+    /// new tenant only.
+    pub fn fds(self) -> std::ops::RangeInclusive<usize> {
+        match self {
+            Kind::Exec => 1..=1,
+            Kind::Cli => 2..=3,
+            Kind::Fetch => 2..=2,
+            Kind::Files | Kind::Sessions => 1..=2,
+        }
     }
 }
 
@@ -112,6 +136,10 @@ names! {
         Unacceptable = 10, "unacceptable";
         /// The egress of this run died.
         EgressFailed = 11, "egress_failed";
+        /// This tenant has no such workspace.
+        WorkspaceUnknown = 12, "workspace_unknown";
+        /// The session was begun in another workspace.
+        WorkspaceOther = 13, "workspace_other";
     }
 }
 
@@ -176,6 +204,8 @@ names! {
         Egress = 2, "egress";
         /// The embedded upstream.
         Upstream = 3, "upstream";
+        /// The ledger.
+        Ledger = 4, "ledger";
     }
 }
 
@@ -260,12 +290,16 @@ bodies! {
         proof: bool,
         /// The session's UUID (kind cli); the CLI's own id for a stateless run.
         session: [u8; 16],
+        /// The workspace's UUID (kind cli), or [`WORKSPACE_DEFAULT`]; zeros = the session's own, or the default.
+        workspace: [u8; 16],
         /// The model, or an empty string.
         model: Model,
         /// Reasoning effort, passed to the CLI where it is not `unset`.
         effort: Effort,
         /// Agent turns at most; 0 = no limit.
         turns_max: u32,
+        /// 1 = the tools of MCP servers are refused: its client said that nobody permits them.
+        mcp_refused: bool,
         /// What the run may cost by the CLI's price list, millionths of a US dollar; 0 = no limit.
         budget_microusd: u32,
         /// The limits wished for, each clamped to the level's.
@@ -313,6 +347,8 @@ bodies! {
         /// The uid that may come to the listeners, as the kernel names a socket's peer; 0 = any, where the
         /// listeners lie in a cage that only this run can enter.
         peer_uid: u32,
+        /// Whose run it is: the truncated SHA-256 of the tenant's key. A stored credential opens for no other.
+        tenant: [u8; 16],
     }
 
     /// The upstream's word on a credential.
@@ -405,6 +441,10 @@ bodies! {
         input_tokens: u64,
         /// Tokens out.
         output_tokens: u64,
+        /// Tokens written to the upstream's cache.
+        cache_write_tokens: u64,
+        /// Tokens read from the upstream's cache.
+        cache_read_tokens: u64,
         /// Bytes sent upstream.
         bytes_up: u64,
         /// Bytes received from upstream.
@@ -658,6 +698,9 @@ impl Field for Rows {
     }
 }
 
+/// The workspace that every tenant has, in the place of a UUID.
+pub const WORKSPACE_DEFAULT: [u8; 16] = *b"default\0\0\0\0\0\0\0\0\0";
+
 /// What the holder of a lease sends on it to say that the run may end because its work is done. A lease that just
 /// closes is a run that is cancelled.
 pub const LEASE_DONE: &[u8] = b"done";
@@ -668,6 +711,13 @@ pub const LEASE_IDLE: &[u8] = b"idle";
 
 /// A credential memfd: one byte of [`Scheme`], then the token's bytes. At most this many bytes.
 pub const CREDENTIAL_BYTES_MAX: usize = 16 * 1024;
+
+/// What a line of the operator's hosts begins with where it names an MCP server in the operator's own network: it may
+/// have any address, and no tool may reach it.
+pub const INTERNAL_MARK: &str = "mcp ";
+
+/// A memfd of remote MCP servers: JSON that egress reads. At most this many bytes.
+pub const REMOTES_BYTES_MAX: usize = 256 * 1024;
 
 /// The options memfd of a run is a list of sections: `tag u8, length u32 LE, bytes`. Its parser is pid 1 of
 /// the cage, unprivileged. At most this many bytes in all.
@@ -682,6 +732,8 @@ names! {
         Transcript = 2, "transcript";
         /// The command of an exec run, each word ended by NUL.
         Argv = 3, "argv";
+        /// The CLI's MCP servers, in its own form of JSON.
+        Mcp = 4, "mcp";
     }
 }
 

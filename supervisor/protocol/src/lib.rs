@@ -19,8 +19,8 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 pub const FRAME_BYTES: usize = 256;
 /// Bytes of a frame that belong to the message's kind.
 pub const BODY_BYTES: usize = 240;
-/// Descriptors that may travel beside one frame, at most (Spawned carries six).
-pub const FDS_MAX: usize = 6;
+/// Descriptors that may travel beside one frame, at most (Serve carries seven).
+pub const FDS_MAX: usize = 7;
 /// "GAOL", read as little-endian bytes.
 pub const MAGIC: u32 = u32::from_le_bytes(*b"GAOL");
 /// Both ends of a socket come from one build; another version is a foreign peer.
@@ -108,8 +108,9 @@ messages! {
     3 Proven(Proven) fds 0..=0;
     /// S to F: here is the listening socket; from now on tenants may come.
     4 Listen(Listen) fds 1..=1;
-    /// F to S: start a run. Fds: options; for kind cli also credential: `[options, credential]`.
-    5 Spawn(Spawn) fds 1..=2;
+    /// F to S: start a run. Fds: `[options, credential, remotes]`, the second as [`Kind::fds`] says, the third the remote
+    /// MCP servers of a kind cli that names some, for egress alone.
+    5 Spawn(Spawn) fds 1..=3;
     /// S to F: the run has passed its gate. Fds: stdin (write), stdout (read), stderr (read), lease, report,
     /// ledger (read; lines of JSON that egress writes, one a destination, at the run's end).
     6 Spawned(Spawned) fds 6..=6;
@@ -117,8 +118,8 @@ messages! {
     7 Refused(Refused) fds 0..=0;
     /// S to E: serve this run. Fds: credential, the host's resolv.conf; and unless egress only vouches the
     /// operator's hosts (sealed text, one `HOST:PORT` a line), the ledger (write), the cage's unix listener, and
-    /// where the level has a proxy its TCP listener.
-    8 Serve(Serve) fds 2..=6;
+    /// where the level has a proxy its TCP listener, and after that the run's remote MCP servers where it has any.
+    8 Serve(Serve) fds 2..=7;
     /// E to S: what the upstream said of the credential.
     9 Vouched(Vouched) fds 0..=0;
     /// E to S: totals so far, after each upstream answer.

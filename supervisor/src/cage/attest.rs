@@ -9,6 +9,7 @@ use nix::sys::stat::Mode;
 
 use crate::cgroup::read_at;
 use crate::fault::{Doing, Fault};
+use crate::plan::Plan;
 
 /// What must be so.
 pub struct Posture<'a> {
@@ -32,6 +33,27 @@ pub struct Posture<'a> {
     pub mounts: &'a [&'static str],
     /// Places of the host, where mounts may be too, and below them.
     pub visible: &'a BTreeSet<&'a str>,
+}
+
+impl Posture<'_> {
+    /// Of one of our own processes beside the cages.
+    pub fn own(plan: &Plan, uid: u32, network: bool, threads: u32) -> Posture<'static> {
+        static NOWHERE: BTreeSet<&str> = BTreeSet::new();
+        let mut apart = plan.apart(false);
+        apart.extend((network && plan.network).then_some("net"));
+        Posture {
+            uid: plan.own_uid(uid),
+            namespaces: &[],
+            apart,
+            descriptors: 0,
+            filters: 1,
+            mounts: &[],
+            visible: &NOWHERE,
+            borrowed: false,
+            bounded: plan.bounds(),
+            threads,
+        }
+    }
 }
 
 /// Looks at where a process is: its namespaces, its mounts and its cgroups, of which it returns the list. What a

@@ -58,8 +58,11 @@ pub struct Blueprint {
     pub session_path: Option<PathBuf>,
     /// A proxy is wanted.
     pub proxy: bool,
-    /// What the CLI reads its token from, where its environment could be read by others.
-    pub token: Option<OwnedFd>,
+    /// What becomes descriptor 3: what the CLI reads its token from, where its environment could be read by others; or
+    /// the program of a run over files.
+    pub third: Option<OwnedFd>,
+    /// It has a door, and where the level says so a proxy.
+    pub egress: bool,
     /// The sealed options.
     pub options: OwnedFd,
     /// What is to be run.
@@ -74,6 +77,8 @@ pub enum Command {
     Cli(Invocation),
     /// The words of the options' Argv section.
     Exec,
+    /// gaoler's own program, by its descriptor: no path of it is in a cage.
+    Files,
 }
 
 /// The CLI's argv and environment: constants, validated enums and ids.

@@ -59,6 +59,11 @@ impl Places {
         self.run.join("system.md")
     }
 
+    /// The CLI's MCP servers.
+    pub fn mcp(&self) -> PathBuf {
+        self.run.join("mcp.json")
+    }
+
     /// Where the CLI reads and writes its transcript: below its home, in a folder that is named after its
     /// working directory with every character that is not alphanumeric turned into a dash.
     pub fn session(&self) -> PathBuf {

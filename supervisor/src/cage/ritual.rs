@@ -48,6 +48,8 @@ pub(super) struct Wishes {
     pub argv: Vec<Vec<u8>>,
     /// There is text for the system prompt.
     pub system: bool,
+    /// There are MCP servers.
+    pub mcp: bool,
     /// There is a transcript to resume.
     pub resume: bool,
     /// The proxy's port, where there is one.
@@ -107,7 +109,9 @@ fn enter(
     }
     folders(common, blueprint).at(Step::Workspace)?;
 
-    let Command::Cli(_) = blueprint.command else { return Ok((None, bounds)) };
+    if !blueprint.egress {
+        return Ok((None, bounds));
+    }
     let path = blueprint.places.door();
     let door = UnixListener::bind(&path).at(Step::Listener)?;
     let mode = if plan.root == Root::Host { 0o600 } else { 0o666 };
@@ -229,18 +233,22 @@ fn leave(common: &Common, blueprint: &Blueprint, bounds: Option<OwnedFd>) -> Res
 
 /// Copies the options into files at constant paths.
 fn unpack(common: &Common, blueprint: &Blueprint, bytes: &[u8]) -> std::io::Result<Wishes> {
-    let mut wishes = Wishes { argv: Vec::new(), system: false, resume: false, proxy: None };
+    let mut wishes = Wishes { argv: Vec::new(), system: false, mcp: false, resume: false, proxy: None };
     let places = &blueprint.places;
     let folder = places.session();
     let session = match &blueprint.command {
         Command::Cli(invocation) => Some(folder.join(format!("{}.jsonl", invocation.session))),
-        Command::Exec => None,
+        Command::Exec | Command::Files => None,
     };
     for (section, body) in sections(bytes).map_err(std::io::Error::other)? {
         match section {
             Section::System => {
                 write(&places.system(), 0o400, body)?;
                 wishes.system = true;
+            }
+            Section::Mcp => {
+                write(&places.mcp(), 0o400, body)?;
+                wishes.mcp = true;
             }
             Section::Transcript => {
                 if let Some(path) = &session {
@@ -305,7 +313,7 @@ fn kept(common: &Common, blueprint: &Blueprint, tasks: &[BorrowedFd<'_>], ends: 
     let owned = |fd: &OwnedFd| fd.as_raw_fd();
     keep.extend(blueprint.ahead.iter().flatten().map(owned));
     keep.extend([&blueprint.options].map(owned));
-    keep.extend(blueprint.token.as_ref().map(owned));
+    keep.extend(blueprint.third.as_ref().map(owned));
     keep.extend(common.rules.base().iter().map(|(place, _)| place.as_raw_fd()));
     keep.extend(blueprint.workspace.as_ref().map(owned));
     keep.extend(blueprint.session.as_ref().map(owned));

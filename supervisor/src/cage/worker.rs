@@ -66,10 +66,10 @@ fn confine(common: &Common, blueprint: &Blueprint, wishes: &Wishes, ends: &Ends)
     fcntl(&ends.gate, FcntlArg::F_SETFL(blocking)).at(Step::Process)?;
     let mut stdio = vec![ends.stdin.as_fd(), ends.stdout.as_fd(), ends.stderr.as_fd()];
     // Out of the way of the numbers that are given below.
-    let token = blueprint.token.as_ref().map(|fd| process::copy_above(fd.as_fd(), ABOVE)).transpose();
+    let third = blueprint.third.as_ref().map(|fd| process::copy_above(fd.as_fd(), ABOVE)).transpose();
     // Never dropped: it is closed below by its number, and what is left goes at execve.
-    let token = token.at(Step::Process)?.map(ManuallyDrop::new);
-    stdio.extend(token.as_ref().map(|fd| fd.as_fd()));
+    let third = third.at(Step::Process)?.map(ManuallyDrop::new);
+    stdio.extend(third.as_ref().map(|fd| fd.as_fd()));
     process::place(&stdio, 0).at(Step::Process)?;
 
     // The positive control of the self-test: without Landlock the probe file opens.
@@ -129,7 +129,10 @@ fn landlock(common: &Common, blueprint: &Blueprint, wishes: &Wishes) -> std::io:
     own.extend(blueprint.session_path.iter().map(|path| (path.as_path(), AccessClass::Full)));
     let places = own.into_iter().map(|(path, class)| Ok((place(path)?, class)));
     let places: Vec<_> = places.collect::<std::io::Result<_>>()?;
-    let per_run: Vec<_> = places.iter().map(|(fd, class)| (fd.as_fd(), *class)).collect();
+    let mut per_run: Vec<_> = places.iter().map(|(fd, class)| (fd.as_fd(), *class)).collect();
+    if let (Command::Files, Some(program)) = (&blueprint.command, &blueprint.third) {
+        per_run.push((program.as_fd(), AccessClass::ReadExecute));
+    }
     // In a network of its own a command may listen and connect as it likes.
     let ports: Vec<u16> = wishes.proxy.into_iter().collect();
     let ports = if common.plan.network { None } else { Some(&ports[..]) };
@@ -215,6 +218,7 @@ fn prepare(
             };
             (paths, wishes.argv.iter().filter_map(|word| text(word)).collect())
         }
+        Command::Files => (vec![c"/proc/self/fd/3".into()], vec![c"gaoler-files".into()]),
     };
     // What the level says of places holds in a root of our own; elsewhere they lie where the run has its folders.
     for (name, value) in blueprint.places.variables() {
@@ -254,6 +258,9 @@ fn cli_argv(blueprint: &Blueprint, invocation: &Invocation, wishes: &Wishes) -> 
     if wishes.system {
         let system = blueprint.places.system();
         argv.extend(constant(&["--append-system-prompt-file", &system.to_string_lossy()]));
+    }
+    if wishes.mcp {
+        argv.extend(constant(&["--mcp-config", &blueprint.places.mcp().to_string_lossy()]));
     }
     argv.extend(constant(&[if wishes.resume { "--resume" } else { "--session-id" }, &invocation.session]));
     argv

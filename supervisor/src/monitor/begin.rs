@@ -4,8 +4,8 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use gaoler_protocol::{
-    CREDENTIAL_BYTES_MAX, Conversation, Kind, Message, OPTIONS_BYTES_MAX, Placeholder, Refusal, Refused,
-    Spawn, TenantKey, Tier,
+    CREDENTIAL_BYTES_MAX, Conversation, Kind, Message, OPTIONS_BYTES_MAX, Placeholder, REMOTES_BYTES_MAX,
+    Refusal, Refused, Rules, Spawn, TenantKey, Tier, WORKSPACE_DEFAULT,
 };
 use gaoler_sys::{memfd, mount, process};
 use nix::fcntl::OFlag;
@@ -20,29 +20,29 @@ use crate::fault::{Doing, Fault};
 use crate::plan::{Ids, Root};
 use crate::run::{Broker, Phase, Run};
 use crate::spawn::{self, Network};
-use crate::tenants::{Closed, Folder, Tenant, TenantId};
+use crate::tenants::{Closed, DEFAULT, Folder, Tenant, TenantId};
 use crate::{invocation, namespaces};
 
+/// Bytes of what comes beside a Spawn, at most: options, credential, remote MCP servers.
+const SEALED_BYTES_MAX: [usize; 3] = [OPTIONS_BYTES_MAX, CREDENTIAL_BYTES_MAX, REMOTES_BYTES_MAX];
+
 impl Monitor {
-    pub(super) fn on_spawn(&mut self, mut spawn: Spawn, mut fds: Vec<OwnedFd>) {
-        let permitted = if self.host.mode == Mode::Exec { Kind::Exec } else { Kind::Cli };
-        let wanted = if spawn.kind == Kind::Cli { 2 } else { 1 };
+    pub(super) fn on_spawn(&mut self, mut spawn: Spawn, fds: Vec<OwnedFd>) {
         let sealed = |fd: &OwnedFd, max| memfd::is_sealed(fd, max);
         let tenant = (!spawn.ephemeral).then(|| TenantId::of(&spawn.tenant));
         // One that is late with its end may still have a process, and counts.
         let alone = self.plan.tier == Tier::Directory && !self.host.settings.isolation.tenants_together;
         let now = Situation {
             another: alone && self.runs.iter().any(|run| run.tenant != tenant),
-            permitted,
+            exec: self.host.mode == Mode::Exec,
             level_maximum: self.host.levels.maximum,
             runs: self.runs.iter().filter(|run| !run.quarantined).count(),
             runs_max: self.host.settings.runs.max as usize,
             draining: matches!(self.stage, Stage::Draining(_)),
             proving: self.stage == Stage::Proving,
             known: self.runs.iter().any(|run| run.id() == spawn.run),
-            sealed: fds.len() == wanted
-                && fds.first().is_some_and(|fd| sealed(fd, OPTIONS_BYTES_MAX))
-                && fds.get(1).is_none_or(|fd| sealed(fd, CREDENTIAL_BYTES_MAX)),
+            sealed: spawn.kind.fds().contains(&fds.len())
+                && fds.iter().zip(SEALED_BYTES_MAX).all(|(fd, most)| sealed(fd, most)),
         };
         let bounds = self.host.levels.get(spawn.level);
         let limits = match admit::admit(&spawn, now, |wish| bounds.clamp(wish)) {
@@ -56,8 +56,8 @@ impl Monitor {
         spawn.tenant = TenantKey([0; 32]);
         let Ok(secret) = process::random() else { return self.stop(1, "no_random_bytes") };
         let mut run = Run::new(spawn, tenant, limits, Placeholder(secret));
-        run.credential = (wanted == 2).then(|| fds.pop()).flatten();
-        run.options = fds.pop();
+        let mut fds = fds.into_iter();
+        (run.options, run.credential, run.remotes) = (fds.next(), fds.next(), fds.next());
         self.begin(&mut run);
         self.runs.push(run);
     }
@@ -72,10 +72,23 @@ impl Monitor {
             Ok(known) => known,
             Err(fault) => return fail(run, Refusal::CageFailed, &fault),
         };
+        let kind = run.spawn.kind;
+        if known && !kind.has_egress() {
+            run.credential = None;
+        }
         if run.credential.is_some()
             && let Err(fault) = self.start_egress(run)
         {
             return fail(run, Refusal::EgressFailed, &fault);
+        }
+        if !known && run.egress.is_none() && kind != Kind::Exec {
+            run.refuse(Refusal::CredentialRefused, 0, 0);
+            return end(run);
+        }
+        // Where nothing but the CLI's rules keeps tenants apart, nobody has commands, git's among them.
+        if kind == Kind::Fetch && self.plan.rules == Rules::Directory {
+            run.refuse(Refusal::LevelUnavailable, 0, 0);
+            return end(run);
         }
         if known || run.egress.is_none() {
             return self.launch(run);
@@ -105,7 +118,8 @@ impl Monitor {
             self.host.egress.as_ref().ok_or_else(|| Fault::new("start egress", "its program is missing"))?;
         let runs = &mut self.runs;
         let wipe = || Run::wipe_all(&mut run.placeholder, runs);
-        let process = spawn::start(&self.plan, program.as_fd(), &argv, uid, Network::Host, &[], wipe);
+        let vault: Vec<BorrowedFd<'_>> = self.host.vault.iter().map(AsFd::as_fd).collect();
+        let process = spawn::start(&self.plan, program.as_fd(), &argv, uid, Network::Host, &vault, wipe);
         match process {
             Ok(process) => {
                 run.egress = Some(Broker {
@@ -141,7 +155,10 @@ impl Monitor {
             run.ledger = Some(read);
             let hosts = &self.host.levels.get(run.spawn.level).hosts;
             fds.extend([hosts.try_clone().doing("copy the hosts' descriptor")?, write]);
+            let proxied = listeners.len() > 1;
             fds.extend(listeners);
+            // They are reached by the proxy alone: without one they would be taken for its listener.
+            fds.extend(run.remotes.take().filter(|_| proxied));
             run.credential = None;
         }
         let egress = run.egress.as_mut().ok_or_else(|| Fault::new("serve", "egress is gone"))?;
@@ -155,8 +172,8 @@ impl Monitor {
         run.phase = Phase::Launching;
         match self.make_cage(run) {
             Ok(()) => {}
-            Err(Closed::Full) => {
-                run.refuse(Refusal::TenantsFull, 0, 0);
+            Err(Closed::Refused(refusal)) => {
+                run.refuse(refusal, 0, 0);
                 end(run);
             }
             Err(Closed::Fault(fault)) if fault.errno() == libc::EWOULDBLOCK as u16 => {
@@ -183,22 +200,45 @@ impl Monitor {
                 run.uid = tenant.uid;
                 set.belongs_to(self.host.proc_fd.as_fd(), tenant.uid)?;
             }
-            let folder = tenant.workspace()?;
             let name = invocation::uuid(&run.spawn.session);
-            if run.spawn.kind == Kind::Cli && run.spawn.conversation == Conversation::Session {
-                run.session = Some(tenant.session(&name)?);
-            }
+            let path = match run.spawn.kind {
+                Kind::Files | Kind::Fetch => "workspaces".to_owned(),
+                Kind::Sessions => "sessions".to_owned(),
+                Kind::Cli | Kind::Exec => {
+                    let wish = match run.spawn.workspace {
+                        unsaid if unsaid == [0; 16] => None,
+                        WORKSPACE_DEFAULT => Some(DEFAULT.to_owned()),
+                        uuid => Some(invocation::uuid(&uuid)),
+                    };
+                    let lasting = run.spawn.conversation == Conversation::Session;
+                    let own = match lasting && run.spawn.kind == Kind::Cli {
+                        true => tenant.workspace_of(&name, wish.as_deref())?,
+                        false => wish.unwrap_or_else(|| DEFAULT.to_owned()),
+                    };
+                    run.workspace = Some(tenant.workspace(&own)?);
+                    if lasting && run.spawn.kind == Kind::Cli {
+                        run.session = Some(tenant.session(&name, &own)?);
+                    }
+                    format!("workspaces/{own}")
+                }
+            };
             if plan.root == Root::Own {
                 let map = match plan.ids {
                     Ids::Run => Some(namespaces::user(self.host.proc_fd.as_fd(), tenant.uid, run.uid)?),
                     Ids::Tenant | Ids::Same => None,
                 };
                 let map = map.as_ref().map(AsFd::as_fd);
-                workspace = Some(self.mounted(folder.as_fd(), map)?);
+                workspace = Some(match &run.workspace {
+                    Some(folder) => self.mounted(folder.as_fd(), map)?,
+                    None => self.mounted(tenant.part(&path)?.as_fd(), map)?,
+                });
                 session = run.session.as_ref().map(|folder| self.mounted(folder.as_fd(), map)).transpose()?;
             } else {
                 let tenants = self.host.state.join("tenants").join(&id.0);
-                workspace_path = Some(tenants.join("workspaces/default"));
+                if run.workspace.is_none() {
+                    tenant.part(&path)?;
+                }
+                workspace_path = Some(tenants.join(&path));
                 session_path = run.session.as_ref().map(|_| tenants.join("sessions").join(&name));
             }
             run.folder_of_tenant = Some(tenant);
@@ -217,14 +257,19 @@ impl Monitor {
             }
         };
         // Where a cage sees other processes' entries, no secret is in an environment.
-        let token = match run.spawn.kind == Kind::Cli && !plan.has_own_proc() {
-            true => {
+        let third = match run.spawn.kind {
+            Kind::Cli if !plan.has_own_proc() => {
                 let text = run.placeholder.token();
                 Some(memfd::sealed("token", text.as_bytes()).doing("seal a placeholder")?)
             }
-            false => None,
+            Kind::Cli | Kind::Exec => None,
+            Kind::Files | Kind::Sessions | Kind::Fetch => {
+                let program = self.host.files.as_ref().map(OwnedFd::try_clone).transpose();
+                let program = program.doing("copy a program's descriptor")?;
+                Some(program.ok_or_else(|| Fault::new("make a cage", "its program is missing"))?)
+            }
         };
-        run.token = token.is_some();
+        run.third = third.is_some();
         run.peer = if plan.root == Root::Host && plan.peers { run.uid } else { 0 };
         run.family = !plan.has_pids();
         let ahead =
@@ -235,9 +280,10 @@ impl Monitor {
         let command = match run.spawn.kind {
             Kind::Cli => {
                 let policy = self.host.levels.get(run.spawn.level).policy;
-                Command::Cli(invocation::of(&run.spawn, &run.placeholder, run.token, plan.rules, policy))
+                Command::Cli(invocation::of(&run.spawn, &run.placeholder, run.third, plan.rules, policy))
             }
             Kind::Exec => Command::Exec,
+            Kind::Files | Kind::Sessions | Kind::Fetch => Command::Files,
         };
         let blueprint = Blueprint {
             uid: run.uid,
@@ -247,7 +293,8 @@ impl Monitor {
             session,
             session_path,
             proxy: !self.host.levels.get(run.spawn.level).proxy_ports.is_empty(),
-            token,
+            third,
+            egress: run.spawn.kind.has_egress(),
             options: run.options.take().ok_or_else(|| Fault::new("make a cage", "the options are gone"))?,
             command,
             limits,

@@ -104,6 +104,7 @@ impl Monitor {
         }
         run.folder_of_tenant = None;
         run.session = None;
+        run.workspace = None;
         run.credential = None;
         if let Some(egress) = &mut run.egress
             && !egress.revoked

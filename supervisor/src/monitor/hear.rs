@@ -149,7 +149,7 @@ impl Monitor {
             namespaces: &set.identities,
             apart: plan.apart(true),
             // Nobody without a capability may look at those of a process that cannot be traced.
-            descriptors: if plan.bounds() { 4 + usize::from(run.token) } else { 0 },
+            descriptors: if plan.bounds() { 4 + usize::from(run.third) } else { 0 },
             filters: plan.filters().count() as u32,
             mounts: if plan.root == Root::Own { &MOUNTS } else { &[] },
             visible,
@@ -246,18 +246,7 @@ impl Monitor {
         let Some(egress) = &mut run.egress else { return };
         match message {
             Message::Ready(ready) if !egress.ready => {
-                let posture = Posture {
-                    uid: egress.uid,
-                    namespaces: &[],
-                    apart: self.plan.apart(false),
-                    descriptors: 0,
-                    filters: 1,
-                    mounts: &[],
-                    visible: &BTreeSet::new(),
-                    borrowed: false,
-                    bounded: self.plan.bounds(),
-                    threads: ready.threads,
-                };
+                let posture = Posture::own(&self.plan, egress.uid, false, ready.threads);
                 let (proc_fd, pid) = (self.host.proc_fd.as_fd(), egress.process.child.pid);
                 let confined = place(proc_fd, pid, &posture).and_then(|_| rights(proc_fd, pid, &posture));
                 if let Err(fault) = confined {

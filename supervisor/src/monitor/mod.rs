@@ -89,6 +89,8 @@ pub struct Monitor {
     pub frontend: Option<Attended>,
     /// The embedded upstream's process.
     pub upstream: Option<Attended>,
+    /// The ledger's process.
+    pub ledger: Option<Attended>,
     /// SIGTERM, SIGINT and SIGCHLD.
     pub signals: SignalFd,
     /// What the peer may do now.
@@ -140,7 +142,8 @@ impl Monitor {
         for leaf in self.pool.drain().into_iter().filter_map(|set| set.leaf) {
             let _ = self.cgroups.as_ref().map(|cgroups| cgroups.remove(&leaf));
         }
-        for attended in [self.frontend.take(), self.upstream.take()].into_iter().flatten() {
+        for attended in [self.frontend.take(), self.upstream.take(), self.ledger.take()].into_iter().flatten()
+        {
             attended.child.kill();
             let _ = attended.child.reap_blocking();
         }
@@ -261,6 +264,10 @@ impl Monitor {
             self.upstream = None;
             return self.stop(1, "upstream_ended");
         }
+        if is(&self.ledger) {
+            self.ledger = None;
+            return self.stop(1, "ledger_ended");
+        }
         let Some(run) = self.runs.iter().find(|run| run.children().contains(&Some(pid))) else {
             // Somebody whom the end of a cage has left to us.
             return;
@@ -278,7 +285,8 @@ impl Monitor {
     /// Ends whoever came to us without a parent and is none of ours; whether there was nobody.
     pub(super) fn end_strays(&self) -> bool {
         let own = std::process::id().cast_signed();
-        let attended = [&self.frontend, &self.upstream].map(|it| it.as_ref().map(|it| it.child.pid));
+        let attended =
+            [&self.frontend, &self.upstream, &self.ledger].map(|it| it.as_ref().map(|it| it.child.pid));
         let known: Vec<i32> =
             attended.into_iter().chain(self.runs.iter().flat_map(Run::children)).flatten().collect();
         let mut nobody = true;

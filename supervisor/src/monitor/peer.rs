@@ -106,21 +106,7 @@ impl Monitor {
 
     pub(super) fn on_ready(&mut self, threads: u32) {
         let Some(frontend) = &self.frontend else { return self.hostile("Ready without a frontend") };
-        let plan = &self.plan;
-        let mut apart = plan.apart(false);
-        apart.extend(plan.network.then_some("net"));
-        let posture = Posture {
-            uid: plan.own_uid(self.host.settings.uids.frontend),
-            namespaces: &[],
-            borrowed: false,
-            bounded: plan.bounds(),
-            apart,
-            descriptors: 0,
-            filters: 1,
-            mounts: &[],
-            visible: &std::collections::BTreeSet::new(),
-            threads,
-        };
+        let posture = Posture::own(&self.plan, self.host.settings.uids.frontend, true, threads);
         let (proc_fd, pid) = (self.host.proc_fd.as_fd(), frontend.child.pid);
         if let Err(fault) = place(proc_fd, pid, &posture).and_then(|_| rights(proc_fd, pid, &posture)) {
             event("frontend_not_confined", &[("fault", &fault)]);

@@ -157,6 +157,18 @@ pub fn limit(resource: libc::__rlimit_resource_t, bound: u64) -> Result<()> {
     check(unsafe { libc::setrlimit(resource, &raw const bound) }.into()).map(|_| ())
 }
 
+/// Takes as many open files as this process may have, and says how many those are.
+///
+/// # Errors
+/// Those of setrlimit(2).
+pub fn raise_open_files() -> Result<u64> {
+    let mut bound = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: the structure is a live local.
+    check(unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut bound) }.into())?;
+    limit(libc::RLIMIT_NOFILE, bound.rlim_max)?;
+    Ok(bound.rlim_max)
+}
+
 /// Pointers to C strings with the null at the end that execve(2) wants.
 pub struct Strings {
     pointers: Vec<*const libc::c_char>,

@@ -1,0 +1,125 @@
+//! Remote MCP servers through the real binary, confined: the cage asks for `sN.mcp.invalid`, and what opens the server
+//! is added where the cage cannot see it. It must never reach a real network.
+#![allow(missing_docs)]
+
+mod common;
+
+use common::Reply;
+use common::net::{Net, With};
+use gaoler_protocol::Denial;
+
+/// What opens the servers of these tests.
+const SECRET: &str = "jwt-of-the-tenant-0123456789abcdef";
+const ONE: &str = r#"[{"secure":true,"authority":"mcp.example.com","headers":[["authorization","Bearer jwt-of-the-tenant-0123456789abcdef"],["x-team","red"]]}]"#;
+
+fn post(net: &Net, url: &str, more: &str) -> Reply {
+    let host = url.split('/').nth(2).unwrap_or_default();
+    net.raw(&format!("POST {url} HTTP/1.1\r\nhost: {host}\r\n{more}content-length: 2\r\n\r\n{{}}"))
+}
+
+#[test]
+fn t01_a_server_that_the_request_named_is_reached_over_tls_with_what_opens_it() {
+    let net = Net::new(&["mcp.example.com"]);
+    let proxied = net.egress(With { remotes: Some(ONE), ..With::default() });
+    let reply = post(&net, "http://s0.mcp.invalid/echo?a=1", "authorization: Bearer of-the-cage\r\n");
+    assert_eq!(reply.status, 200, "{reply:?}");
+    let seen = net.seen().pop().expect("a request");
+    assert!(seen.starts_with("POST /echo?a=1 HTTP/1.1\r\n"), "{seen}");
+    for line in
+        ["host: mcp.example.com\r\n", &format!("authorization: Bearer {SECRET}\r\n"), "x-team: red\r\n"]
+    {
+        assert!(seen.contains(line), "{line}: {seen}");
+    }
+    assert!(!seen.contains("of-the-cage") && !seen.contains("mcp.invalid"), "{seen}");
+    assert_eq!(net.called().len(), 1);
+    let ledger = proxied.ledger();
+    let row = ledger.iter().find(|row| row["host"] == "mcp.example.com").expect("a row");
+    assert!(row["port"] == 443 && row["bytes_up"].as_u64() > Some(0), "{row}");
+    assert!(!format!("{ledger:?}").contains(SECRET));
+}
+
+#[test]
+fn t02_its_name_opens_nothing_else_and_no_tool_gets_there_by_itself() {
+    let net = Net::new(&["mcp.example.com", "other.example.com"]);
+    let mut proxied = net.egress(With { remotes: Some(ONE), ..With::default() });
+    let mut refused = |reply: Reply, status: u16, what: Denial, name: &str| {
+        assert_eq!(reply.status, status, "{name}: {reply:?}");
+        assert_eq!(proxied.egress.hear_denied(), what, "{name}");
+    };
+    refused(net.tunnel("s0.mcp.invalid:443", "").0, 400, Denial::Path, "another port, as a tunnel");
+    refused(net.tunnel("s0.mcp.invalid:80", "").0, 400, Denial::Path, "a tunnel");
+    refused(net.get("http://s0.mcp.invalid:8080/echo"), 400, Denial::Path, "another port");
+    for host in [
+        "s1.mcp.invalid",
+        "s00.mcp.invalid",
+        "s+0.mcp.invalid",
+        "s.mcp.invalid",
+        "mcp.invalid",
+        "x.s0.mcp.invalid",
+    ] {
+        refused(net.get(&format!("http://{host}/echo")), 403, Denial::Host, host);
+    }
+    refused(net.tunnel("mcp.example.com:443", "").0, 403, Denial::Host, "the server itself");
+    assert_eq!(net.called(), [""; 0], "nobody was called");
+    assert!(!net.asked().contains(&"mcp.example.com".into()));
+}
+
+#[test]
+fn t03_an_address_of_the_operators_network_is_reached_only_where_the_operator_named_it() {
+    let net = Net::new(&["mcp.example.com"]);
+    net.resolves("mcp.example.com", &[&["10.0.0.5"]]);
+    let mut proxied = net.egress(With { remotes: Some(ONE), ..With::default() });
+    let reply = post(&net, "http://s0.mcp.invalid/echo", "");
+    assert_eq!(reply.status, 403, "{reply:?}");
+    assert_eq!(proxied.egress.hear_denied(), Denial::Address);
+    drop(proxied);
+
+    let net = Net::new(&[]);
+    let remotes =
+        r#"[{"secure":false,"authority":"10.0.0.5:80","headers":[["authorization","Bearer in-house"]]}]"#;
+    let mut proxied =
+        net.egress(With { hosts: "mcp 10.0.0.5:80\n", remotes: Some(remotes), ..With::default() });
+    let reply = post(&net, "http://s0.mcp.invalid/echo", "");
+    assert_eq!(reply.status, 200, "{reply:?}");
+    assert!(reply.body.contains("authorization: Bearer in-house"), "{reply:?}");
+    // A tool that asks for it by its address is no MCP client of this run.
+    let reply = net.get("http://10.0.0.5/echo");
+    assert_eq!(reply.status, 403, "{reply:?}");
+    assert_eq!(proxied.egress.hear_denied(), Denial::Host);
+}
+
+#[test]
+fn t04_a_list_that_names_what_no_run_may_reach_ends_egress() {
+    let net = Net::new(&["mcp.example.com"]);
+    for bad in [
+        r#"[{"secure":false,"authority":"mcp.example.com","headers":[]}]"#,
+        r#"[{"secure":true,"authority":"mcp.example.com:8443","headers":[]}]"#,
+        r#"[{"secure":true,"authority":"user@mcp.example.com","headers":[]}]"#,
+        r#"[{"secure":true,"authority":"localhost","headers":[]}]"#,
+        r#"[{"secure":true,"authority":"mcp.example.com","headers":[["host","a"]]}]"#,
+        r#"[{"secure":true,"authority":"mcp.example.com","headers":[["transfer-encoding","chunked"]]}]"#,
+        r#"[{"secure":true,"authority":"mcp.example.com","headers":[["x","a\r\nb: c"]]}]"#,
+        r#"{}"#,
+    ] {
+        let mut proxied = net.egress(With { remotes: Some(bad), ..With::default() });
+        assert_eq!(proxied.egress.exit(), 2, "{bad}");
+    }
+}
+
+#[test]
+fn t05_a_server_without_its_certificate_gets_nothing_and_a_redirect_is_not_followed() {
+    let net = Net::new(&["other.example.com"]);
+    net.resolves("mcp.example.com", &[&["11.0.0.2"]]);
+    let proxied = net.egress(With { remotes: Some(ONE), ..With::default() });
+    let reply = post(&net, "http://s0.mcp.invalid/echo", "");
+    assert_eq!(reply.status, 502, "{reply:?}");
+    assert!(net.seen().iter().all(|seen| !seen.contains(SECRET)), "{:?}", net.seen());
+    drop(proxied);
+
+    let net = Net::new(&["mcp.example.com"]);
+    let proxied = net.egress(With { remotes: Some(ONE), ..With::default() });
+    let reply = post(&net, "http://s0.mcp.invalid/redirect", "");
+    assert_eq!((reply.status, reply.header("location")), (302, Some("http://10.0.0.5/secret")), "{reply:?}");
+    assert_eq!(net.seen().len(), 1);
+    drop(proxied);
+}

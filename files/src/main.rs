@@ -1,0 +1,114 @@
+//! `gaoler-files`: answers one question about a tenant's own sessions or workspaces, inside that tenant's cage.
+//! It must never write through a link, nor leave half of a change behind.
+
+#![forbid(unsafe_code)]
+
+mod archive;
+mod beneath;
+mod budget;
+mod clone;
+mod diff;
+mod failure;
+mod frames;
+mod note;
+mod sessions;
+mod snapshots;
+mod tree;
+mod workspaces;
+
+use std::io::{BufRead, BufWriter, Read, Write};
+use std::process::ExitCode;
+
+use gaoler_files::{Answer, Code, QUESTION_BYTES_MAX, Question, Sized, What};
+use serde_json::Value;
+
+use beneath::Folder;
+use failure::{Doing, Failed, failed};
+use frames::{FramesIn, FramesOut};
+
+/// Writes the bytes of an answer.
+type Pour = Box<dyn FnOnce(&mut dyn Write) -> std::io::Result<()>>;
+
+/// What a question leads to.
+pub enum Outcome {
+    /// An answer in one line.
+    Done(Value),
+    /// Bytes that follow it.
+    Bytes(Option<u64>, Pour),
+}
+
+fn main() -> ExitCode {
+    // The own program, which the cage gave us to be started from, is of no use to git.
+    let _ = nix::unistd::close(3);
+    let mut input = std::io::stdin().lock();
+    let outcome = question(&mut input).and_then(|question| answer(question, &mut input));
+    let mut output = BufWriter::with_capacity(128 * 1024, std::io::stdout().lock());
+    match say(outcome, &mut output) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(_) => ExitCode::FAILURE,
+    }
+}
+
+fn question(input: &mut impl BufRead) -> Result<Question, Failed> {
+    let mut line = Vec::new();
+    input.take(QUESTION_BYTES_MAX as u64).read_until(b'\n', &mut line).doing("read the question")?;
+    serde_json::from_slice(&line)
+        .map_err(|error| failed(Code::Internal, format!("the question is none: {error}")))
+}
+
+fn answer(question: Question, input: &mut impl Read) -> Result<Outcome, Failed> {
+    let top = Folder::open(".").doing("open the own folder")?;
+    let Question { disk_bytes, disk_files, ttl_days, what } = question;
+    let mut body = FramesIn::new(input);
+    let budget = |top: &Folder| budget::Budget::left(top, disk_bytes, disk_files);
+    let done = match what {
+        What::Sweep => sessions::sweep(&top, ttl_days).map(|gone| serde_json::json!({ "removed": gone })),
+        What::Sessions { limit, after } => {
+            sessions::sweep(&top, ttl_days)?;
+            sessions::list(&top, limit, after.as_deref())
+        }
+        What::Session { id } => sessions::one(&top, &id, ttl_days),
+        What::NameSession { id, title } => sessions::name(&top, &id, &title, ttl_days),
+        What::DropSession { id } => sessions::remove(&top, &id, ttl_days),
+        What::ForkSession { id, new, title } => sessions::fork(&top, &id, &new, title, ttl_days),
+        What::Transcript { id, limit, offset } => sessions::transcript(&top, &id, limit, offset, ttl_days),
+        What::Workspaces => workspaces::list(&top),
+        What::MakeWorkspace { id, title } => workspaces::make(&top, &id, title),
+        What::CloneWorkspace { id, title, url, reference, depth } => {
+            budget(&top)?;
+            clone::clone(&top, &id, title, &url, reference.as_deref(), depth)
+        }
+        What::Workspace { id } => workspaces::one(&top, &id, disk_bytes, disk_files),
+        What::DropWorkspace { id } => workspaces::remove(&top, &id),
+        What::ReadFile { id, path } => return workspaces::read(&top, &id, &path),
+        What::WriteFile { id, path } => workspaces::write(&top, &id, &path, &mut body, budget(&top)?),
+        What::DropFile { id, path } => workspaces::remove_file(&top, &id, &path),
+        What::Tree { id, path, depth, limit } => tree::tree(&top, &id, &path, depth, limit),
+        What::Pack { id, format } => return archive::pack(&top, &id, format),
+        What::Unpack { id, path, format } => {
+            archive::unpack(&top, &id, &path, format, &mut body, budget(&top)?)
+        }
+        What::MakeSnapshot { id, new, title } => snapshots::make(&top, &id, &new, title, budget(&top)?),
+        What::Snapshots { id } => snapshots::list(&top, &id),
+        What::Restore { id, snapshot } => snapshots::restore(&top, &id, &snapshot, budget(&top)?),
+        What::DropSnapshot { id, snapshot } => snapshots::remove(&top, &id, &snapshot),
+        What::Diff { id, from, unified } => return diff::diff(&top, &id, &from, unified),
+    };
+    done.map(Outcome::Done)
+}
+
+fn say(outcome: Result<Outcome, Failed>, output: &mut impl Write) -> std::io::Result<()> {
+    let (line, bytes) = match outcome {
+        Ok(Outcome::Done(value)) => (Answer::Done(value), None),
+        Ok(Outcome::Bytes(bytes, rest)) => (Answer::Bytes(Sized { bytes }), Some(rest)),
+        Err(Failed(failure)) => (Answer::Failed(failure), None),
+    };
+    serde_json::to_writer(&mut *output, &line)?;
+    output.write_all(b"\n")?;
+    if let Some(rest) = bytes {
+        let mut frames = FramesOut::new(&mut *output);
+        rest(&mut frames)?;
+        frames.end()?;
+    }
+    output.flush()
+}

@@ -1,0 +1,257 @@
+//! The ledger as a process, confined: its death in the middle of writing, the command line beside it, its confinement.
+//! It must never need root, another process of gaoler's, or a network.
+
+use std::io::Write;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+use std::time::Duration;
+
+use command_fds::{CommandFdExt, FdMapping};
+use gaoler_ledger_wire::{
+    Answer, Asked, Counted, FRAME_BYTES_MAX, Hex, KeyKind, Proof, Question, Refusal, RunRecord, Told, Who,
+    decode, encode,
+};
+use gaoler_protocol::{FRAME_BYTES, Message, Role};
+use gaoler_sys::channel;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+/// How long anything may take before a test says that it hangs.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// How often the ledger is killed while it writes.
+const KILLS: u32 = 25;
+
+struct Ledger {
+    child: Child,
+    control: OwnedFd,
+    questions: OwnedFd,
+    next: u64,
+}
+
+impl Ledger {
+    /// One in this folder, once it is ready.
+    fn start(folder: &Path) -> Ledger {
+        let (control, their_control) = channel::pair().expect("a pair");
+        let (questions, their_questions) = channel::pair().expect("a pair");
+        let mut command = Command::new(env!("CARGO_BIN_EXE_gaoler-ledger"));
+        command.args(["--runs-days", "90", "--usage-days", "800"]).current_dir(folder).env_clear();
+        command.stdin(Stdio::null()).stdout(Stdio::null());
+        let fds = vec![
+            FdMapping { parent_fd: their_control, child_fd: 3 },
+            FdMapping { parent_fd: their_questions, child_fd: 4 },
+        ];
+        command.fd_mappings(fds).expect("descriptors");
+        let child = command.spawn().expect("a ledger");
+        drop(command);
+        let ledger = Ledger { child, control, questions, next: 0 };
+        wait(&ledger.control);
+        let frame = channel::receive::<FRAME_BYTES>(ledger.control.as_fd()).expect("a frame");
+        let (_, message) = Message::decode(&frame.bytes).expect("a message");
+        assert!(matches!(message, Message::Ready(ready) if ready.role == Role::Ledger && ready.threads == 1));
+        ledger
+    }
+
+    /// Whether there was room for it.
+    fn send(&mut self, by: Option<Proof>, question: Question) -> bool {
+        self.next += 1;
+        let frame = encode(&Asked { id: self.next, by, question }).expect("a frame");
+        channel::send(self.questions.as_fd(), &frame, &[]).is_ok()
+    }
+
+    /// The next answer; `None` at the end.
+    fn told(&self) -> Option<Told> {
+        wait(&self.questions);
+        let frame = channel::receive::<FRAME_BYTES_MAX>(self.questions.as_fd()).ok()?;
+        (!frame.bytes.is_empty()).then(|| decode(&frame.bytes).expect("an answer"))
+    }
+
+    fn ask(&mut self, by: Option<Proof>, question: Question) -> Result<Answer, Refusal> {
+        assert!(self.send(by, question));
+        let told = self.told().expect("an answer");
+        assert_eq!(told.id, self.next);
+        told.answer
+    }
+
+    fn kill(mut self) {
+        self.child.kill().expect("killed");
+        self.child.wait().expect("reaped");
+    }
+}
+
+impl Drop for Ledger {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn wait(fd: &OwnedFd) {
+    let mut fds = [PollFd::new(fd.as_fd(), PollFlags::POLLIN)];
+    assert_eq!(poll(&mut fds, PollTimeout::try_from(PATIENCE).expect("short")), Ok(1), "nothing was said");
+}
+
+/// The command line's ledger on this folder.
+fn alone(folder: &Path, word: &str, question: Option<&Question>) -> Output {
+    let uid = nix::unistd::geteuid().to_string();
+    let mut child = Command::new(env!("CARGO_BIN_EXE_gaoler-ledger"))
+        .args(["--folder", folder.to_str().expect("text"), "--uid", &uid, word])
+        .env_clear()
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("a ledger");
+    let mut stdin = child.stdin.take().expect("a pipe");
+    if let Some(question) = question {
+        stdin.write_all(&encode(question).expect("a frame")).expect("written");
+    }
+    drop(stdin);
+    child.wait_with_output().expect("an end")
+}
+
+fn root(folder: &Path, question: &Question) -> Result<Answer, Refusal> {
+    let output = alone(folder, "ask", Some(question));
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    decode::<Told>(&output.stdout).expect("an answer").answer
+}
+
+fn record(run: u64) -> Question {
+    Question::Record(Box::new(RunRecord {
+        run: format!("{run:032x}"),
+        tenant: "tn_test".into(),
+        key: None,
+        session: None,
+        model: "sonnet".into(),
+        level: "balanced".into(),
+        tier: "kernel".into(),
+        outcome: "end_turn".into(),
+        status: 200,
+        launch_us: 1,
+        counted: Counted { output_tokens: 1, ..Counted::default() },
+    }))
+}
+
+fn usage(ledger: &mut Ledger) -> (u64, u64) {
+    let question = Question::Usage { tenant: Some("tn_test".into()), before: None, limit: 50 };
+    let Ok(Answer::Usage(days)) = ledger.ask(None, question) else { panic!("no usage") };
+    (days.iter().map(|day| day.runs).sum(), days.iter().map(|day| day.counted.output_tokens).sum())
+}
+
+fn key(n: u8, kind: KeyKind, tenant: Option<&str>) -> (Proof, Question) {
+    let (id, hash) = (format!("{n:016x}"), Hex(vec![n; 32]));
+    let tenant = tenant.map(ToOwned::to_owned);
+    let question = Question::CreateKey {
+        id: id.clone(),
+        hash: hash.clone(),
+        kind,
+        tenant,
+        make_tenant: true,
+        label: String::new(),
+        expires_at: None,
+    };
+    (Proof::Key { id, hash }, question)
+}
+
+#[test]
+fn t80_a_ledger_that_is_killed_while_it_writes_has_all_that_it_acknowledged() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (mut sent, mut acknowledged) = (0u64, 0u64);
+    for round in 0..KILLS {
+        let mut ledger = Ledger::start(folder.path());
+        let (runs, tokens) = usage(&mut ledger);
+        assert!((acknowledged..=sent).contains(&runs), "round {round}: {acknowledged} <= {runs} <= {sent}");
+        assert_eq!(runs, tokens, "round {round}: a record is whole or not there");
+        // Records come in order, from the last one that was acknowledged: told again, it must not count twice.
+        let first = acknowledged.max(1);
+        let (mut next, mut told, target) = (first, 0, 1 + u64::from(round) * 3 % 40);
+        while told < target {
+            for _ in 0..16 {
+                if !ledger.send(None, record(next)) {
+                    break;
+                }
+                sent = sent.max(next);
+                next += 1;
+            }
+            assert_eq!(ledger.told().expect("alive").answer, Ok(Answer::Done));
+            told += 1;
+        }
+        // Nobody knows how far it is with the rest.
+        ledger.kill();
+        acknowledged = acknowledged.max(first + told - 1);
+    }
+    assert!(acknowledged > u64::from(KILLS), "{acknowledged}");
+    let mut ledger = Ledger::start(folder.path());
+    let (runs, tokens) = usage(&mut ledger);
+    assert!((acknowledged..=sent).contains(&runs) && runs == tokens, "{acknowledged} <= {runs} <= {sent}");
+    assert_eq!(root(folder.path(), &Question::Integrity), Ok(Answer::Integrity(vec![])));
+}
+
+#[test]
+fn t81_a_command_line_works_beside_a_ledger_that_serves_and_without_one() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (proof, create) = key(1, KeyKind::Tenant, Some("acme"));
+    assert_eq!(root(folder.path(), &create), Ok(Answer::Done), "without one");
+    let mut ledger = Ledger::start(folder.path());
+    assert!(matches!(ledger.ask(Some(proof.clone()), Question::Who), Ok(Answer::Who(Who::Tenant(_)))));
+    let (admin, create) = key(2, KeyKind::Admin, None);
+    assert_eq!(ledger.ask(Some(admin.clone()), Question::Who), Err(Refusal::KeyUnknown));
+    assert_eq!(root(folder.path(), &create), Ok(Answer::Done), "beside one");
+    assert_eq!(ledger.ask(Some(admin), Question::Who), Ok(Answer::Who(Who::Admin)));
+    assert_eq!(root(folder.path(), &Question::RevokeKey { id: format!("{:016x}", 1) }), Ok(Answer::Done));
+    assert_eq!(ledger.ask(Some(proof), Question::Who), Err(Refusal::KeyRevoked), "at once");
+}
+
+#[test]
+fn t82_a_backup_of_a_ledger_that_writes_is_whole() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut ledger = Ledger::start(folder.path());
+    for run in 1..=50 {
+        assert_eq!(ledger.ask(None, record(run)), Ok(Answer::Done));
+    }
+    for run in 51..=90 {
+        ledger.send(None, record(run));
+    }
+    let copy = alone(folder.path(), "backup", None);
+    assert!(copy.status.success(), "{}", String::from_utf8_lossy(&copy.stderr));
+    ledger.kill();
+    let restored = tempfile::tempdir().expect("a folder");
+    std::fs::write(restored.path().join("ledger.db"), &copy.stdout).expect("written");
+    assert_eq!(root(restored.path(), &Question::Integrity), Ok(Answer::Integrity(vec![])));
+    let mut ledger = Ledger::start(restored.path());
+    let (runs, tokens) = usage(&mut ledger);
+    assert!((50..=90).contains(&runs) && runs == tokens, "{runs} {tokens}");
+}
+
+#[test]
+fn t83_a_ledger_refuses_what_is_no_question_and_a_database_of_a_later_version() {
+    let folder = tempfile::tempdir().expect("a folder");
+    for nonsense in [&b"{}"[..], b"\xff\xff", &[b' '; FRAME_BYTES_MAX + 1]] {
+        let ledger = Ledger::start(folder.path());
+        channel::send(ledger.questions.as_fd(), nonsense, &[]).expect("sent");
+        assert!(ledger.told().is_none(), "it ends");
+    }
+    let mut ledger = Ledger::start(folder.path());
+    let (_, create) = key(1, KeyKind::Admin, None);
+    assert_eq!(ledger.ask(None, create), Err(Refusal::Forbidden), "the frontend makes no key by itself");
+    assert_eq!(ledger.ask(None, Question::Integrity), Err(Refusal::Forbidden));
+    drop(ledger);
+    let later = tempfile::tempdir().expect("a folder");
+    let copy = alone(folder.path(), "backup", None).stdout;
+    let mut copy = copy;
+    // user_version: bytes 60 to 63 of a database.
+    copy[60..64].copy_from_slice(&99u32.to_be_bytes());
+    std::fs::write(later.path().join("ledger.db"), copy).expect("written");
+    let refused = alone(later.path(), "ask", Some(&Question::Integrity));
+    let said = String::from_utf8_lossy(&refused.stderr);
+    assert!(!refused.status.success() && said.contains("has version 99"), "{said}");
+}
+
+#[test]
+fn t84_a_ledger_ends_with_its_supervisor() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut ledger = Ledger::start(folder.path());
+    let (kept, _) = channel::pair().expect("a pair");
+    let control = std::mem::replace(&mut ledger.control, kept);
+    drop(control);
+    assert!(ledger.child.wait().expect("an end").success());
+}

@@ -1,0 +1,312 @@
+//! The operator's routes: tenants, keys, runs that were, usage, and the end of new runs. Each needs an admin key.
+//! It must never answer with a secret but with a key that was made by that very request.
+
+use axum::Router;
+use axum::body::{Body, to_bytes};
+use axum::extract::{Extension, Path, RawQuery, State};
+use axum::response::Response;
+use axum::routing::{delete, get, post};
+use http::HeaderMap;
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+
+use gaoler_ledger_wire::{Answer, KeyKind, Proof, Question, Refusal, RunRow};
+
+use super::Frontend;
+use super::error::ApiError;
+use super::http::{App, RequestId};
+use super::identity::{self, Shown};
+use super::ledger::{refused, unavailable};
+use super::own::{Page, answered, day, moment};
+use super::way::now_ms;
+use crate::keeper::{key_json, tenant_json};
+
+/// Bytes of a body here, at most.
+const BODY_BYTES_MAX: usize = 16 * 1024;
+/// Days that a key may be good for, at most: ten years.
+const KEY_DAYS_MAX: u32 = 3660;
+/// Seconds of a day.
+const DAY: i64 = 86_400;
+
+/// The routes.
+pub fn routes() -> Router<App> {
+    Router::new()
+        .route("/admin/v1/tenants", get(tenants).post(create_tenant))
+        .route("/admin/v1/tenants/{tenant}", delete(remove_tenant))
+        .route("/admin/v1/keys", get(keys).post(create_key))
+        .route("/admin/v1/keys/{id}", delete(revoke_key))
+        .route("/admin/v1/usage", get(usage))
+        .route("/admin/v1/runs", get(runs))
+        .route("/admin/v1/drain", post(drain))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct NewTenant {
+    name: String,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct NewKey {
+    tenant: Option<String>,
+    #[serde(default)]
+    admin: bool,
+    #[serde(default)]
+    label: String,
+    expires_in_days: Option<u32>,
+}
+
+/// The operator's proof.
+async fn operator(app: &Frontend, headers: &HeaderMap) -> Result<Proof, ApiError> {
+    match identity::somebody(app, headers).await? {
+        Shown::Admin(proof) => Ok(proof),
+        _ => Err(ApiError::new(403, "key_insufficient", "This needs an admin key (gaol_a_…).")),
+    }
+}
+
+async fn asked<T: DeserializeOwned>(body: Body) -> Result<T, ApiError> {
+    let too_large = |_| ApiError::new(413, "request_too_large", "The body is larger than it may be here.");
+    let bytes = to_bytes(body, BODY_BYTES_MAX).await.map_err(too_large)?;
+    serde_json::from_slice(&bytes).map_err(|error| ApiError::invalid(format!("The body: {error}.")))
+}
+
+async fn tenants(
+    State(app): State<App>,
+    Extension(id): Extension<RequestId>,
+    headers: HeaderMap,
+    RawQuery(query): RawQuery,
+) -> Response {
+    answered(&id, async {
+        let proof = operator(&app, &headers).await?;
+        let page = Page::parse(&query.unwrap_or_default())?;
+        match app.ledger.ask(Some(proof), Question::Tenants { after: page.after, limit: page.limit }).await? {
+            Answer::Tenants(rows) => {
+                let next = rows.last().map(|row| row.name.clone());
+                Ok(list(rows.iter().map(tenant_json).collect(), page.limit, next))
+            }
+            _ => Err(unavailable()),
+        }
+    })
+    .await
+}
+
+async fn create_tenant(
+    State(app): State<App>,
+    Extension(id): Extension<RequestId>,
+    headers: HeaderMap,
+    body: Body,
+) -> Response {
+    answered(&id, async {
+        let proof = operator(&app, &headers).await?;
+        let NewTenant { name } = asked(body).await?;
+        let question = Question::CreateTenant { name: name.clone() };
+        app.ledger.try_ask(Some(proof), question).await?.map_err(|refusal| wrong_name("name", refusal))?;
+        Ok(json!({ "type": "tenant", "name": name }))
+    })
+    .await
+}
+
+async fn remove_tenant(
+    State(app): State<App>,
+    Extension(id): Extension<RequestId>,
+    headers: HeaderMap,
+    Path(tenant): Path<String>,
+) -> Response {
+    answered(&id, async {
+        let proof = operator(&app, &headers).await?;
+        let question = Question::RemoveTenant { tenant: tenant.clone() };
+        app.ledger.try_ask(Some(proof), question).await?.map_err(|refusal| wrong_name("tenant", refusal))?;
+        Ok(json!({ "type": "tenant_deleted", "tenant": tenant }))
+    })
+    .await
+}
+
+async fn keys(
+    State(app): State<App>,
+    Extension(id): Extension<RequestId>,
+    headers: HeaderMap,
+    RawQuery(query): RawQuery,
+) -> Response {
+    answered(&id, async {
+        let proof = operator(&app, &headers).await?;
+        let page = Page::parse(&query.unwrap_or_default())?;
+        let question = Question::Keys { tenant: page.tenant, after: page.after, limit: page.limit };
+        let answer = app.ledger.try_ask(Some(proof), question).await?;
+        match answer.map_err(|refusal| wrong_name("tenant", refusal))? {
+            Answer::Keys(rows) => {
+                let next = rows.last().map(|row| row.id.clone());
+                Ok(list(rows.iter().map(key_json).collect(), page.limit, next))
+            }
+            _ => Err(unavailable()),
+        }
+    })
+    .await
+}
+
+async fn create_key(
+    State(app): State<App>,
+    Extension(id): Extension<RequestId>,
+    headers: HeaderMap,
+    body: Body,
+) -> Response {
+    answered(&id, async {
+        let proof = operator(&app, &headers).await?;
+        let NewKey { tenant, admin, label, expires_in_days } = asked(body).await?;
+        let kind = match (&tenant, admin) {
+            (Some(_), false) => KeyKind::Tenant,
+            (None, true) => KeyKind::Admin,
+            _ => return Err(ApiError::invalid("tenant, admin: send one of them.")),
+        };
+        if expires_in_days.is_some_and(|days| !(1..=KEY_DAYS_MAX).contains(&days)) {
+            let message = format!("expires_in_days: must be a whole number from 1 to {KEY_DAYS_MAX}.");
+            return Err(ApiError::invalid(message));
+        }
+        let now = i64::try_from(now_ms() / 1000).unwrap_or(i64::MAX);
+        let expires_at = expires_in_days.map(|days| now + i64::from(days) * DAY);
+        let key = identity::issue(kind);
+        let question = Question::CreateKey {
+            id: key.id.clone(),
+            hash: key.hash.clone(),
+            kind,
+            tenant: tenant.clone(),
+            make_tenant: false,
+            label: label.clone(),
+            expires_at,
+        };
+        app.ledger
+            .try_ask(Some(proof), question)
+            .await?
+            .map_err(|refusal| wrong_name("tenant, label", refusal))?;
+        Ok(json!({
+            "type": "key",
+            "id": key.id,
+            "key": *key.text,
+            "kind": kind,
+            "tenant": tenant,
+            "label": label,
+            "expires_at": expires_at.and_then(moment),
+        }))
+    })
+    .await
+}
+
+async fn revoke_key(
+    State(app): State<App>,
+    Extension(id): Extension<RequestId>,
+    headers: HeaderMap,
+    Path(key): Path<String>,
+) -> Response {
+    answered(&id, async {
+        let proof = operator(&app, &headers).await?;
+        app.ledger.ask(Some(proof), Question::RevokeKey { id: key.clone() }).await?;
+        Ok(json!({ "type": "key_revoked", "id": key }))
+    })
+    .await
+}
+
+async fn usage(
+    State(app): State<App>,
+    Extension(id): Extension<RequestId>,
+    headers: HeaderMap,
+    RawQuery(query): RawQuery,
+) -> Response {
+    answered(&id, async {
+        let proof = operator(&app, &headers).await?;
+        let page = Page::parse(&query.unwrap_or_default())?;
+        let limit = page.limit;
+        let question = Question::Usage { tenant: page.tenant, before: page.before, limit };
+        match app.ledger.try_ask(Some(proof), question).await? {
+            Ok(Answer::Usage(days)) => {
+                let next = days.last().map(|row| format!("{}/{}", row.day, row.tenant));
+                let rows = days.iter().map(|row| {
+                    let mut value = day(row);
+                    value["tenant"] = json!(row.tenant);
+                    value
+                });
+                Ok(list(rows.collect(), limit, next))
+            }
+            Err(Refusal::Invalid) => Err(ApiError::invalid("before: must be a day such as 2026-01-31.")),
+            Err(refusal) => Err(refused(refusal)),
+            Ok(_) => Err(unavailable()),
+        }
+    })
+    .await
+}
+
+async fn runs(
+    State(app): State<App>,
+    Extension(id): Extension<RequestId>,
+    headers: HeaderMap,
+    RawQuery(query): RawQuery,
+) -> Response {
+    answered(&id, async {
+        let proof = operator(&app, &headers).await?;
+        let page = Page::parse(&query.unwrap_or_default())?;
+        let wrong = |_| ApiError::invalid("before: must be the number that next_page names.");
+        let before = page.before.as_deref().map(str::parse).transpose().map_err(wrong)?;
+        let question = Question::Runs { tenant: page.tenant, before, limit: page.limit };
+        match app.ledger.ask(Some(proof), question).await? {
+            Answer::Runs(rows) => {
+                let next = rows.last().map(|row| row.number.to_string());
+                Ok(list(rows.iter().map(run).collect(), page.limit, next))
+            }
+            _ => Err(unavailable()),
+        }
+    })
+    .await
+}
+
+/// From now on no new run is taken; those that run go on. The process stays, for whoever manages it to stop.
+async fn drain(State(app): State<App>, Extension(id): Extension<RequestId>, headers: HeaderMap) -> Response {
+    answered(&id, async {
+        operator(&app, &headers).await?;
+        app.draining.send_replace(true);
+        let (running, waiting) = app.admission.load();
+        Ok(json!({ "status": "draining", "runs": { "running": running, "waiting": waiting } }))
+    })
+    .await
+}
+
+fn run(row: &RunRow) -> Value {
+    let (record, counted) = (&row.record, &row.record.counted);
+    json!({
+        "run": record.run,
+        "tenant": record.tenant,
+        "key": record.key,
+        "session": record.session,
+        "model": record.model,
+        "level": record.level,
+        "tier": record.tier,
+        "outcome": record.outcome,
+        "status": record.status,
+        "ended_at": moment(row.ended_at),
+        "launch_us": record.launch_us,
+        "wall_ms": counted.wall_us / 1000,
+        "requests": counted.requests,
+        "denials": counted.denials,
+        "input_tokens": counted.input_tokens,
+        "output_tokens": counted.output_tokens,
+        "cache_creation_input_tokens": counted.cache_write_tokens,
+        "cache_read_input_tokens": counted.cache_read_tokens,
+        "bytes_up": counted.bytes_up,
+        "bytes_down": counted.bytes_down,
+    })
+}
+
+/// A page of a list, and by what the next one is asked for.
+fn list(data: Vec<Value>, limit: u32, next: Option<String>) -> Value {
+    let more = data.len() == limit as usize;
+    json!({ "object": "list", "data": data, "has_more": more, "next_page": next.filter(|_| more) })
+}
+
+fn wrong_name(field: &str, refusal: Refusal) -> ApiError {
+    match refusal {
+        Refusal::Invalid => ApiError::invalid(format!(
+            "{field}: a tenant's name is 1 to 64 letters, digits and ._@-, a letter or digit first; a label one line of \
+             at most 64 bytes."
+        )),
+        refusal => refused(refusal),
+    }
+}

@@ -1,0 +1,262 @@
+//! What /openapi.json says of the operator's routes.
+//! It must never describe one that does without an admin key.
+
+use serde_json::{Value, json};
+
+use super::errors::{self, Form, Known};
+use super::openapi::{Group, answers, nullable, schema};
+
+/// The group.
+pub fn group() -> Group {
+    Group {
+        name: "Operator",
+        about: "Tenants, keys, usage and runs that were, for whoever has an admin key: `gaoler key create --admin`.",
+        paths: vec![
+            ("/admin/v1/tenants", tenants()),
+            ("/admin/v1/tenants/{tenant}", tenant()),
+            ("/admin/v1/keys", keys()),
+            ("/admin/v1/keys/{id}", key()),
+            ("/admin/v1/usage", usage()),
+            ("/admin/v1/runs", runs()),
+            ("/admin/v1/drain", drain()),
+        ],
+        schemas: vec![
+            ("TenantPage", page(schema("TenantRow"))),
+            ("TenantRow", tenant_row()),
+            ("NewTenant", new_tenant()),
+            ("MadeTenant", object(json!({"type": {"const": "tenant"}, "name": {"type": "string"}}))),
+            (
+                "RemovedTenant",
+                object(json!({"type": {"const": "tenant_deleted"}, "tenant": {"type": "string"}})),
+            ),
+            ("KeyPage", page(schema("KeyRow"))),
+            ("KeyRow", key_row()),
+            ("NewKey", new_key()),
+            ("MadeKey", made_key()),
+            ("RevokedKey", object(json!({"type": {"const": "key_revoked"}, "id": {"type": "string"}}))),
+            ("AllUsagePage", page(schema("TenantDay"))),
+            ("TenantDay", super::own::day_of(Some("tenant"))),
+            ("RunPage", page(schema("RunRow"))),
+            ("RunRow", run_row()),
+            ("Drain", drain_schema()),
+        ],
+    }
+}
+
+fn operation(id: &str, summary: &str, errors: &[Known], about: &str, name: &str) -> Value {
+    let mut responses = errors::responses(errors, Form::Plain);
+    responses.insert("200".to_owned(), answers(about, name));
+    json!({
+        "operationId": id,
+        "summary": summary,
+        "security": [{"bearer": []}, {"api_key": []}],
+        "responses": responses,
+    })
+}
+
+/// With a part of a list named by the query.
+fn listed(mut operation: Value, more: &[&str]) -> Value {
+    let mut parameters = vec![json!({"name": "limit", "in": "query", "description": "Rows on the page.",
+        "schema": {"type": "integer", "minimum": 1, "maximum": 50, "default": 30}})];
+    parameters.extend(more.iter().map(|name| {
+        let about = match *name {
+            "tenant" => "Of this tenant alone.",
+            _ => "Where the list goes on, as `next_page` of the page before names it.",
+        };
+        json!({"name": name, "in": "query", "description": about, "schema": {"type": "string"}})
+    }));
+    operation["parameters"] = Value::from(parameters);
+    operation
+}
+
+fn with_body(mut operation: Value, name: &str) -> Value {
+    operation["requestBody"] =
+        json!({"required": true, "content": {"application/json": {"schema": schema(name)}}});
+    operation
+}
+
+fn with_path(mut operation: Value, name: &str) -> Value {
+    operation["parameters"] =
+        json!([{"name": name, "in": "path", "required": true, "schema": {"type": "string"}}]);
+    operation
+}
+
+fn tenants() -> Value {
+    let get = operation("tenants", "Tenants by name", errors::OPERATOR, "A page of them.", "TenantPage");
+    let post =
+        operation("create_tenant", "Make a tenant", errors::OPERATOR_MAKES, "It is there.", "MadeTenant");
+    json!({"get": listed(get, &["after"]), "post": with_body(post, "NewTenant")})
+}
+
+fn tenant() -> Value {
+    let mut delete = operation(
+        "remove_tenant",
+        "Forget a tenant's keys, stored credential and links",
+        errors::OPERATOR_FINDS,
+        "It is forgotten.",
+        "RemovedTenant",
+    );
+    delete["description"] = json!("Its files and what it used stay.");
+    json!({"delete": with_path(delete, "tenant")})
+}
+
+fn keys() -> Value {
+    let get = operation(
+        "keys",
+        "Keys, without their secrets",
+        errors::OPERATOR_FINDS,
+        "A page of them.",
+        "KeyPage",
+    );
+    let mut post =
+        operation("create_key", "Make a key", errors::OPERATOR_MAKES, "The key, this once.", "MadeKey");
+    post["description"] =
+        json!("The tenant must be there. The key is answered once and kept as its hash alone.");
+    json!({"get": listed(get, &["after", "tenant"]), "post": with_body(post, "NewKey")})
+}
+
+fn key() -> Value {
+    let delete =
+        operation("revoke_key", "End a key at once", errors::OPERATOR_FINDS, "It has ended.", "RevokedKey");
+    json!({"delete": with_path(delete, "id")})
+}
+
+fn usage() -> Value {
+    let get = operation(
+        "all_usage",
+        "What was used, by day and tenant",
+        errors::OPERATOR,
+        "Days, newest first.",
+        "AllUsagePage",
+    );
+    json!({"get": listed(get, &["before", "tenant"])})
+}
+
+fn runs() -> Value {
+    let mut get =
+        operation("runs", "Runs that ended, newest first", errors::OPERATOR, "A page of them.", "RunPage");
+    get["description"] = json!("Kept for `ledger.runs_days`. Nothing that a tenant said is in it.");
+    json!({"get": listed(get, &["before", "tenant"])})
+}
+
+fn drain() -> Value {
+    let mut post = operation("drain", "Take no new run", errors::OPERATOR, "No new run is taken.", "Drain");
+    post["description"] = json!(
+        "`/readyz` is red from now on, new runs get 503 `draining`, and those that run go on. The process stays until its \
+         service manager stops it; there is no way back but a new start."
+    );
+    json!({"post": post})
+}
+
+fn object(properties: Value) -> Value {
+    let names: Vec<&String> = properties.as_object().into_iter().flat_map(|fields| fields.keys()).collect();
+    json!({"type": "object", "required": names, "additionalProperties": false, "properties": properties})
+}
+
+fn page(row: Value) -> Value {
+    object(json!({
+        "object": {"const": "list"},
+        "data": {"type": "array", "items": row},
+        "has_more": {"type": "boolean"},
+        "next_page": nullable(json!({"type": "string"})),
+    }))
+}
+
+fn moment() -> Value {
+    json!({"type": "string", "format": "date-time"})
+}
+
+fn count() -> Value {
+    json!({"type": "integer", "minimum": 0})
+}
+
+fn tenant_row() -> Value {
+    object(json!({
+        "id": {"type": "string"},
+        "name": {"type": "string"},
+        "created_at": moment(),
+        "keys": {"description": "That can be used.", "type": "integer", "minimum": 0},
+        "credential_stored": {"type": "boolean"},
+        "links": count(),
+    }))
+}
+
+fn new_tenant() -> Value {
+    object(json!({"name": {"type": "string", "pattern": "^[0-9A-Za-z][0-9A-Za-z._@-]{0,63}$"}}))
+}
+
+fn kind() -> Value {
+    json!({"enum": ["tenant", "admin"]})
+}
+
+fn key_row() -> Value {
+    object(json!({
+        "id": {"type": "string"},
+        "kind": kind(),
+        "tenant": nullable(json!({"type": "string"})),
+        "label": {"type": "string"},
+        "created_at": moment(),
+        "expires_at": nullable(moment()),
+        "revoked_at": nullable(moment()),
+        "last_used_at": nullable(json!({"description": "To a minute.", "type": "string", "format": "date-time"})),
+        "state": {"enum": ["active", "expired", "revoked"]},
+    }))
+}
+
+fn new_key() -> Value {
+    json!({
+        "description": "Either a tenant's or an admin's.",
+        "type": "object",
+        "additionalProperties": false,
+        "properties": {
+            "tenant": nullable(json!({"description": "By name or id.", "type": "string"})),
+            "admin": {"type": "boolean", "default": false},
+            "label": {"type": "string", "maxLength": 64, "default": ""},
+            "expires_in_days": nullable(json!({"type": "integer", "minimum": 1, "maximum": 3660})),
+        },
+    })
+}
+
+fn made_key() -> Value {
+    object(json!({
+        "type": {"const": "key"},
+        "id": {"type": "string"},
+        "key": {"description": "Answered this once.", "type": "string"},
+        "kind": kind(),
+        "tenant": nullable(json!({"type": "string"})),
+        "label": {"type": "string"},
+        "expires_at": nullable(moment()),
+    }))
+}
+
+fn run_row() -> Value {
+    object(json!({
+        "run": {"type": "string"},
+        "tenant": {"type": "string"},
+        "key": nullable(json!({"type": "string"})),
+        "session": nullable(json!({"type": "string"})),
+        "model": {"type": "string"},
+        "level": {"type": "string"},
+        "tier": {"type": "string"},
+        "outcome": {"description": "A stop reason, or an error's code.", "type": "string"},
+        "status": {"type": "integer"},
+        "ended_at": moment(),
+        "launch_us": count(),
+        "wall_ms": count(),
+        "requests": count(),
+        "denials": count(),
+        "input_tokens": count(),
+        "output_tokens": count(),
+        "cache_creation_input_tokens": count(),
+        "cache_read_input_tokens": count(),
+        "bytes_up": count(),
+        "bytes_down": count(),
+    }))
+}
+
+fn drain_schema() -> Value {
+    object(json!({
+        "status": {"const": "draining"},
+        "runs": object(json!({"running": count(), "waiting": count()})),
+    }))
+}

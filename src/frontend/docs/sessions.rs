@@ -1,0 +1,218 @@
+//! What /openapi.json says of a tenant's sessions.
+//! It must never describe another form than `sessions.rs` lets through.
+
+use gaoler_files::{PAGE_MAX, TITLE_CHARS_MAX};
+use serde_json::{Value, json};
+
+use super::errors;
+use super::openapi::{Group, answers, schema};
+
+/// The group.
+pub fn group() -> Group {
+    Group {
+        name: "Sessions",
+        about: "Conversations that last. Each of these requests is a run in the tenant's own cage; another tenant's session \
+            is one that is not there.",
+        paths: vec![
+            ("/v1/sessions", json!({"get": list()})),
+            ("/v1/sessions/{id}", json!({"get": one(), "post": rename(), "delete": remove()})),
+            ("/v1/sessions/{id}/fork", json!({"post": fork()})),
+            ("/v1/sessions/{id}/transcript", json!({"get": transcript()})),
+        ],
+        schemas: vec![
+            ("SessionList", page("Session")),
+            ("Session", session_schema()),
+            ("Titled", titled()),
+            ("Deleted", deleted()),
+            ("Transcript", transcript_schema()),
+            ("TranscriptMessage", message_schema()),
+        ],
+    }
+}
+
+/// A request that needs a credential.
+pub fn operation(id: &str, summary: &str, about: &str, done: (&str, Value), parameters: Vec<Value>) -> Value {
+    let mut responses = errors::responses(errors::FILES, errors::Form::Plain);
+    responses.insert(done.0.to_owned(), done.1);
+    json!({
+        "operationId": id,
+        "summary": summary,
+        "description": about,
+        "security": [{"bearer": []}, {"api_key": []}],
+        "parameters": parameters,
+        "responses": responses,
+    })
+}
+
+/// A parameter of the path.
+pub fn in_path(name: &str, about: &str) -> Value {
+    json!({"name": name, "in": "path", "required": true, "description": about, "schema": {"type": "string"}})
+}
+
+/// A parameter of the query.
+pub fn in_query(name: &str, about: &str, kind: Value) -> Value {
+    json!({"name": name, "in": "query", "description": about, "schema": kind})
+}
+
+/// The same request, with a small body.
+pub fn with_body(mut operation: Value, required: bool, name: &str) -> Value {
+    operation["requestBody"] = json!({
+        "required": required,
+        "content": {"application/json": {"schema": schema(name)}},
+    });
+    operation
+}
+
+/// A page of these.
+pub fn page(of: &str) -> Value {
+    json!({
+        "type": "object",
+        "required": ["data", "has_more"],
+        "additionalProperties": false,
+        "properties": {
+            "data": {"type": "array", "items": schema(of)},
+            "has_more": {"description": "Whether another page follows.", "type": "boolean"},
+        },
+    })
+}
+
+fn id() -> Value {
+    in_path("id", "The session.")
+}
+
+fn list() -> Value {
+    let parameters = vec![
+        in_query(
+            "limit",
+            "Sessions on the page.",
+            json!({"type": "integer", "minimum": 1, "maximum": PAGE_MAX, "default": 20}),
+        ),
+        in_query(
+            "after_id",
+            "The page begins after this session.",
+            json!({"type": "string", "format": "uuid"}),
+        ),
+    ];
+    let about = "Those that were used last come first.";
+    operation(
+        "sessions",
+        "Your sessions",
+        about,
+        ("200", answers("A page of the list.", "SessionList")),
+        parameters,
+    )
+}
+
+fn one() -> Value {
+    operation("session", "One session", "", ("200", answers("The session.", "Session")), vec![id()])
+}
+
+fn rename() -> Value {
+    let done = ("200", answers("The session, with its title.", "Session"));
+    let about = "An empty title takes it away.";
+    with_body(operation("nameSession", "Give a session a title", about, done, vec![id()]), true, "Titled")
+}
+
+fn remove() -> Value {
+    let about = "A session that has a run is not deleted: 409.";
+    operation(
+        "dropSession",
+        "Delete a session",
+        about,
+        ("200", answers("It is gone.", "Deleted")),
+        vec![id()],
+    )
+}
+
+fn fork() -> Value {
+    let done = ("201", answers("The new session.", "Session"));
+    let about =
+        "A new session that remembers the same and goes its own way from here. Its workspace is the same.";
+    with_body(operation("forkSession", "Copy a session", about, done, vec![id()]), false, "Titled")
+}
+
+fn transcript() -> Value {
+    let parameters = vec![
+        id(),
+        in_query(
+            "limit",
+            "Messages on the page.",
+            json!({"type": "integer", "minimum": 1, "maximum": PAGE_MAX, "default": PAGE_MAX}),
+        ),
+        in_query(
+            "offset",
+            "Messages before the page.",
+            json!({"type": "integer", "minimum": 0, "maximum": u32::MAX, "default": 0}),
+        ),
+    ];
+    let about = "What was said, oldest first, calls of tools and their results included. It is what the agent's own \
+        transcript says, which the agent could change.";
+    let done = ("200", answers("A page of messages.", "Transcript"));
+    operation("transcript", "What was said in a session", about, done, parameters)
+}
+
+fn session_schema() -> Value {
+    json!({
+        "type": "object",
+        "required": ["id", "title", "workspace_id", "created_at", "last_used_at", "turns", "bytes", "running"],
+        "additionalProperties": false,
+        "properties": {
+            "id": {"type": "string", "format": "uuid"},
+            "title": {"type": ["string", "null"]},
+            "workspace_id": {"description": "Where its runs work: `default`, or a workspace's id.", "type": "string"},
+            "created_at": {"type": "string", "format": "date-time"},
+            "last_used_at": {"type": "string", "format": "date-time"},
+            "turns": {"description": "What the user said, so many times.", "type": "integer", "minimum": 0},
+            "bytes": {"description": "Of its transcript.", "type": "integer", "minimum": 0},
+            "running": {"description": "Whether it has a run now.", "type": "boolean"},
+        },
+    })
+}
+
+fn titled() -> Value {
+    json!({
+        "type": "object",
+        "properties": {
+            "title": {"description": "One line.", "type": ["string", "null"], "maxLength": TITLE_CHARS_MAX},
+        },
+    })
+}
+
+fn deleted() -> Value {
+    json!({
+        "type": "object",
+        "required": ["id", "deleted"],
+        "additionalProperties": false,
+        "properties": {"id": {"type": "string"}, "deleted": {"const": true}},
+    })
+}
+
+fn transcript_schema() -> Value {
+    json!({
+        "type": "object",
+        "required": ["session_id", "data", "has_more"],
+        "additionalProperties": false,
+        "properties": {
+            "session_id": {"type": "string", "format": "uuid"},
+            "data": {"type": "array", "items": schema("TranscriptMessage")},
+            "has_more": {"type": "boolean"},
+        },
+    })
+}
+
+fn message_schema() -> Value {
+    json!({
+        "type": "object",
+        "required": ["role", "content", "created_at"],
+        "additionalProperties": false,
+        "properties": {
+            "role": {"type": "string", "enum": ["user", "assistant"]},
+            "content": {
+                "description": "Blocks, as the Messages API has them.",
+                "type": "array",
+                "items": {"type": "object", "required": ["type"], "properties": {"type": {"type": "string"}}},
+            },
+            "created_at": {"type": ["string", "null"], "format": "date-time"},
+        },
+    })
+}

@@ -1,0 +1,380 @@
+//! A question to `gaoler-files`, in a cage of its tenant: bytes go in and come out in frames, and one line is the answer.
+//! It must never believe that answer further than its form: it is what a tenant's cage says.
+
+use std::io;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use axum::body::Body;
+use bytes::{Buf, Bytes, BytesMut};
+use http::HeaderMap;
+use http_body_util::BodyExt;
+use serde_json::Value;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, timeout, timeout_at};
+
+use gaoler_files::{ANSWER_BYTES_MAX, Answer, Code, FRAME_BYTES_MAX, Question, What};
+use gaoler_protocol::{
+    Conversation, Effort, Exit, Kind, LEASE_DONE, Level, Limits, Model, Refused, Spawn, TenantKey,
+};
+use gaoler_sys::memfd;
+use zeroize::Zeroizing;
+
+use super::error::{ApiError, repeatable};
+use super::http::App;
+use super::run::Talk;
+use super::{answer, id, identity, log, metrics, way};
+
+/// Bytes that one request may bring.
+pub const UPLOAD_BYTES_MAX: u64 = 1 << 30;
+/// Bytes of a body that nobody wants any more which are read and dropped, so that its sender reads our answer.
+const DROPPED_BYTES_MAX: u64 = 64 << 20;
+/// How long one piece of a body may take.
+const PIECE_WAIT: Duration = Duration::from_secs(15);
+/// How long a client may take nothing of an answer before it counts as gone.
+const CLIENT_WAIT: Duration = Duration::from_secs(120);
+/// How long what is done beside a request may take.
+const SWEEP_WAIT: Duration = Duration::from_secs(5);
+/// How often a tenant's sessions are looked at for their age, at most.
+const SWEEP_EVERY: Duration = Duration::from_secs(3600);
+/// Tenants whose last look is remembered.
+const SWEPT_MAX: usize = 4096;
+
+/// Whose files are asked for.
+pub struct Asker {
+    /// The capability.
+    pub tenant: TenantKey,
+    /// The bytes of a credential's file: a tenant whom nobody has seen yet must be vouched for.
+    pub credential: Option<Zeroizing<Vec<u8>>>,
+}
+
+/// What came of it.
+pub enum Told {
+    /// An answer in one line.
+    Done(Value),
+    /// Bytes, and how many where that is known.
+    Bytes(Option<u64>, Body),
+}
+
+/// Who asks, by a credential in a header: these requests have no other place for one.
+///
+/// # Errors
+/// 401 where it is none; 503 in a drain.
+pub async fn asker(frontend: &App, headers: &HeaderMap) -> Result<Asker, ApiError> {
+    let (tenant, credential) = identity::holder(frontend, headers).await?;
+    if *frontend.draining.borrow() {
+        return Err(ApiError::draining());
+    }
+    Ok(Asker { tenant, credential })
+}
+
+/// Asks, with the bytes of a body where the question brings some.
+///
+/// # Errors
+/// What the program, the supervisor or the body's sender did wrong.
+pub async fn ask(
+    frontend: &App,
+    headers: &HeaderMap,
+    kind: Kind,
+    what: What,
+    body: Option<Body>,
+) -> Result<Told, ApiError> {
+    let Asker { tenant, credential } = asker(frontend, headers).await?;
+    let bounds = (way::level(frontend, headers, None)?, way::limits(headers, &Limits::NONE)?);
+    let sealed = credential.map(|bytes| sealed("credential", &bytes)).transpose()?;
+    run(frontend, tenant, bounds, kind, what, sealed, body).await
+}
+
+/// Has a tenant's old sessions removed, where the operator wants that and nobody has looked for an hour.
+pub async fn sweep(frontend: &App, tenant: TenantKey) {
+    static SWEPT: Mutex<Vec<([u8; 32], Instant)>> = Mutex::new(Vec::new());
+    if frontend.settings.sessions.ttl_days == 0 {
+        return;
+    }
+    {
+        let mut swept = SWEPT.lock().unwrap_or_else(PoisonError::into_inner);
+        swept.retain(|(_, at)| at.elapsed() < SWEEP_EVERY);
+        if swept.iter().any(|(key, _)| *key == tenant.0) {
+            return;
+        }
+        if swept.len() >= SWEPT_MAX {
+            swept.remove(0);
+        }
+        swept.push((tenant.0, Instant::now()));
+    }
+    let level = way::level(frontend, &HeaderMap::new(), None).unwrap_or(Level::Paranoid);
+    let swept = run(frontend, tenant, (level, Limits::NONE), Kind::Sessions, What::Sweep, None, None);
+    // A tenant without a folder has no sessions, and is refused.
+    let _ = timeout(SWEEP_WAIT, swept).await;
+}
+
+fn sealed(name: &str, bytes: &[u8]) -> Result<std::os::fd::OwnedFd, ApiError> {
+    let failed = |_| ApiError::internal("no_memory_file", "This server is out of descriptors or memory.");
+    memfd::sealed(name, bytes).map_err(failed)
+}
+
+async fn run(
+    frontend: &App,
+    tenant: TenantKey,
+    (level, limits): (Level, Limits),
+    kind: Kind,
+    what: What,
+    credential: Option<std::os::fd::OwnedFd>,
+    body: Option<Body>,
+) -> Result<Told, ApiError> {
+    let spawn = Spawn {
+        run: id::run(),
+        tenant,
+        kind,
+        level,
+        conversation: Conversation::Stateless,
+        ephemeral: false,
+        proof: false,
+        session: [0; 16],
+        workspace: [0; 16],
+        model: Model::DEFAULT,
+        effort: Effort::Unset,
+        turns_max: 0,
+        mcp_refused: false,
+        budget_microusd: 0,
+        limits,
+    };
+    let fds = std::iter::once(sealed("options", b"")?).chain(credential).collect();
+    let place = frontend.admission.enter(tenant, frontend.draining.subscribe(), |_| {}).await?;
+    let guard = (frontend.busy.subscribe(), place);
+    let refused = |refused: Refused| ApiError::refused(&refused);
+    let mut run = frontend.supervisor.spawn(spawn, fds).await.map_err(refused)?;
+    let (limits, running) = (run.spawned.limits, metrics::Running::begin(&run.spawned, level));
+    // What comes out of it is bounded by the tenant's part of the disk, not by what an answer of a model may be.
+    run.spawned.limits.output_mib = 0;
+    let question = Question {
+        disk_bytes: u64::from(limits.disk_mib) << 20,
+        disk_files: u64::from(limits.disk_kfiles) * 1000,
+        ttl_days: frontend.settings.sessions.ttl_days,
+        what,
+    };
+    let mut talk = Talk::new(run, way::bounds(frontend, level, true));
+    let fed = talk.feeder().map(|stdin| tokio::spawn(feed(stdin, question, body)));
+    let line = talk.line().await;
+    let heard = match line {
+        Ok(Some(line)) if line.len() <= ANSWER_BYTES_MAX => serde_json::from_slice::<Answer>(&line).ok(),
+        _ => None,
+    };
+    let ending = Ending { level, kind, _guard: (guard, running) };
+    match heard {
+        Some(Answer::Bytes(sized)) => Ok(Told::Bytes(sized.bytes, stream(talk, sized.bytes, ending))),
+        Some(Answer::Done(value)) => {
+            talk.last_word(LEASE_DONE);
+            ending.end(talk, "done").await;
+            Ok(Told::Done(value))
+        }
+        Some(Answer::Failed(failure)) => {
+            talk.last_word(LEASE_DONE);
+            let (status, code) = failure.code.told();
+            ending.end(talk, code).await;
+            // Whoever sent the body knows why it was cut; the program only saw that it was.
+            if let Some(Err(error)) = finished(fed).await
+                && matches!(failure.code, Code::Cut)
+            {
+                return Err(error);
+            }
+            let error = ApiError::new(status, code, repeatable(&failure.message));
+            Err(if failure.code == Code::Busy { error.final_word() } else { error })
+        }
+        None => {
+            let exit = ending.end(talk, "failed").await;
+            if let Some(Err(error)) = finished(fed).await {
+                return Err(error);
+            }
+            Err(answer::exit_error(exit.as_ref()))
+        }
+    }
+}
+
+async fn finished(
+    fed: Option<tokio::task::JoinHandle<Result<(), ApiError>>>,
+) -> Option<Result<(), ApiError>> {
+    fed?.await.ok()
+}
+
+/// What is left of a run, and its last line in the log.
+struct Ending<G> {
+    level: Level,
+    kind: Kind,
+    _guard: G,
+}
+
+impl<G> Ending<G> {
+    async fn end(self, talk: Talk, outcome: &'static str) -> Option<Exit> {
+        let run = talk.id().to_string();
+        let (exit, _) = talk.end().await;
+        let reason = exit.as_ref().map_or("unknown", |exit| exit.reason.name());
+        metrics::ended(self.level, outcome, exit.as_ref());
+        let fields = [
+            ("run", run.into()),
+            ("kind", self.kind.name().into()),
+            ("level", self.level.name().into()),
+            ("code", outcome.into()),
+            ("reason", reason.into()),
+        ];
+        log::line("files", &fields);
+        exit
+    }
+}
+
+/// Writes the question, and the body in frames. A body that breaks off is not ended, so that nobody takes it for whole.
+async fn feed(stdin: mpsc::Sender<Vec<u8>>, question: Question, body: Option<Body>) -> Result<(), ApiError> {
+    let mut line = serde_json::to_vec(&question).unwrap_or_default();
+    line.push(b'\n');
+    let mut wanted = stdin.send(line).await.is_ok();
+    let Some(mut body) = body else { return Ok(()) };
+    let (mut taken, mut dropped) = (0u64, 0u64);
+    loop {
+        let frame = match timeout(PIECE_WAIT, body.frame()).await {
+            Ok(Some(Ok(frame))) => frame,
+            Ok(Some(Err(_))) => return Err(ApiError::invalid("The body broke off.")),
+            Ok(None) => break,
+            Err(_) => {
+                return Err(ApiError::new(408, "body_timeout", "The body came too slowly.").final_word());
+            }
+        };
+        let Ok(mut data) = frame.into_data() else { continue };
+        taken += data.len() as u64;
+        wanted &= taken <= UPLOAD_BYTES_MAX;
+        while data.has_remaining() {
+            let piece = data.split_to(data.len().min(FRAME_BYTES_MAX));
+            if !wanted {
+                dropped += piece.len() as u64;
+                continue;
+            }
+            let mut frame = Vec::with_capacity(4 + piece.len());
+            frame.extend_from_slice(&(piece.len() as u32).to_le_bytes());
+            frame.extend_from_slice(&piece);
+            wanted = stdin.send(frame).await.is_ok();
+        }
+        if dropped > DROPPED_BYTES_MAX {
+            break;
+        }
+    }
+    if taken > UPLOAD_BYTES_MAX {
+        return Err(ApiError::new(413, "upload_too_large", "The upload is larger than 1 GiB."));
+    }
+    let _ = stdin.send(0u32.to_le_bytes().to_vec()).await;
+    Ok(())
+}
+
+/// The frames of an answer as a body. What ends without the last frame, or is of another length than was announced, is
+/// a connection that breaks.
+fn stream<G: Send + 'static>(mut talk: Talk, announced: Option<u64>, ending: Ending<G>) -> Body {
+    let (pieces, out) = mpsc::channel::<Result<Bytes, io::Error>>(4);
+    tokio::spawn(async move {
+        let mut frames = Frames { buffer: talk.rest(), ..Frames::default() };
+        let (mut sum, mut outcome) = (0u64, "done");
+        loop {
+            match frames.take() {
+                Ok(Some(bytes)) if bytes.is_empty() => {
+                    if announced.is_some_and(|announced| announced != sum) {
+                        outcome = "cut";
+                    }
+                    break;
+                }
+                Ok(Some(bytes)) => {
+                    sum += bytes.len() as u64;
+                    if announced.is_some_and(|announced| sum > announced) {
+                        outcome = "cut";
+                        break;
+                    }
+                    let sent = pieces.send_timeout(Ok(bytes), CLIENT_WAIT).await;
+                    talk.touch();
+                    if sent.is_err() {
+                        outcome = "client_gone";
+                        break;
+                    }
+                    continue;
+                }
+                Ok(None) => {}
+                Err(()) => {
+                    outcome = "cut";
+                    break;
+                }
+            }
+            match talk.piece().await {
+                Some(bytes) => frames.buffer.extend_from_slice(&bytes),
+                None => {
+                    outcome = "cut";
+                    break;
+                }
+            }
+        }
+        talk.last_word(LEASE_DONE);
+        ending.end(talk, outcome).await;
+        if outcome == "cut" {
+            let _ = pieces.send_timeout(Err(io::Error::other("the answer was cut")), CLIENT_WAIT).await;
+        }
+    });
+    Body::from_stream(futures_util::stream::unfold(out, |mut out| async move {
+        let deadline = Instant::now() + CLIENT_WAIT * 10;
+        let piece = timeout_at(deadline, out.recv()).await.ok().flatten()?;
+        Some((piece, out))
+    }))
+}
+
+/// Frames out of bytes.
+#[derive(Default)]
+struct Frames {
+    buffer: BytesMut,
+    left: usize,
+}
+
+impl Frames {
+    /// The next bytes; empty ones are the end, and none means that more must come.
+    fn take(&mut self) -> Result<Option<Bytes>, ()> {
+        if self.left == 0 {
+            if self.buffer.len() < 4 {
+                return Ok(None);
+            }
+            self.left = self.buffer.get_u32_le() as usize;
+            match self.left {
+                0 => return Ok(Some(Bytes::new())),
+                n if n > FRAME_BYTES_MAX => return Err(()),
+                _ => {}
+            }
+        }
+        if self.buffer.is_empty() {
+            return Ok(None);
+        }
+        let bytes = self.buffer.split_to(self.buffer.len().min(self.left)).freeze();
+        self.left -= bytes.len();
+        Ok(Some(bytes))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn frames_are_read_as_they_come_and_a_wrong_one_is_told() {
+        let mut frames = Frames::default();
+        let mut out = Vec::new();
+        let mut bytes = 5u32.to_le_bytes().to_vec();
+        bytes.extend_from_slice(b"hello");
+        bytes.extend_from_slice(&1u32.to_le_bytes());
+        bytes.extend_from_slice(b"!");
+        bytes.extend_from_slice(&0u32.to_le_bytes());
+        let mut ended = false;
+        for byte in bytes {
+            frames.buffer.extend_from_slice(&[byte]);
+            match frames.take() {
+                Ok(Some(piece)) if piece.is_empty() => ended = true,
+                Ok(Some(piece)) => out.extend_from_slice(&piece),
+                Ok(None) => {}
+                Err(()) => panic!("a good frame"),
+            }
+        }
+        assert_eq!((out.as_slice(), ended), (&b"hello!"[..], true));
+        let mut frames = Frames::default();
+        frames.buffer.extend_from_slice(&(FRAME_BYTES_MAX as u32 + 1).to_le_bytes());
+        assert_eq!(frames.take(), Err(()));
+    }
+}

@@ -1,0 +1,294 @@
+//! Who asks, and what for: one rule for every route. A key of ours names a tenant, or the operator; a credential of the
+//! upstream is a tenant by itself, unless it was linked to one.
+//! A secret must never be compared, stored or shown here: the ledger is asked with its hash or its digest.
+
+use http::HeaderMap;
+use sha2::{Digest, Sha256};
+use zeroize::Zeroizing;
+
+use gaoler_ledger_wire::{Answer, Grant, Hex, KeyKind, Proof, Question, Who};
+use gaoler_protocol::TenantKey;
+use gaoler_seal::SEALED;
+
+use super::Frontend;
+use super::error::ApiError;
+use super::job::BodyCredential;
+use super::ledger;
+use super::tenant::{self, Credential};
+
+/// The header of a credential beside a key.
+pub const CREDENTIAL: &str = "x-claude-credential";
+/// What every key of ours begins with.
+const KEY_PREFIX: &str = "gaol_";
+/// Hexadecimal digits of a key's public and of its secret part.
+const KEY_ID_CHARS: usize = 16;
+const KEY_SECRET_CHARS: usize = 64;
+
+/// Who a request's headers say it is from.
+pub enum Shown {
+    /// A tenant of the operator's, by its key.
+    Tenant(Box<Grant>, Proof),
+    /// The operator.
+    Admin(Proof),
+    /// A credential of the upstream; and the tenant that it was linked to.
+    Credential(Credential, Option<Box<Grant>>),
+    /// Nobody: the body may still say.
+    Nobody,
+}
+
+/// Who asks, and the credential of their run.
+pub struct Caller {
+    /// The capability.
+    pub tenant: TenantKey,
+    /// The tenant's name in the books.
+    pub name: String,
+    /// The key that was shown.
+    pub key: Option<String>,
+    /// The bytes of the run's credential file.
+    pub credential: Zeroizing<Vec<u8>>,
+}
+
+/// A key as it is issued: shown once, and never kept.
+pub struct Issued {
+    /// Its public part.
+    pub id: String,
+    /// What is kept of it.
+    pub hash: Hex,
+    /// All of it.
+    pub text: Zeroizing<String>,
+}
+
+/// Draws a key.
+pub fn issue(kind: KeyKind) -> Issued {
+    let id = Hex(rand::random::<[u8; KEY_ID_CHARS / 2]>().to_vec()).to_string();
+    let secret = Zeroizing::new(Hex(rand::random::<[u8; KEY_SECRET_CHARS / 2]>().to_vec()).to_string());
+    let text = Zeroizing::new(format!("{}{id}_{}", kind.prefix(), *secret));
+    Issued { id, hash: hash(&secret), text }
+}
+
+fn hash(secret: &str) -> Hex {
+    Hex(Sha256::digest(secret.as_bytes()).to_vec())
+}
+
+/// The proof that a key is: its public part, and the hash of the other.
+fn proof(key: &str) -> Result<Proof, ApiError> {
+    let parts = [KeyKind::Tenant, KeyKind::Admin].iter().find_map(|kind| key.strip_prefix(kind.prefix()));
+    let (id, secret) = parts.and_then(|rest| rest.split_once('_')).unwrap_or_default();
+    let hexadecimal = |text: &str, chars| text.len() == chars && Hex::parse(text).is_some();
+    match hexadecimal(id, KEY_ID_CHARS) && hexadecimal(secret, KEY_SECRET_CHARS) {
+        true => Ok(Proof::Key { id: id.to_owned(), hash: hash(secret) }),
+        false => Err(ApiError::unauthenticated(
+            "invalid_token_format",
+            "Invalid key format: a key begins with gaol_t_ or gaol_a_ and is 88 characters long.",
+        )),
+    }
+}
+
+/// Who a request is from, before its body is read.
+///
+/// # Errors
+/// 401 for what is no key and no credential, or none that may be used; 503 where the ledger is silent.
+pub async fn shown(frontend: &Frontend, headers: &HeaderMap) -> Result<Shown, ApiError> {
+    let Some(token) = tenant::shown(headers) else { return Ok(Shown::Nobody) };
+    if !token.starts_with(KEY_PREFIX) {
+        return credential(frontend, Credential::parse(token)?).await;
+    }
+    let proof = proof(token)?;
+    match frontend.ledger.ask(Some(proof.clone()), Question::Who).await? {
+        // The prefix is for people; what a key may is what the ledger says.
+        Answer::Who(Who::Tenant(grant)) => Ok(Shown::Tenant(grant, proof)),
+        Answer::Who(Who::Admin) => Ok(Shown::Admin(proof)),
+        _ => Err(ledger::unavailable()),
+    }
+}
+
+async fn credential(frontend: &Frontend, credential: Credential) -> Result<Shown, ApiError> {
+    if frontend.settings.identity.require_key {
+        let message = "This server asks for a tenant key (gaol_t_…) as `authorization: Bearer` or `x-api-key`, with the \
+                       credential in x-claude-credential, in the body, or stored.";
+        return Err(ApiError::unauthenticated("key_required", message));
+    }
+    let digest = Hex(credential.digest(&frontend.secret).to_vec());
+    match frontend.ledger.ask(Some(Proof::Credential { digest }), Question::Who).await? {
+        Answer::Who(Who::Tenant(grant)) => Ok(Shown::Credential(credential, Some(grant))),
+        Answer::Who(Who::Unlinked) => Ok(Shown::Credential(credential, None)),
+        _ => Err(ledger::unavailable()),
+    }
+}
+
+/// Who a request is from that must be somebody's, but needs no credential of the upstream.
+///
+/// # Errors
+/// As [`shown`], and 401 for nobody.
+pub async fn somebody(frontend: &Frontend, headers: &HeaderMap) -> Result<Shown, ApiError> {
+    match shown(frontend, headers).await? {
+        Shown::Nobody => Err(missing()),
+        shown => Ok(shown),
+    }
+}
+
+/// The tenant that a request is from, where nothing runs for it.
+///
+/// # Errors
+/// As [`somebody`]; 403 for an admin key, which is no tenant's.
+pub async fn tenant(frontend: &Frontend, headers: &HeaderMap) -> Result<TenantKey, ApiError> {
+    holder(frontend, headers).await.map(|(tenant, _)| tenant)
+}
+
+/// The same, with the bytes of a credential's file where there is one: a tenant's own files need none.
+///
+/// # Errors
+/// As [`tenant`], and 401 for a credential beside the key that is none.
+pub async fn holder(
+    frontend: &Frontend,
+    headers: &HeaderMap,
+) -> Result<(TenantKey, Option<Zeroizing<Vec<u8>>>), ApiError> {
+    match somebody(frontend, headers).await? {
+        Shown::Tenant(grant, _) => {
+            let beside = headers.get(CREDENTIAL).map(|value| value.to_str().unwrap_or_default().trim());
+            let credential = match beside {
+                Some(token) => Some(Credential::parse(token)?.bytes()),
+                None => stored(frontend, &grant).ok(),
+            };
+            Ok((keyed(frontend, &grant)?, credential))
+        }
+        Shown::Credential(credential, Some(grant)) => {
+            Ok((keyed(frontend, &grant)?, Some(credential.bytes())))
+        }
+        Shown::Credential(credential, None) => {
+            Ok((credential.tenant(&frontend.secret), Some(credential.bytes())))
+        }
+        Shown::Admin(_) => Err(insufficient()),
+        Shown::Nobody => Err(missing()),
+    }
+}
+
+fn insufficient() -> ApiError {
+    ApiError::new(403, "key_insufficient", "An admin key runs nothing; use a tenant's.")
+}
+
+/// Who asks for a run, with what: the header's credential, else the body's, else the stored one.
+///
+/// # Errors
+/// 401 where there is none, or none that may be used; 403 for an admin key, which is nobody's to run with.
+pub async fn caller(
+    frontend: &Frontend,
+    shown: Shown,
+    headers: &HeaderMap,
+    body: Option<&BodyCredential>,
+    now_ms: u64,
+) -> Result<Caller, ApiError> {
+    let beside = headers.get(CREDENTIAL).map(|value| value.to_str().unwrap_or_default().trim());
+    let shown = match shown {
+        Shown::Nobody if beside.is_some() => return Err(missing()),
+        Shown::Nobody => {
+            let body = body.ok_or_else(missing)?;
+            credential(frontend, tenant::in_body(body, now_ms)?).await?
+        }
+        shown => shown,
+    };
+    match shown {
+        Shown::Credential(..) if beside.is_some() => Err(ApiError::invalid(
+            "x-claude-credential: goes with a tenant key, not with another credential.",
+        )),
+        Shown::Credential(credential, None) => {
+            let tenant = credential.tenant(&frontend.secret);
+            let (name, credential) = (tenant::raw_name(&tenant), credential.bytes());
+            Ok(Caller { tenant, name, key: None, credential })
+        }
+        Shown::Credential(credential, Some(grant)) => of(frontend, &grant, credential.bytes()),
+        Shown::Tenant(grant, _) => {
+            let credential = match (beside, body) {
+                (Some(token), _) => Credential::parse(token)?.bytes(),
+                (None, Some(body)) => tenant::in_body(body, now_ms)?.bytes(),
+                (None, None) => stored(frontend, &grant)?,
+            };
+            of(frontend, &grant, credential)
+        }
+        Shown::Admin(_) => Err(insufficient()),
+        Shown::Nobody => Err(missing()),
+    }
+}
+
+fn of(frontend: &Frontend, grant: &Grant, credential: Zeroizing<Vec<u8>>) -> Result<Caller, ApiError> {
+    let tenant = keyed(frontend, grant)?;
+    Ok(Caller { tenant, name: grant.tenant.clone(), key: grant.key.clone(), credential })
+}
+
+/// The capability of a tenant of the operator's.
+///
+/// # Errors
+/// 503 for a ledger that is not itself.
+pub fn keyed(frontend: &Frontend, grant: &Grant) -> Result<TenantKey, ApiError> {
+    let secret = grant.secret.array::<32>().map(Zeroizing::new).ok_or_else(ledger::unavailable)?;
+    Ok(tenant::keyed(&frontend.secret, &secret))
+}
+
+/// The stored credential, sealed as it is: only an egress can open it, and only for this tenant.
+fn stored(frontend: &Frontend, grant: &Grant) -> Result<Zeroizing<Vec<u8>>, ApiError> {
+    let Some(kept) = &grant.credential else {
+        return Err(ApiError::unauthenticated(
+            "credential_missing",
+            "This key is known, but there is no credential for the upstream: send x-claude-credential or \
+             oauth_credentials, or store one with PUT /v1/credential.",
+        ));
+    };
+    if kept.vault.0 != frontend.vault {
+        return Err(ApiError::unauthenticated(
+            "credential_missing",
+            "The stored credential cannot be opened any more, for this server has another key; store it again with \
+             PUT /v1/credential.",
+        ));
+    }
+    let mut file = Zeroizing::new(vec![SEALED]);
+    file.extend_from_slice(&kept.sealed.0);
+    Ok(file)
+}
+
+fn missing() -> ApiError {
+    ApiError::unauthenticated(
+        "credential_missing",
+        "No credential: send `authorization: Bearer` or `x-api-key` with a key of this server (gaol_t_…) or a \
+         credential of your own (sk-ant-…), or oauth_credentials in the body.",
+    )
+}
+
+/// Whether a query holds what must never be in an address: those are written down wherever they pass.
+pub fn in_query(query: &str) -> bool {
+    let decoded = form_urlencoded::parse(query.as_bytes()).flat_map(|(name, value)| [name, value]);
+    let secret = |text: &str| text.contains("sk-ant-") || text.contains(KEY_PREFIX);
+    secret(query) || decoded.into_iter().any(|text| secret(&text))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_is_shown_once_and_is_its_own_proof() {
+        for kind in [KeyKind::Tenant, KeyKind::Admin] {
+            let key = issue(kind);
+            assert_eq!(key.text.len(), 88);
+            assert!(key.text.starts_with(kind.prefix()));
+            let expected = Proof::Key { id: key.id.clone(), hash: key.hash.clone() };
+            assert_eq!(proof(&key.text).expect("a key"), expected);
+            assert!(!key.text.contains(&key.hash.to_string()));
+            for wrong in [&key.text[..87], &key.text.to_uppercase(), &key.text.replacen('_', "-", 1)] {
+                assert_eq!(proof(wrong).expect_err("no key").code, "invalid_token_format", "{wrong}");
+            }
+        }
+        assert_ne!(*issue(KeyKind::Tenant).text, *issue(KeyKind::Tenant).text);
+    }
+
+    #[test]
+    fn a_secret_in_a_query_is_seen_however_it_is_written() {
+        for query in
+            ["key=gaol_t_x", "a=b&gaol_a_1=2", "k=%67aol%5Ft%5Fx", "token=sk-ant-api03-x", "t=sk%2Dant-x"]
+        {
+            assert!(in_query(query), "{query}");
+        }
+        for query in ["", "beta=true", "limit=10&after_id=claude-x", "x=gaol", "x=sk-"] {
+            assert!(!in_query(query), "{query}");
+        }
+    }
+}

@@ -1,0 +1,258 @@
+//! Requests about a tenant's sessions: each is a run in that tenant's cage, and this only says it in HTTP's words.
+//! It must never tell another tenant's session from one that is not there.
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{Extension, RawQuery, State};
+use axum::response::Response;
+use axum::routing::{get, post};
+use http::{HeaderMap, StatusCode, Uri};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use uuid::Uuid;
+
+use gaoler_files::{PAGE_MAX, TITLE_CHARS_MAX, What};
+use gaoler_protocol::Kind;
+
+use super::error::ApiError;
+use super::files::{self, Told};
+use super::http::{App, RequestId, failure, json};
+use super::way;
+
+/// Rows of a page where nobody says how many.
+const PAGE: u32 = 20;
+
+/// The routes.
+pub fn routes() -> Router<App> {
+    Router::new()
+        .route("/v1/sessions", get(list))
+        .route("/v1/sessions/{id}", get(one).post(rename).delete(remove))
+        .route("/v1/sessions/{id}/fork", post(fork))
+        .route("/v1/sessions/{id}/transcript", get(transcript))
+}
+
+/// A session, in a list or alone.
+#[derive(Debug, Serialize, Deserialize)]
+struct Session {
+    id: Uuid,
+    title: Option<String>,
+    workspace_id: String,
+    created_at: String,
+    last_used_at: String,
+    turns: u64,
+    bytes: u64,
+    running: bool,
+}
+
+/// A page of something.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Page<T> {
+    /// Its rows.
+    pub data: Vec<T>,
+    /// Whether another follows.
+    pub has_more: bool,
+}
+
+/// What was said in a session.
+#[derive(Debug, Serialize, Deserialize)]
+struct Transcript {
+    session_id: Uuid,
+    data: Vec<Message>,
+    has_more: bool,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Message {
+    role: Role,
+    content: Vec<Map<String, Value>>,
+    created_at: Option<String>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Role {
+    User,
+    Assistant,
+}
+
+/// What is gone.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Deleted {
+    id: String,
+    deleted: bool,
+}
+
+/// An answer in its own form: a cage that says anything else has failed.
+///
+/// # Errors
+/// 500 for another form.
+pub fn form<T: DeserializeOwned + Serialize>(told: Told) -> Result<Value, ApiError> {
+    let wrong =
+        || ApiError::internal("files_failed", "The run over your files gave no answer that can be read.");
+    let Told::Done(value) = told else { return Err(wrong()) };
+    let read: T = serde_json::from_value(value).map_err(|_| wrong())?;
+    serde_json::to_value(read).map_err(|_| wrong())
+}
+
+/// The answer to a client.
+pub fn answer(status: StatusCode, result: Result<Value, ApiError>, id: &RequestId) -> Response {
+    match result {
+        Ok(value) => json(status, &value),
+        Err(error) => failure(&error, id),
+    }
+}
+
+/// A part of an address, between its slashes, as it was sent: an id has no percent signs.
+pub fn part(uri: &Uri, at: usize) -> &str {
+    uri.path().split('/').nth(at).unwrap_or_default()
+}
+
+/// A session's id out of an address: what is none is a session that is not there.
+fn session(id: &str) -> Result<String, ApiError> {
+    let missing = || ApiError::new(404, "session_not_found", "There is no such session.");
+    let found = Uuid::try_parse(id).ok().filter(|_| id.len() == 36);
+    found.map(|id| id.to_string()).ok_or_else(missing)
+}
+
+/// A field of a query, as a number within bounds.
+pub fn number(query: &str, name: &str, most: u64, otherwise: u64) -> Result<u64, ApiError> {
+    let mut found = form_urlencoded::parse(query.as_bytes()).filter(|(field, _)| field == name);
+    let Some((_, value)) = found.next() else { return Ok(otherwise) };
+    let least = u64::from(name != "offset");
+    let number = value.parse().ok().filter(|number| (least..=most).contains(number));
+    number.ok_or_else(|| ApiError::invalid(format!("{name}: must be a whole number from {least} to {most}.")))
+}
+
+/// A field of a query, as it is.
+pub fn word(query: &str, name: &str) -> Option<String> {
+    let found = form_urlencoded::parse(query.as_bytes()).find(|(field, _)| field == name);
+    found.map(|(_, value)| value.into_owned())
+}
+
+/// A small body, which is a JSON object or nothing.
+pub async fn fields(frontend: &App, body: Body) -> Result<Map<String, Value>, ApiError> {
+    let (bytes, _budget) = way::read(body, frontend).await?;
+    if bytes.is_empty() {
+        return Ok(Map::new());
+    }
+    match serde_json::from_slice(&bytes) {
+        Ok(Value::Object(fields)) => Ok(fields),
+        _ => Err(ApiError::invalid("The body must be a JSON object.")),
+    }
+}
+
+/// A title out of a body.
+pub fn title(fields: &Map<String, Value>) -> Result<Option<String>, ApiError> {
+    match fields.get("title") {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::String(title))
+            if title.chars().count() <= TITLE_CHARS_MAX && !title.chars().any(char::is_control) =>
+        {
+            Ok(Some(title.clone()))
+        }
+        Some(_) => {
+            let message = format!("title: must be a line of at most {TITLE_CHARS_MAX} characters.");
+            Err(ApiError::invalid(message))
+        }
+    }
+}
+
+async fn list(
+    State(frontend): State<App>,
+    Extension(request): Extension<RequestId>,
+    headers: HeaderMap,
+    RawQuery(query): RawQuery,
+) -> Response {
+    let result = async {
+        files::asker(&frontend, &headers).await?;
+        let query = query.unwrap_or_default();
+        let limit = number(&query, "limit", PAGE_MAX.into(), PAGE.into())? as u32;
+        let after = word(&query, "after_id").map(|id| session(&id)).transpose()?;
+        let what = What::Sessions { limit, after };
+        form::<Page<Session>>(files::ask(&frontend, &headers, Kind::Sessions, what, None).await?)
+    };
+    answer(StatusCode::OK, result.await, &request)
+}
+
+async fn one(
+    State(frontend): State<App>,
+    Extension(request): Extension<RequestId>,
+    headers: HeaderMap,
+    uri: Uri,
+) -> Response {
+    let result = async {
+        files::asker(&frontend, &headers).await?;
+        let what = What::Session { id: session(part(&uri, 3))? };
+        form::<Session>(files::ask(&frontend, &headers, Kind::Sessions, what, None).await?)
+    };
+    answer(StatusCode::OK, result.await, &request)
+}
+
+async fn rename(
+    State(frontend): State<App>,
+    Extension(request): Extension<RequestId>,
+    headers: HeaderMap,
+    uri: Uri,
+    body: Body,
+) -> Response {
+    let result = async {
+        files::asker(&frontend, &headers).await?;
+        let id = session(part(&uri, 3))?;
+        let title = title(&fields(&frontend, body).await?)?;
+        let title = title.ok_or_else(|| ApiError::invalid("title: field required."))?;
+        let what = What::NameSession { id, title };
+        form::<Session>(files::ask(&frontend, &headers, Kind::Sessions, what, None).await?)
+    };
+    answer(StatusCode::OK, result.await, &request)
+}
+
+async fn remove(
+    State(frontend): State<App>,
+    Extension(request): Extension<RequestId>,
+    headers: HeaderMap,
+    uri: Uri,
+) -> Response {
+    let result = async {
+        files::asker(&frontend, &headers).await?;
+        let what = What::DropSession { id: session(part(&uri, 3))? };
+        form::<Deleted>(files::ask(&frontend, &headers, Kind::Sessions, what, None).await?)
+    };
+    answer(StatusCode::OK, result.await, &request)
+}
+
+async fn fork(
+    State(frontend): State<App>,
+    Extension(request): Extension<RequestId>,
+    headers: HeaderMap,
+    uri: Uri,
+    body: Body,
+) -> Response {
+    let result = async {
+        files::asker(&frontend, &headers).await?;
+        let id = session(part(&uri, 3))?;
+        let title = title(&fields(&frontend, body).await?)?;
+        let new = uuid::Builder::from_random_bytes(rand::random()).into_uuid().to_string();
+        let what = What::ForkSession { id, new, title };
+        form::<Session>(files::ask(&frontend, &headers, Kind::Sessions, what, None).await?)
+    };
+    answer(StatusCode::CREATED, result.await, &request)
+}
+
+async fn transcript(
+    State(frontend): State<App>,
+    Extension(request): Extension<RequestId>,
+    headers: HeaderMap,
+    uri: Uri,
+    RawQuery(query): RawQuery,
+) -> Response {
+    let result = async {
+        files::asker(&frontend, &headers).await?;
+        let query = query.unwrap_or_default();
+        let limit = number(&query, "limit", PAGE_MAX.into(), PAGE_MAX.into())? as u32;
+        let offset = number(&query, "offset", u64::from(u32::MAX), 0)?;
+        let what = What::Transcript { id: session(part(&uri, 3))?, limit, offset };
+        form::<Transcript>(files::ask(&frontend, &headers, Kind::Sessions, what, None).await?)
+    };
+    answer(StatusCode::OK, result.await, &request)
+}

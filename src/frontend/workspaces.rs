@@ -1,0 +1,499 @@
+//! Requests about a tenant's workspaces and the files in them: each is a run in that tenant's cage.
+//! It must never put a byte that comes out of a cage into a header, nor let a browser take it for a page.
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{Extension, RawQuery, State};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{delete, get, post};
+use http::header::{self, HeaderName, HeaderValue};
+use http::{HeaderMap, StatusCode, Uri};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use gaoler_files::{DEPTH_MAX, Format, TREE_MAX, What};
+use gaoler_protocol::{Kind, WORKSPACE_DEFAULT};
+use uuid::Uuid;
+
+use super::error::ApiError;
+use super::files::{self, Told};
+use super::http::{App, RequestId, failure};
+use super::sessions::{Deleted, Page, answer, fields, form, number, part, title, word};
+
+/// The workspace that is always there.
+const DEFAULT: &str = "default";
+/// Commits of a repository, at most.
+const CLONE_DEPTH_MAX: u64 = 1_000_000;
+/// Entries of a tree where nobody says how many.
+const TREE: u64 = 1000;
+
+/// The routes.
+pub fn routes() -> Router<App> {
+    Router::new()
+        .route("/v1/workspaces", get(list).post(make))
+        .route("/v1/workspaces/{id}", get(one).delete(remove))
+        .route("/v1/workspaces/{id}/files/{*path}", get(read).put(write).delete(remove_file))
+        .route("/v1/workspaces/{id}/tree", get(tree))
+        .route("/v1/workspaces/{id}/archive", get(pack))
+        .route("/v1/workspaces/{id}/upload", post(unpack))
+        .route("/v1/workspaces/{id}/snapshots", get(snapshots).post(snap))
+        .route("/v1/workspaces/{id}/snapshots/{snapshot}", delete(remove_snapshot))
+        .route("/v1/workspaces/{id}/snapshots/{snapshot}/restore", post(restore))
+        .route("/v1/workspaces/{id}/diff", get(diff))
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Workspace {
+    id: String,
+    title: Option<String>,
+    origin: Option<String>,
+    created_at: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    usage: Option<Usage>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    quota: Option<Quota>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Usage {
+    bytes: u64,
+    files: u64,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Quota {
+    bytes: u64,
+    files: u64,
+    used_bytes: u64,
+    used_files: u64,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Written {
+    path: String,
+    bytes: u64,
+    created: bool,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Removed {
+    path: String,
+    deleted: bool,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Tree {
+    path: String,
+    data: Vec<Entry>,
+    has_more: bool,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Entry {
+    path: String,
+    r#type: EntryType,
+    bytes: u64,
+    modified_at: String,
+    executable: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    address: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    target: Option<String>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum EntryType {
+    Folder,
+    File,
+    Link,
+    Other,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Unpacked {
+    path: String,
+    entries: u64,
+    bytes: u64,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Snapshot {
+    id: String,
+    title: Option<String>,
+    created_at: String,
+    bytes: u64,
+    files: u64,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Restored {
+    id: String,
+    snapshot_id: String,
+    restored: bool,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Diff {
+    from: String,
+    data: Vec<Change>,
+    has_more: bool,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Change {
+    path: String,
+    status: Status,
+    bytes_before: Option<u64>,
+    bytes_after: Option<u64>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Status {
+    Added,
+    Removed,
+    Changed,
+}
+
+/// A workspace's id, as a name: `default` or a UUID.
+fn name(id: &str) -> Option<String> {
+    if id == DEFAULT {
+        return Some(id.to_owned());
+    }
+    Uuid::try_parse(id).ok().filter(|found| id.len() == 36 && !found.is_nil()).map(|id| id.to_string())
+}
+
+/// A workspace's id out of an address.
+fn workspace(id: &str) -> Result<String, ApiError> {
+    name(id).ok_or_else(|| ApiError::new(404, "workspace_not_found", "There is no such workspace."))
+}
+
+/// A workspace's id out of a request for a run, as the supervisor is told it.
+pub fn number_of(id: &str) -> Option<[u8; 16]> {
+    match name(id)?.as_str() {
+        DEFAULT => Some(WORKSPACE_DEFAULT),
+        uuid => Uuid::try_parse(uuid).ok().map(Uuid::into_bytes),
+    }
+}
+
+fn snapshot(id: &str) -> Result<String, ApiError> {
+    let missing = || ApiError::new(404, "snapshot_not_found", "This workspace has no such snapshot.");
+    name(id).filter(|id| id != DEFAULT).ok_or_else(missing)
+}
+
+/// A name for something new.
+fn fresh() -> String {
+    uuid::Builder::from_random_bytes(rand::random()).into_uuid().to_string()
+}
+
+/// The path of a file, with its percent signs: a file's name need not be text.
+fn path_of(uri: &Uri) -> String {
+    let rest = uri.path().splitn(6, '/').nth(5).unwrap_or_default();
+    rest.to_owned()
+}
+
+/// One question, and its answer in one form.
+macro_rules! asks {
+    ($frontend:ident, $headers:ident, $request:ident, $status:expr, $kind:expr, $form:ty, $what:block) => {{
+        let result = async {
+            files::asker(&$frontend, &$headers).await?;
+            let what: What = $what;
+            form::<$form>(files::ask(&$frontend, &$headers, $kind, what, None).await?)
+        };
+        answer($status, result.await, &$request)
+    }};
+}
+
+async fn list(
+    State(frontend): State<App>,
+    Extension(request): Extension<RequestId>,
+    headers: HeaderMap,
+) -> Response {
+    asks!(frontend, headers, request, StatusCode::OK, Kind::Files, Page<Workspace>, { What::Workspaces })
+}
+
+async fn make(
+    State(frontend): State<App>,
+    Extension(request): Extension<RequestId>,
+    headers: HeaderMap,
+    body: Body,
+) -> Response {
+    let result = async {
+        files::asker(&frontend, &headers).await?;
+        let fields = fields(&frontend, body).await?;
+        let (kind, what) = made(&fields)?;
+        form::<Workspace>(files::ask(&frontend, &headers, kind, what, None).await?)
+    };
+    answer(StatusCode::CREATED, result.await, &request)
+}
+
+/// What a body asks to be made.
+fn made(fields: &Map<String, Value>) -> Result<(Kind, What), ApiError> {
+    let (id, title) = (fresh(), title(fields)?);
+    let git = match fields.get("git") {
+        None | Some(Value::Null) => return Ok((Kind::Files, What::MakeWorkspace { id, title })),
+        Some(Value::Object(git)) => git,
+        Some(_) => return Err(ApiError::invalid("git: must be an object.")),
+    };
+    let text = |name: &str| match git.get(name) {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::String(text)) if text.len() <= 2000 => Ok(Some(text.clone())),
+        Some(_) => Err(ApiError::invalid(format!("git.{name}: must be a string of at most 2000 bytes."))),
+    };
+    let url = text("url")?.ok_or_else(|| ApiError::invalid("git.url: field required."))?;
+    let reference = text("ref")?;
+    let depth = match git.get("depth") {
+        None | Some(Value::Null) => 0,
+        Some(depth) => {
+            let wrong = || {
+                ApiError::invalid(format!("git.depth: must be a whole number from 0 to {CLONE_DEPTH_MAX}."))
+            };
+            depth.as_u64().filter(|depth| *depth <= CLONE_DEPTH_MAX).ok_or_else(wrong)? as u32
+        }
+    };
+    Ok((Kind::Fetch, What::CloneWorkspace { id, title, url, reference, depth }))
+}
+
+async fn one(
+    State(frontend): State<App>,
+    Extension(request): Extension<RequestId>,
+    headers: HeaderMap,
+    uri: Uri,
+) -> Response {
+    asks!(frontend, headers, request, StatusCode::OK, Kind::Files, Workspace, {
+        What::Workspace { id: workspace(part(&uri, 3))? }
+    })
+}
+
+async fn remove(
+    State(frontend): State<App>,
+    Extension(request): Extension<RequestId>,
+    headers: HeaderMap,
+    uri: Uri,
+) -> Response {
+    asks!(frontend, headers, request, StatusCode::OK, Kind::Files, Deleted, {
+        What::DropWorkspace { id: workspace(part(&uri, 3))? }
+    })
+}
+
+/// A tenant's bytes: a download, whatever they look like.
+fn download(told: Told, kind: &'static str) -> Result<Response, ApiError> {
+    let Told::Bytes(length, body) = told else {
+        return Err(ApiError::internal(
+            "files_failed",
+            "The run over your files gave no answer that can be read.",
+        ));
+    };
+    let mut response = body.into_response();
+    let fields: [(HeaderName, &'static str); 5] = [
+        (header::CONTENT_TYPE, kind),
+        (header::CONTENT_DISPOSITION, "attachment"),
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (header::CONTENT_SECURITY_POLICY, "default-src 'none'; frame-ancestors 'none'; sandbox"),
+        (header::CACHE_CONTROL, "no-store"),
+    ];
+    let headers = response.headers_mut();
+    headers.extend(fields.map(|(name, value)| (name, HeaderValue::from_static(value))));
+    if let Some(length) = length {
+        headers.insert(header::CONTENT_LENGTH, HeaderValue::from(length));
+    }
+    Ok(response)
+}
+
+/// One question whose answer is bytes.
+async fn bytes(
+    frontend: &App,
+    headers: &HeaderMap,
+    request: &RequestId,
+    what: Result<What, ApiError>,
+    kind: &'static str,
+) -> Response {
+    let result = async {
+        files::asker(frontend, headers).await?;
+        download(files::ask(frontend, headers, Kind::Files, what?, None).await?, kind)
+    };
+    result.await.unwrap_or_else(|error| failure(&error, request))
+}
+
+async fn read(
+    State(frontend): State<App>,
+    Extension(request): Extension<RequestId>,
+    headers: HeaderMap,
+    uri: Uri,
+) -> Response {
+    let what = workspace(part(&uri, 3)).map(|id| What::ReadFile { id, path: path_of(&uri) });
+    bytes(&frontend, &headers, &request, what, "application/octet-stream").await
+}
+
+async fn write(
+    State(frontend): State<App>,
+    Extension(request): Extension<RequestId>,
+    headers: HeaderMap,
+    uri: Uri,
+    body: Body,
+) -> Response {
+    let result = async {
+        files::asker(&frontend, &headers).await?;
+        let what = What::WriteFile { id: workspace(part(&uri, 3))?, path: path_of(&uri) };
+        form::<Written>(files::ask(&frontend, &headers, Kind::Files, what, Some(body)).await?)
+    };
+    answer(StatusCode::OK, result.await, &request)
+}
+
+async fn remove_file(
+    State(frontend): State<App>,
+    Extension(request): Extension<RequestId>,
+    headers: HeaderMap,
+    uri: Uri,
+) -> Response {
+    asks!(frontend, headers, request, StatusCode::OK, Kind::Files, Removed, {
+        What::DropFile { id: workspace(part(&uri, 3))?, path: path_of(&uri) }
+    })
+}
+
+/// A path in a query, as one of an address: what is decoded there is encoded again.
+fn path_in(query: &str) -> String {
+    let path = word(query, "path").unwrap_or_default();
+    form_urlencoded::byte_serialize(path.as_bytes()).collect::<String>().replace('+', "%20")
+}
+
+async fn tree(
+    State(frontend): State<App>,
+    Extension(request): Extension<RequestId>,
+    headers: HeaderMap,
+    uri: Uri,
+    RawQuery(query): RawQuery,
+) -> Response {
+    let query = query.unwrap_or_default();
+    asks!(frontend, headers, request, StatusCode::OK, Kind::Files, Tree, {
+        What::Tree {
+            id: workspace(part(&uri, 3))?,
+            path: path_in(&query),
+            depth: number(&query, "depth", DEPTH_MAX as u64, DEPTH_MAX as u64)? as u32,
+            limit: number(&query, "limit", TREE_MAX.into(), TREE)? as u32,
+        }
+    })
+}
+
+async fn pack(
+    State(frontend): State<App>,
+    Extension(request): Extension<RequestId>,
+    headers: HeaderMap,
+    uri: Uri,
+    RawQuery(query): RawQuery,
+) -> Response {
+    let (format, kind) = match word(&query.unwrap_or_default(), "format").as_deref() {
+        None | Some("tar.gz") => (Ok(Format::TarGz), "application/gzip"),
+        Some("zip") => (Ok(Format::Zip), "application/zip"),
+        Some(_) => (Err(ApiError::invalid("format: must be tar.gz or zip.")), "application/gzip"),
+    };
+    let what = workspace(part(&uri, 3)).and_then(|id| Ok(What::Pack { id, format: format? }));
+    bytes(&frontend, &headers, &request, what, kind).await
+}
+
+async fn unpack(
+    State(frontend): State<App>,
+    Extension(request): Extension<RequestId>,
+    headers: HeaderMap,
+    uri: Uri,
+    RawQuery(query): RawQuery,
+    body: Body,
+) -> Response {
+    let result = async {
+        files::asker(&frontend, &headers).await?;
+        let query = query.unwrap_or_default();
+        let kind = headers.get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
+        let kind = kind.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+        let format = match (word(&query, "format").as_deref(), kind.as_str()) {
+            (Some("tar.gz"), _) => Format::TarGz,
+            (Some("zip"), _) => Format::Zip,
+            (None, "application/gzip" | "application/x-gzip" | "application/x-tar+gzip") => Format::TarGz,
+            (None, "application/zip" | "application/x-zip-compressed") => Format::Zip,
+            _ => {
+                let message = "content-type: must be application/gzip (a compressed tar archive) or application/zip, or \
+                               send ?format=tar.gz or ?format=zip.";
+                return Err(ApiError::invalid(message));
+            }
+        };
+        let what = What::Unpack { id: workspace(part(&uri, 3))?, path: path_in(&query), format };
+        form::<Unpacked>(files::ask(&frontend, &headers, Kind::Files, what, Some(body)).await?)
+    };
+    answer(StatusCode::OK, result.await, &request)
+}
+
+async fn snapshots(
+    State(frontend): State<App>,
+    Extension(request): Extension<RequestId>,
+    headers: HeaderMap,
+    uri: Uri,
+) -> Response {
+    asks!(frontend, headers, request, StatusCode::OK, Kind::Files, Page<Snapshot>, {
+        What::Snapshots { id: workspace(part(&uri, 3))? }
+    })
+}
+
+async fn snap(
+    State(frontend): State<App>,
+    Extension(request): Extension<RequestId>,
+    headers: HeaderMap,
+    uri: Uri,
+    body: Body,
+) -> Response {
+    asks!(frontend, headers, request, StatusCode::CREATED, Kind::Files, Snapshot, {
+        let id = workspace(part(&uri, 3))?;
+        What::MakeSnapshot { id, new: fresh(), title: title(&fields(&frontend, body).await?)? }
+    })
+}
+
+async fn restore(
+    State(frontend): State<App>,
+    Extension(request): Extension<RequestId>,
+    headers: HeaderMap,
+    uri: Uri,
+) -> Response {
+    asks!(frontend, headers, request, StatusCode::OK, Kind::Files, Restored, {
+        What::Restore { id: workspace(part(&uri, 3))?, snapshot: snapshot(part(&uri, 5))? }
+    })
+}
+
+async fn remove_snapshot(
+    State(frontend): State<App>,
+    Extension(request): Extension<RequestId>,
+    headers: HeaderMap,
+    uri: Uri,
+) -> Response {
+    asks!(frontend, headers, request, StatusCode::OK, Kind::Files, Deleted, {
+        What::DropSnapshot { id: workspace(part(&uri, 3))?, snapshot: snapshot(part(&uri, 5))? }
+    })
+}
+
+async fn diff(
+    State(frontend): State<App>,
+    Extension(request): Extension<RequestId>,
+    headers: HeaderMap,
+    uri: Uri,
+    RawQuery(query): RawQuery,
+) -> Response {
+    let query = query.unwrap_or_default();
+    let asked = || -> Result<(String, String), ApiError> {
+        let from = word(&query, "from").ok_or_else(|| ApiError::invalid("from: must name a snapshot."))?;
+        Ok((workspace(part(&uri, 3))?, snapshot(&from)?))
+    };
+    match word(&query, "format").as_deref() {
+        Some("json") => asks!(frontend, headers, request, StatusCode::OK, Kind::Files, Diff, {
+            let (id, from) = asked()?;
+            What::Diff { id, from, unified: false }
+        }),
+        None | Some("unified") => {
+            let what = asked().map(|(id, from)| What::Diff { id, from, unified: true });
+            bytes(&frontend, &headers, &request, what, "text/x-diff").await
+        }
+        Some(_) => {
+            let wrong = files::asker(&frontend, &headers)
+                .await
+                .and_then(|_| Err(ApiError::invalid("format: must be unified or json.")));
+            answer(StatusCode::OK, wrong, &request)
+        }
+    }
+}

@@ -1,0 +1,523 @@
+//! Who asks: keys of the operator's, credentials of the upstream, what is stored for a tenant, and what it used.
+//! Needs root and the CLI. It must never take a server's word for what it can see in its files.
+
+mod support;
+
+use std::path::Path;
+use std::process::Output;
+
+use serde_json::{Value, json};
+use support::traces::{Process, Role, processes};
+use support::{Client, Options, Response, Server, ask, environment, gaoler, token, until};
+
+/// `gaoler WORDS --state STATE --json`, with this server's uids.
+fn command(server: &Server, words: &[&str]) -> Output {
+    let mut command = gaoler();
+    command.args(words).arg("--json").arg("--state").arg(&server.state);
+    for (name, value) in &server.options.settings {
+        command.env(name, value);
+    }
+    command.output().expect("gaoler")
+}
+
+fn said(server: &Server, words: &[&str]) -> Value {
+    let output = command(server, words);
+    assert!(output.status.success(), "{words:?}: {}", String::from_utf8_lossy(&output.stderr));
+    serde_json::from_slice(&output.stdout).expect("JSON")
+}
+
+/// A key of this tenant, made by the command line.
+fn key(server: &Server, tenant: &str) -> String {
+    said(server, &["key", "create", "--tenant", tenant])["key"].as_str().expect("a key").to_owned()
+}
+
+fn bearer(key: &str) -> (&'static str, String) {
+    ("authorization", format!("Bearer {key}"))
+}
+
+fn beside(name: &str) -> (&'static str, String) {
+    ("x-claude-credential", token(name))
+}
+
+fn runs(client: &Client, headers: &[(&str, String)], text: &str) -> Response {
+    client.post(headers, ask(text).to_string().as_bytes())
+}
+
+fn says(client: &Client, headers: &[(&str, String)], text: &str) -> String {
+    let response = runs(client, headers, text);
+    assert_eq!(response.status, 200, "{text}: {response:?}");
+    response.text()
+}
+
+#[track_caller]
+fn refused(response: &Response, status: u16, code: &str) {
+    let found = response.json()["error"]["details"]["error_code"].clone();
+    assert_eq!((response.status, found), (status, json!(code)), "{response:?}");
+}
+
+fn get(client: &Client, path: &str, headers: &[(&str, String)]) -> Response {
+    client.request("GET", path, headers, b"")
+}
+
+fn ledger(server: &Server) -> Process {
+    let all = processes(server.pid(), server.options.uids);
+    all.into_iter().find(|process| process.role == Role::Ledger).expect("a ledger")
+}
+
+/// Whether any file below a folder holds these bytes.
+fn holds(folder: &Path, text: &str) -> bool {
+    std::fs::read_dir(folder).expect("a folder").flatten().any(|entry| {
+        let path = entry.path();
+        match entry.file_type().expect("a type").is_dir() {
+            true => holds(&path, text),
+            false => {
+                let bytes = std::fs::read(&path).unwrap_or_default();
+                bytes.windows(text.len()).any(|part| part == text.as_bytes())
+            }
+        }
+    })
+}
+
+#[test]
+fn t85_a_key_is_its_tenant_on_every_route_and_brings_its_credential() {
+    let server = Server::start(Options::default());
+    let client = server.client();
+    let key = key(&server, "acme");
+    assert!(key.starts_with("gaol_t_") && key.len() == 88, "{}", key.len());
+    let me = get(&client, "/v1/me", &[bearer(&key)]).json();
+    assert_eq!((&me["type"], &me["by"], &me["name"]), (&json!("tenant"), &json!("key"), &json!("acme")));
+    assert_eq!(get(&client, "/v1/models", &[bearer(&key)]).status, 200);
+    assert_eq!(get(&client, "/v1/models", &[("x-api-key", key.clone())]).status, 200);
+
+    refused(&runs(&client, &[bearer(&key)], "hello"), 401, "credential_missing");
+    assert_eq!(says(&client, &[bearer(&key), beside("one")], "hello"), "[embedded] hello");
+    let mut body = ask("by the body");
+    body["oauth_credentials"] = json!({ "access_token": token("two") });
+    let response = client.post(&[("x-api-key", key.clone())], body.to_string().as_bytes());
+    assert_eq!((response.status, response.text().as_str()), (200, "[embedded] by the body"), "{response:?}");
+    let chat = json!({"model": "sonnet", "messages": [{"role": "user", "content": "chat"}]}).to_string();
+    let path = "/v1/chat/completions";
+    let response = client.request("POST", path, &[bearer(&key), beside("one")], chat.as_bytes());
+    assert_eq!(response.json()["choices"][0]["message"]["content"], "[embedded] chat", "{response:?}");
+
+    // What the upstream refuses is said as that, and not as a fault of the key.
+    let bad = ("x-claude-credential", "sk-ant-oat01-refused-00000000".to_owned());
+    refused(&runs(&client, &[bearer(&key), bad.clone()], "hello"), 401, "credential_refused");
+    let fresh = self::key(&server, "new");
+    refused(&runs(&client, &[bearer(&fresh), bad], "hello"), 401, "credential_refused");
+    for wrong in ["gaol_t_x", &key[..87], &format!("{}0", &key[..87]), "gaol_x_0", "gaol_"] {
+        let response = runs(&client, &[bearer(wrong), beside("one")], "hello");
+        assert_eq!(response.status, 401, "{wrong}");
+        assert!(
+            ["key_unknown", "invalid_token_format"]
+                .iter()
+                .any(|code| { response.json()["error"]["details"]["error_code"] == *code })
+        );
+        assert_eq!(get(&client, "/v1/models", &[bearer(wrong)]).status, 401, "{wrong}");
+    }
+    let log = server.log();
+    assert!(!log.contains(&key) && !log.contains(&key[24..]), "a key is in the log");
+    assert!(!holds(&server.state.join("ledger"), &key[24..]), "a key's secret is in the ledger");
+}
+
+#[test]
+fn t86_a_rotated_credential_or_key_keeps_the_workspace_of_its_tenant() {
+    let server = Server::start(Options::default());
+    let client = server.client();
+    let (first, second, other) = (key(&server, "acme"), key(&server, "acme"), key(&server, "other"));
+    says(&client, &[bearer(&first), beside("old")], "RUN: echo heron > bird");
+    let reads = |headers: &[(&str, String)]| says(&client, headers, "RUN: cat bird 2>&1; true");
+    assert!(reads(&[bearer(&first), beside("new")]).contains("heron"));
+    assert!(reads(&[bearer(&second), beside("new")]).contains("heron"));
+    // The same credential under another tenant's key, or alone, is somebody else.
+    assert!(!reads(&[bearer(&other), beside("old")]).contains("heron"));
+    assert!(!reads(&[bearer(&token("old"))]).contains("heron"));
+}
+
+#[test]
+fn t87_a_credential_is_its_own_tenant_until_it_is_linked() {
+    let server = Server::start(Options::default());
+    let client = server.client();
+    let (acme, other) = (key(&server, "acme"), key(&server, "other"));
+    says(&client, &[bearer(&acme), beside("mine")], "RUN: echo heron > bird");
+    let alone = [bearer(&token("mine"))];
+    let reads = || says(&client, &alone, "RUN: cat bird 2>&1; true");
+    assert!(!reads().contains("heron"));
+    assert!(get(&client, "/v1/me", &alone).json()["id"].as_str().expect("an id").starts_with("raw:"));
+    let link = |method: &str, key: &str| {
+        client.request(method, "/v1/credential/link", &[bearer(key), beside("mine")], b"")
+    };
+    refused(&client.request("PUT", "/v1/credential/link", &alone, b"{}"), 403, "key_insufficient");
+    assert_eq!(link("PUT", &acme).status, 200);
+    assert_eq!(link("PUT", &acme).status, 200, "twice is once");
+    refused(&link("PUT", &other), 409, "credential_linked");
+    assert!(reads().contains("heron"));
+    assert_eq!(get(&client, "/v1/me", &alone).json()["by"], "linked_credential");
+    refused(&link("DELETE", &other), 404, "credential_not_linked");
+    assert_eq!(link("DELETE", &acme).status, 200);
+    assert!(!reads().contains("heron"));
+}
+
+#[test]
+fn t88_a_stored_credential_serves_its_tenant_and_is_in_no_file() {
+    let mut server = Server::start(Options::default());
+    let client = server.client();
+    let key = key(&server, "acme");
+    let kept =
+        |method: &str, body: &str| client.request(method, "/v1/credential", &[bearer(&key)], body.as_bytes());
+    refused(&kept("GET", ""), 404, "credential_not_stored");
+    let body = json!({ "credential": token("kept") }).to_string();
+    let stored = kept("PUT", &body);
+    assert_eq!((stored.status, &stored.json()["scheme"]), (200, &json!("oauth")), "{stored:?}");
+    let shown = kept("GET", "");
+    assert_eq!(shown.json()["usable"], true, "{shown:?}");
+    for answer in [&stored, &shown] {
+        assert!(!String::from_utf8_lossy(&answer.body).contains("sk-ant"), "{answer:?}");
+    }
+    assert_eq!(says(&client, &[bearer(&key)], "hello"), "[embedded] hello");
+    // A credential that comes along wins.
+    let bad = ("x-claude-credential", "sk-ant-oat01-refused-00000000".to_owned());
+    refused(&runs(&client, &[bearer(&key), bad], "hello"), 401, "credential_refused");
+    assert!(!holds(&server.state, "sk-ant-oat01-test-kept"), "the credential is in a file");
+    assert!(!server.log().contains("sk-ant-"), "it is in the log");
+    // It is there after a new start, too.
+    server.stop();
+    let server = Server::start(Options { state: Some(server.state.clone()), ..server.options.clone() });
+    let client = server.client();
+    assert_eq!(says(&client, &[bearer(&key)], "again"), "[embedded] again");
+    assert_eq!(client.request("DELETE", "/v1/credential", &[bearer(&key)], b"").status, 200);
+    refused(&runs(&client, &[bearer(&key)], "hello"), 401, "credential_missing");
+    for wrong in ["{}", "[]", "{\"credential\":1}", "{\"credential\":\"sk-ant-oat01-a\",\"x\":1}", "x"] {
+        let response = client.request("PUT", "/v1/credential", &[bearer(&key)], wrong.as_bytes());
+        refused(&response, 400, "invalid_request");
+    }
+    let huge = "x".repeat(17 * 1024);
+    refused(
+        &client.request("PUT", "/v1/credential", &[bearer(&key)], huge.as_bytes()),
+        413,
+        "request_too_large",
+    );
+}
+
+#[test]
+fn t89_a_stored_credential_opens_in_no_other_tenants_run() {
+    let mut server = Server::start(Options::default());
+    let client = server.client();
+    let (acme, other) = (key(&server, "acme"), key(&server, "other"));
+    for (key, name) in [(&acme, "acme-kept"), (&other, "other-kept")] {
+        let body = json!({ "credential": token(name) }).to_string();
+        assert_eq!(client.request("PUT", "/v1/credential", &[bearer(key)], body.as_bytes()).status, 200);
+        assert_eq!(says(&client, &[bearer(key)], "hello"), "[embedded] hello");
+    }
+    server.stop();
+    // Whoever can write the database gives one tenant the other's.
+    let swap = "import sqlite3, sys; d = sqlite3.connect(sys.argv[1]); \
+                n = d.execute('UPDATE credentials SET sealed = (SELECT sealed FROM credentials JOIN tenants ON id = tenant \
+                WHERE name = \"acme\")').rowcount; d.commit(); d.close(); sys.exit(n != 2)";
+    let database = server.state.join("ledger/ledger.db");
+    let swapped = std::process::Command::new("python3").args(["-c", swap]).arg(&database).status();
+    assert!(swapped.expect("python3").success());
+    let server = Server::start(Options { state: Some(server.state.clone()), ..server.options.clone() });
+    let client = server.client();
+    assert_eq!(says(&client, &[bearer(&acme)], "hello"), "[embedded] hello", "its own opens");
+    let response = runs(&client, &[bearer(&other)], "hello");
+    assert_eq!(response.status, 500, "{response:?}");
+    // Its egress ends, before its cage is there or right after.
+    let code = response.json()["error"]["details"]["error_code"].clone();
+    assert!(code == "egress_died" || code == "egress_failed", "{response:?}");
+    assert!(server.log().contains("the credential is unusable"), "{}", server.log());
+    // Its tenant stores it again, and goes on.
+    let body = json!({ "credential": token("other-kept") }).to_string();
+    assert_eq!(client.request("PUT", "/v1/credential", &[bearer(&other)], body.as_bytes()).status, 200);
+    assert_eq!(says(&client, &[bearer(&other)], "hello"), "[embedded] hello");
+}
+
+#[test]
+fn t90_a_key_ends_at_once_when_it_is_revoked_and_says_so() {
+    let server = Server::start(Options::default());
+    let client = server.client();
+    let key = key(&server, "acme");
+    assert_eq!(get(&client, "/v1/me", &[bearer(&key)]).status, 200);
+    said(&server, &["key", "revoke", &key[7..23]]);
+    refused(&get(&client, "/v1/me", &[bearer(&key)]), 401, "key_revoked");
+    refused(&runs(&client, &[bearer(&key), beside("one")], "hello"), 401, "key_revoked");
+    // Only whoever has the key learns that: a guess is unknown.
+    let guess = format!("{}{}", &key[..24], "0".repeat(64));
+    refused(&get(&client, "/v1/me", &[bearer(&guess)]), 401, "key_unknown");
+    let keys = said(&server, &["key", "list", "--tenant", "acme"]);
+    assert_eq!((&keys[0]["state"], &keys[0]["tenant"]), (&json!("revoked"), &json!("acme")), "{keys}");
+    let admin = said(&server, &["key", "create", "--admin", "--label", "ops", "--expires-in", "1"]);
+    let admin = admin["key"].as_str().expect("a key");
+    assert_eq!(get(&client, "/v1/me", &[bearer(admin)]).json()["type"], "admin");
+    refused(&runs(&client, &[bearer(admin), beside("one")], "hello"), 403, "key_insufficient");
+    refused(&get(&client, "/v1/usage", &[bearer(admin)]), 403, "key_insufficient");
+}
+
+#[test]
+fn t91_no_key_is_taken_from_an_address() {
+    let server = Server::start(Options::default());
+    let client = server.client();
+    let key = key(&server, "acme");
+    for query in [format!("key={key}"), format!("token={}", token("one")), "k=%67aol%5Ft%5Fsecret".to_owned()]
+    {
+        for path in ["/v1/messages", "/v1/models", "/health", "/nowhere"] {
+            let response = client.request("GET", &format!("{path}?{query}"), &[bearer(&key)], b"");
+            refused(&response, 400, "key_in_query");
+            assert!(!String::from_utf8_lossy(&response.body).contains(&query), "{response:?}");
+        }
+    }
+    assert_eq!(get(&client, "/v1/models?beta=true", &[bearer(&key)]).status, 200);
+    assert!(!server.log().contains("gaol_t_") && !server.log().contains("sk-ant-"));
+}
+
+#[test]
+fn t92_a_server_that_insists_on_keys_takes_no_credential_alone() {
+    let server = Server::start(Options::default().with("GAOLER_IDENTITY__REQUIRE_KEY", true));
+    let client = server.client();
+    let key = key(&server, "acme");
+    refused(&runs(&client, &[support::bearer("one")], "hello"), 401, "key_required");
+    refused(&get(&client, "/v1/models", &[support::bearer("one")]), 401, "key_required");
+    let mut body = ask("hello");
+    body["oauth_credentials"] = json!({ "access_token": token("one") });
+    refused(&client.post(&[], body.to_string().as_bytes()), 401, "key_required");
+    assert_eq!(says(&client, &[bearer(&key), beside("one")], "hello"), "[embedded] hello");
+}
+
+#[test]
+fn t93_usage_is_a_tenants_own_and_what_egress_counted() {
+    let server = Server::start(Options::default());
+    let client = server.client();
+    let (acme, other) = (key(&server, "acme"), key(&server, "other"));
+    assert_eq!(get(&client, "/v1/usage", &[bearer(&acme)]).json()["data"], json!([]));
+    let message = runs(&client, &[bearer(&acme), beside("one")], "hello").json();
+    says(&client, &[bearer(&acme), beside("one")], "hello again");
+    says(&client, &[support::bearer("raw")], "hello");
+    let used = get(&client, "/v1/usage", &[bearer(&acme)]).json();
+    let day = &used["data"][0];
+    assert_eq!(
+        (&day["runs"], &day["failed"], &used["has_more"]),
+        (&json!(2), &json!(0), &json!(false)),
+        "{used}"
+    );
+    let tokens = day["output_tokens"].as_u64().expect("a number");
+    assert!(tokens >= message["usage"]["output_tokens"].as_u64().expect("a number"), "{used} {message}");
+    assert!(day["requests"].as_u64().expect("a number") >= 2 && day["bytes_up"] != 0, "{used}");
+    let runs_of = |headers: &[(&str, String)]| {
+        let used = get(&client, "/v1/usage", headers).json();
+        used["data"]
+            .as_array()
+            .expect("a list")
+            .iter()
+            .map(|day| day["runs"].as_u64().expect("a number"))
+            .sum::<u64>()
+    };
+    assert_eq!((runs_of(&[bearer(&other)]), runs_of(&[support::bearer("raw")])), (0, 1));
+    refused(&get(&client, "/v1/usage", &[]), 401, "credential_missing");
+    refused(&get(&client, "/v1/usage?limit=0", &[bearer(&acme)]), 400, "invalid_request");
+    refused(&get(&client, "/v1/usage?before=soon", &[bearer(&acme)]), 400, "invalid_request");
+}
+
+#[test]
+fn t94_a_ledger_that_dies_ends_its_server_in_order_and_the_next_start_has_all() {
+    let mut server = Server::start(Options::default());
+    let client = server.client();
+    let key = key(&server, "acme");
+    says(&client, &[bearer(&key), beside("one")], "hello");
+    let pid = nix::unistd::Pid::from_raw(ledger(&server).pid);
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).expect("killed");
+    assert_eq!(server.wait().code(), Some(1));
+    assert!(server.log().contains("ledger_ended"), "{}", server.log());
+    let left = processes(server.pid(), server.options.uids);
+    assert!(left.is_empty(), "{left:?}");
+    let server = Server::start(Options { state: Some(server.state.clone()), ..server.options.clone() });
+    let used = get(&server.client(), "/v1/usage", &[bearer(&key)]).json();
+    assert_eq!(used["data"][0]["runs"], 1, "{used}");
+    assert_eq!(said(&server, &["ledger", "check"])["whole"], true);
+}
+
+#[test]
+fn t95_the_ledger_has_one_folder_its_own_uid_and_no_network() {
+    let server = Server::start(Options::default());
+    let ledger = ledger(&server);
+    let proc = format!("/proc/{}", ledger.pid);
+    let status = std::fs::read_to_string(format!("{proc}/status")).expect("a status");
+    let field = |name: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(":\t"));
+        line.unwrap_or_else(|| panic!("{name}: {status}")).trim().to_owned()
+    };
+    assert_eq!((field("NoNewPrivs").as_str(), field("Seccomp").as_str()), ("1", "2"));
+    assert_eq!(
+        (field("CapEff").as_str(), field("CapPrm").as_str()),
+        ("0000000000000000", "0000000000000000")
+    );
+    assert_eq!(field("Threads"), "1");
+    let folder = server.state.join("ledger");
+    if environment().root_user {
+        assert!(server.options.uids.is_ledger(ledger.uid), "{}", ledger.uid);
+        assert_eq!(std::os::unix::fs::MetadataExt::uid(&folder.metadata().expect("a folder")), ledger.uid);
+        // The tier kernel: its folder is its root, and its network has nothing.
+        let inode = |path: &Path| std::os::unix::fs::MetadataExt::ino(&path.metadata().expect("a place"));
+        assert_eq!(inode(Path::new(&format!("{proc}/root"))), inode(&folder));
+        let net = |proc: &str| std::fs::read_link(format!("{proc}/ns/net")).expect("a namespace");
+        assert_ne!(net(&proc), net("/proc/self"));
+    }
+    let mode = std::os::unix::fs::PermissionsExt::mode(&folder.metadata().expect("a folder").permissions());
+    assert_eq!(mode & 0o777, 0o700);
+    let descriptors = std::fs::read_dir(format!("{proc}/fd")).expect("descriptors").flatten();
+    let open: Vec<String> = descriptors
+        .filter_map(|entry| std::fs::read_link(entry.path()).ok())
+        .map(|path| path.display().to_string())
+        .collect();
+    let known = |path: &String| {
+        path.contains("ledger.db")
+            || path.starts_with("socket:")
+            || path == "/dev/null"
+            || path.ends_with("/stderr")
+            || path.starts_with("pipe:")
+    };
+    assert!(open.iter().all(known), "{open:?}");
+}
+
+#[test]
+fn t96_a_copy_of_the_ledger_is_whole_and_is_not_written_over() {
+    let server = Server::start(Options::default());
+    let key = key(&server, "acme");
+    says(&server.client(), &[bearer(&key), beside("one")], "hello");
+    let place = tempfile::tempdir().expect("a folder");
+    let copy = place.path().join("copy.db");
+    let path = copy.to_str().expect("text");
+    let told = said(&server, &["ledger", "backup", path]);
+    assert_eq!(told["bytes"].as_u64(), Some(copy.metadata().expect("a copy").len()));
+    assert!(std::fs::read(&copy).expect("a copy").starts_with(b"SQLite format 3\0"));
+    let again = command(&server, &["ledger", "backup", path]);
+    assert_eq!(again.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&again.stderr).contains("not there yet"));
+    // Put in place of the ledger of another state, it knows the key.
+    let mut other = Server::start(Options::default());
+    other.stop();
+    let database = other.state.join("ledger/ledger.db");
+    for end in ["-wal", "-shm"] {
+        let _ = std::fs::remove_file(format!("{}{end}", database.display()));
+    }
+    std::fs::write(&database, std::fs::read(&copy).expect("a copy")).expect("written");
+    let other = Server::start(Options { state: Some(other.state.clone()), ..other.options.clone() });
+    until("the key", || (get(&other.client(), "/v1/me", &[bearer(&key)]).status == 200).then_some(()));
+}
+
+#[test]
+fn t97_keys_are_made_listed_and_ended_without_a_server() {
+    let mut server = Server::start(Options::default());
+    server.stop();
+    let made = said(&server, &["key", "create", "--tenant", "acme", "--label", "ci", "--expires-in", "7"]);
+    assert!(made["expires_at"].is_string(), "{made}");
+    let keys = said(&server, &["key", "list"]);
+    assert_eq!((&keys[0]["label"], &keys[0]["state"]), (&json!("ci"), &json!("active")), "{keys}");
+    assert!(
+        keys[0].get("key").is_none()
+            && !keys.to_string().contains(&made["key"].as_str().expect("a key")[24..])
+    );
+    let tenants = said(&server, &["tenant", "list"]);
+    assert_eq!((&tenants[0]["name"], &tenants[0]["keys"]), (&json!("acme"), &json!(1)), "{tenants}");
+    let wrong: [(&[&str], &str); 5] = [
+        (&["key", "revoke", "0000000000000000"], "there is no such key"),
+        (&["key", "list", "--tenant", "nobody"], "there is no such tenant"),
+        (&["tenant", "remove", "nobody"], "there is no such tenant"),
+        (&["key", "create", "--tenant", "a b"], "a tenant's name is"),
+        (&["key", "create", "--admin", "--label", "a\nb"], "one line"),
+    ];
+    for (words, part) in wrong {
+        let output = command(&server, words);
+        let why = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.code() == Some(1) && why.contains(part), "{words:?}: {why}");
+    }
+    said(&server, &["tenant", "remove", "acme"]);
+    assert_eq!(said(&server, &["tenant", "list"]), json!([]));
+    let server = Server::start(Options { state: Some(server.state.clone()), ..server.options.clone() });
+    let key = made["key"].as_str().expect("a key");
+    refused(&get(&server.client(), "/v1/me", &[bearer(key)]), 401, "key_unknown");
+}
+
+#[test]
+fn t98_an_operator_keeps_tenants_and_keys_over_http_and_nobody_else_does() {
+    let server = Server::start(Options::default());
+    let client = server.client();
+    let admin = said(&server, &["key", "create", "--admin"])["key"].as_str().expect("a key").to_owned();
+    let tenants_key = key(&server, "acme");
+    let asks = |method: &str, path: &str, body: Value| {
+        client.request(method, path, &[bearer(&admin)], body.to_string().as_bytes())
+    };
+    let routes = [
+        ("GET", "/admin/v1/tenants"),
+        ("POST", "/admin/v1/tenants"),
+        ("DELETE", "/admin/v1/tenants/acme"),
+        ("GET", "/admin/v1/keys"),
+        ("POST", "/admin/v1/keys"),
+        ("DELETE", "/admin/v1/keys/0000000000000000"),
+        ("GET", "/admin/v1/usage"),
+        ("GET", "/admin/v1/runs"),
+        ("POST", "/admin/v1/drain"),
+    ];
+    for (method, path) in routes {
+        let none = client.request(method, path, &[], b"{}");
+        refused(&none, 401, "credential_missing");
+        for who in [bearer(&tenants_key), support::bearer("raw")] {
+            refused(&client.request(method, path, &[who], b"{}"), 403, "key_insufficient");
+        }
+    }
+    assert_eq!(asks("POST", "/admin/v1/tenants", json!({"name": "globex"})).status, 200);
+    refused(&asks("POST", "/admin/v1/tenants", json!({"name": "globex"})), 409, "conflict");
+    refused(&asks("POST", "/admin/v1/tenants", json!({"name": "a b"})), 400, "invalid_request");
+    refused(&asks("POST", "/admin/v1/keys", json!({"tenant": "nobody"})), 404, "not_found");
+    refused(
+        &asks("POST", "/admin/v1/keys", json!({"tenant": "globex", "admin": true})),
+        400,
+        "invalid_request",
+    );
+    let made =
+        asks("POST", "/admin/v1/keys", json!({"tenant": "globex", "label": "ci", "expires_in_days": 3}))
+            .json();
+    let globex = made["key"].as_str().expect("a key").to_owned();
+    assert_eq!(says(&client, &[bearer(&globex), beside("one")], "hello"), "[embedded] hello");
+    let runs = asks("GET", "/admin/v1/runs", json!({})).json();
+    let run = &runs["data"][0];
+    assert_eq!(
+        (&run["outcome"], &run["key"], &run["status"]),
+        (&json!("end_turn"), &made["id"], &json!(200)),
+        "{runs}"
+    );
+    let usage = asks("GET", "/admin/v1/usage", json!({})).json();
+    assert_eq!(
+        (&usage["data"][0]["tenant"], &usage["data"][0]["runs"]),
+        (&run["tenant"], &json!(1)),
+        "{usage}"
+    );
+    let tenants = asks("GET", "/admin/v1/tenants?limit=1", json!({})).json();
+    assert_eq!(
+        (&tenants["data"][0]["name"], &tenants["next_page"]),
+        (&json!("acme"), &json!("acme")),
+        "{tenants}"
+    );
+    let rest = asks("GET", "/admin/v1/tenants?after=acme", json!({})).json();
+    assert_eq!((&rest["data"][0]["name"], &rest["has_more"]), (&json!("globex"), &json!(false)), "{rest}");
+    let keys = asks("GET", "/admin/v1/keys?tenant=globex", json!({})).json();
+    assert_eq!(
+        (&keys["data"][0]["label"], &keys["data"][0]["state"]),
+        (&json!("ci"), &json!("active")),
+        "{keys}"
+    );
+    assert!(!keys.to_string().contains(&globex[24..]));
+    let id = made["id"].as_str().expect("an id");
+    assert_eq!(asks("DELETE", &format!("/admin/v1/keys/{id}"), json!({})).status, 200);
+    refused(&get(&client, "/v1/me", &[bearer(&globex)]), 401, "key_revoked");
+    assert_eq!(asks("DELETE", "/admin/v1/tenants/acme", json!({})).status, 200);
+    refused(&get(&client, "/v1/me", &[bearer(&tenants_key)]), 401, "key_unknown");
+    assert_eq!(asks("POST", "/admin/v1/drain", json!({})).json()["status"], "draining");
+    assert_eq!(get(&client, "/readyz", &[]).status, 503);
+    refused(&runs_of_drained(&client), 503, "draining");
+    let mut server = server;
+    assert_eq!(server.stop().code(), Some(0), "a drain that was asked for before changes nothing");
+}
+
+fn runs_of_drained(client: &Client) -> Response {
+    runs(client, &[support::bearer("raw")], "hello")
+}
