@@ -221,6 +221,8 @@ fn t182_a_place_that_no_operator_named_is_refused_before_anything_starts() {
         "mcp_servers.s: must have one",
     );
     check(json!({"s": {"catalog": "none"}}), none(), 400, "invalid_request", "GET /v1/mcp/catalog");
+    let own = ("tools", json!([{"name": "mine", "input_schema": {"type": "object"}}]));
+    check(json!({"client": {"command": "x"}}), own, 400, "invalid_request", "call the server something else");
     let strict = ("security_level", json!("PARANOID"));
     check(named(&format!("http://{}/mcp", remote.address)), strict, 403, "mcp_remote_refused", "paranoid");
 }

@@ -24,7 +24,7 @@ use gaoler_sys::memfd;
 
 use super::answer::{Answer, Ending, Heading};
 use super::books::Note;
-use super::cli::{input, transcript};
+use super::cli::{client, input, transcript};
 use super::dialect::{self, Dialect};
 use super::error::ApiError;
 use super::http::{App, RequestId};
@@ -100,6 +100,10 @@ pub async fn answer(
 
     let tenant = caller.tenant;
     let mcp = job.mcp.settle(&frontend.settings.mcp, level, tier(frontend))?;
+    if !job.wishes.tools.is_empty() && mcp.names.iter().any(|name| name == client::SERVER) {
+        let message = "mcp_servers.client: your own tools have this name; call the server something else.";
+        return Err(ApiError::invalid(message));
+    }
     if job.mcp.refused && !mcp.names.is_empty() && !job.wishes.tools.is_empty() {
         return Err(ApiError::invalid(
             "skip_mcp_permissions: false would refuse your own tools too; leave one out.",
