@@ -522,3 +522,23 @@ fn lines_of_code(text: &str) -> usize {
     }
     count
 }
+
+#[test]
+fn every_yes_of_the_comparison_leads_to_a_test() {
+    let readme = page("README.md");
+    let table = readme.split("## Beside other wrappers").nth(1).expect("the comparison");
+    let table = table.split("\n## ").next().unwrap_or_default();
+    let mut count = 0;
+    for link in table.split("[yes](").skip(1) {
+        let link = link.split(')').next().unwrap_or_default();
+        let (file, name) = link.split_once(' ').unwrap_or((link, ""));
+        let text = page(file);
+        let name = name.trim_matches('"');
+        let is_there = text.contains(&format!("fn {name}(")) || text.contains(&format!("def {name}("));
+        assert!(name.is_empty() || is_there, "{file} has no {name}");
+        count += 1;
+    }
+    assert!(count > 15, "{count}");
+    let rows = table.lines().filter(|line| line.starts_with("| ") && !line.starts_with("| |"));
+    assert!(rows.clone().all(|row| row.contains("[yes](")), "{rows:?}");
+}

@@ -23,6 +23,7 @@ use gaoler_sys::channel;
 use crate::ledger;
 use crate::meter::{Meter, Past};
 
+use super::admission::Ticket;
 use super::answer::{Answer, Ending};
 use super::books::Note;
 use super::cli::client::Client;
@@ -214,6 +215,8 @@ pub struct Exchange {
     told: Usage,
     /// What the ledger is told at the end.
     note: Note,
+    /// Its place among all runs, free again before its client hears of the end.
+    place: Ticket,
 }
 
 /// An answer that ends with calls for its client, not yet told.
@@ -242,13 +245,20 @@ impl Calls {
 
 impl Exchange {
     /// One that begins with these lines. The client may have tools of its own.
-    pub fn begin(run: Run, lines: Vec<u8>, tools: Vec<Tool>, bounds: Bounds, note: Note) -> Exchange {
+    pub fn begin(
+        run: Run,
+        lines: Vec<u8>,
+        tools: Vec<Tool>,
+        bounds: Bounds,
+        note: Note,
+        place: Ticket,
+    ) -> Exchange {
         let (spawned, level) = (run.spawned, bounds.level);
         let running = metrics::Running::begin(&spawned, level);
         let mut talk = Talk::new(run, bounds);
         talk.client = Client::new(tools);
         talk.say(lines);
-        Exchange { talk, spawned, level, running, told: Usage::default(), note }
+        Exchange { talk, spawned, level, running, told: Usage::default(), note, place }
     }
 
     /// One answer. Where it has calls for its client, the exchange goes on after them; otherwise the answer is written to
@@ -265,7 +275,7 @@ impl Exchange {
             }
             return Some(Calls { exchange: self, calls, answer, ending, writer });
         }
-        let Exchange { talk, spawned, level, running, note, .. } = self;
+        let Exchange { talk, spawned, level, running, note, place, .. } = self;
         let (exit, ledger) = talk.end().await;
         answer.exited(exit.as_ref());
         let (rest, ending) = answer.finish();
@@ -276,6 +286,7 @@ impl Exchange {
         drop(running);
         ended(&spawned, level, &ending, exit.as_ref(), &ledger);
         let noted = note.write(&spawned, level, &ending, exit.as_ref());
+        drop(place);
         writer.end(Some(answer), ending, way::now_ms());
         noted.await;
         None
@@ -299,7 +310,7 @@ impl Exchange {
 
     /// Ends it without an answer: its client did not come back. A session is let save what was said.
     pub async fn abandon(self) {
-        let Exchange { mut talk, spawned, level, running, note, .. } = self;
+        let Exchange { mut talk, spawned, level, running, note, place, .. } = self;
         if !talk.bounds.disposable {
             talk.interrupted().await;
         }
@@ -309,6 +320,7 @@ impl Exchange {
         let gone = ApiError::new(499, "client_gone", "The client did not answer the calls.");
         let ending = Ending::Failed(gone);
         ended(&spawned, level, &ending, exit.as_ref(), &ledger);
+        drop(place);
         note.write(&spawned, level, &ending, exit.as_ref()).await;
     }
 }

@@ -232,12 +232,12 @@ async fn conduct(
     let in_force = run.spawned.limits.rows().map(|(name, limit)| format!("{name}={limit}"));
     let in_force = in_force.collect::<Vec<_>>().join(",");
     let mut waited = place.waited.as_millis();
-    let (guard, session) = ((frontend.busy.subscribe(), place), job.session);
+    let (guard, session) = (frontend.busy.subscribe(), job.session);
     let tools = std::mem::take(&mut job.wishes.tools);
     let offers = !tools.is_empty();
     let lines = [input::initialize(job.wishes.schema.as_ref(), offers), input::user(&job.prompt)].concat();
     let bounds = bounds(&frontend, level, session.is_none());
-    let mut exchange = Exchange::begin(run, lines, tools, bounds, note);
+    let mut exchange = Exchange::begin(run, lines, tools, bounds, note, place);
     loop {
         writer.running(now_ms(), head(&writer, &in_force, waited, &job.ignored));
         let (dialect, shape) = (writer.about().dialect, writer.about().shape);
