@@ -3,7 +3,7 @@
 #     docker build -t gaoler .
 #     docker build -t gaoler --build-arg BUILD=prebuilt .
 #
-# The second takes what was built before: prebuilt/usr/local/bin with gaoler's five programs and
+# The second takes what was built before: prebuilt/usr/local/bin with all of gaoler's programs and
 # prebuilt/usr/local/lib/gaoler/claude, which scripts/fetch-cli has checked against scripts/cli.lock.
 ARG BUILD=source
 

@@ -14,7 +14,7 @@ use nix::errno::Errno;
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
 
 use crate::fault::{Doing, Fault};
-use crate::plan::{Ids, Plan};
+use crate::plan::{Ids, Plan, Root};
 use crate::uids::become_uid;
 
 /// Above every number that a descriptor is placed at: 0 to 2, the control socket, and at most five more.
@@ -90,8 +90,8 @@ fn become_it(
         if let Network::Folder(folder) = network {
             nix::unistd::fchdir(folder).doing("enter the ledger's folder")?;
             match nix::unistd::chroot(".") {
-                // Nobody may change a root here: its own uid and Landlock keep it in its folder.
-                Err(Errno::EPERM) => {}
+                // Nobody may change a root here: its own uid and Landlock keep it in its folder, which has a name.
+                Err(Errno::EPERM) if plan.root != Root::Own => {}
                 changed => changed.doing("change the root")?,
             }
         }

@@ -134,7 +134,7 @@ fn usage() -> Value {
 
 fn runs() -> Value {
     let mut get =
-        operation("runs", "Runs that ended, newest first", errors::OPERATOR, "A page of them.", "RunPage");
+        operation("recorded_runs", "Runs that ended, newest first", errors::OPERATOR, "A page of them.", "RunPage");
     get["description"] = json!("Kept for `ledger.runs_days`. Nothing that a tenant said is in it.");
     json!({"get": listed(get, &["before", "tenant"])})
 }

@@ -334,6 +334,7 @@ pub const CATALOG: &[Known] = &[NO_CREDENTIAL, NO_TOKEN];
 pub const TOKENS: &[Known] = &[
     known(400, "invalid_request", "the message names the field and what it must be"),
     known(400, "invalid_session_id", "session_id is no UUID"),
+    known(400, "invalid_workspace_id", "workspace_id is neither default nor a UUID"),
     NO_CREDENTIAL,
     NO_TOKEN,
     known(404, "model_not_found", "no such model"),
