@@ -204,8 +204,10 @@ fn lock_files_name_no_registry_host() {
     }
     let locks = files().into_iter().filter(|path| {
         let in_matrix =
-            path.starts_with("tests/sdk/") && (path.ends_with(".txt") || path.ends_with("lock.json"));
-        in_matrix || path == "tests/browser/openapi.txt" || path.ends_with(".lock") && path != "Cargo.lock"
+            path.starts_with("tests/sdk/") && path.ends_with(".txt") || path.ends_with("package-lock.json");
+        in_matrix
+            || ["tests/browser/openapi.txt", "tests/schema/schemathesis.txt"].contains(&path.as_str())
+            || path.ends_with(".lock") && path != "Cargo.lock"
     });
     let locks: Vec<String> = locks.collect();
     assert!(locks.len() >= 6, "{locks:?}");

@@ -133,8 +133,13 @@ fn usage() -> Value {
 }
 
 fn runs() -> Value {
-    let mut get =
-        operation("recorded_runs", "Runs that ended, newest first", errors::OPERATOR, "A page of them.", "RunPage");
+    let mut get = operation(
+        "recorded_runs",
+        "Runs that ended, newest first",
+        errors::OPERATOR,
+        "A page of them.",
+        "RunPage",
+    );
     get["description"] = json!("Kept for `ledger.runs_days`. Nothing that a tenant said is in it.");
     json!({"get": listed(get, &["before", "tenant"])})
 }

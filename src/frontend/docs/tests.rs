@@ -97,8 +97,10 @@ fn every_route_is_in_the_document_and_the_other_way_round() {
 #[test]
 fn every_operation_has_a_name_of_its_own() {
     let paths = openapi::document()["paths"].as_object().expect("paths");
-    let operations: Vec<&Value> = paths.values().flat_map(|item| item.as_object().expect("an item").values()).collect();
-    let names: BTreeSet<&str> = operations.iter().map(|it| it["operationId"].as_str().expect("a name")).collect();
+    let operations: Vec<&Value> =
+        paths.values().flat_map(|item| item.as_object().expect("an item").values()).collect();
+    let names: BTreeSet<&str> =
+        operations.iter().map(|it| it["operationId"].as_str().expect("a name")).collect();
     assert_eq!(names.len(), operations.len());
 }
 
