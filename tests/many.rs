@@ -199,3 +199,56 @@ fn t04_a_quiet_tenant_waits_for_one_run_of_a_loud_one_and_no_more() {
         assert_eq!(running.join().expect("no panic").status, 200);
     });
 }
+
+#[test]
+fn t05_a_thousand_sessions_of_fifty_tenants_are_nobody_elses_and_last_over_a_restart() {
+    const TENANTS: usize = 50;
+    const SESSIONS: usize = 1_000;
+    const CLIENTS: usize = 4;
+    let folder = tempfile::tempdir().expect("a folder");
+    let options = Options { state: Some(folder.path().join("state")), ..Options::with_double() };
+    // A step that is prime to all of them visits each once, far from its neighbours.
+    let order: Vec<usize> = (0..SESSIONS).map(|n| n * 397 % SESSIONS).collect();
+    let id = |session: usize| format!("{session:08x}-0000-4000-8000-000000000001");
+    let word = |session: usize| format!("WORD-{session}-OF-{}.", session % TENANTS);
+    let turn = |server: &Server, session: usize, text: &str| {
+        let client = Client { patience: Duration::from_secs(240), ..server.client() };
+        let mut body = ask(text);
+        body["session_id"] = json!(id(session));
+        let response = client.messages(&format!("many-{}", session % TENANTS), &body);
+        assert_eq!(response.status, 200, "{session}: {response:?}");
+        response.text()
+    };
+    let all = |server: &Server, each: &(dyn Fn(&Server, usize) + Sync)| {
+        thread::scope(|scope| {
+            for part in 0..CLIENTS {
+                let order = &order;
+                scope
+                    .spawn(move || order.iter().skip(part).step_by(CLIENTS).for_each(|&it| each(server, it)));
+            }
+        });
+    };
+    let mut server = Server::start(options);
+    let again = server.options.clone();
+    all(&server, &|server, session| {
+        turn(server, session, &word(session));
+    });
+    assert!(server.stop().success());
+    drop(server);
+    // Everything anew: what is remembered is what the state folder holds.
+    let server = Server::start(again);
+    all(&server, &|server, session| {
+        let history = turn(server, session, "HISTORY?");
+        assert!(history.contains(&word(session)), "{session}: {history}");
+        assert_eq!(
+            history.matches("WORD-").count(),
+            2,
+            "its own word, said and answered: {session}: {history}"
+        );
+    });
+    // Another tenant's id is a session of one's own, with nothing in it.
+    let mut body = ask("HISTORY?");
+    body["session_id"] = json!(id(0));
+    let response = server.client().messages("many-1", &body);
+    assert!(!response.text().contains("WORD-"), "{response:?}");
+}
