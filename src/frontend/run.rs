@@ -35,8 +35,8 @@ use super::job::tools::Tool;
 use super::runs::{Why, Writer};
 use super::{log, metrics, way};
 
-/// Bytes of one read from a cage's stdout: the size of a pipe.
-const READ_BYTES: usize = 64 * 1024;
+/// Bytes of one read from a cage: a thousand silent runs hold as many of these, twice.
+const READ_BYTES: usize = 16 * 1024;
 /// Bytes of stderr that are kept. Only the operator's self-test looks at them.
 const STDERR_BYTES_MAX: usize = 64 * 1024;
 /// Lines waiting for a CLI's stdin: a prompt, an interrupt, and the answers to what it asks.

@@ -75,7 +75,7 @@ fn done() -> Value {
         "content": {
             "application/json": {"schema": schema("Completion")},
             "text/event-stream": {
-                "schema": {"description": "Server-sent events, `data: JSON`; each JSON is a CompletionChunk.", "type": "string"},
+                "schema": {"description": "Server-sent events, `data: JSON`; each JSON is a CompletionChunk."},
                 "x-event-schema": schema("CompletionChunk"),
             },
         },

@@ -155,7 +155,6 @@ fn done() -> Value {
             "text/event-stream": {
                 "schema": {
                     "description": "Server-sent events, `event: NAME` and `data: JSON`; each JSON is a StreamEvent.",
-                    "type": "string",
                 },
                 "x-event-schema": schema("StreamEvent"),
             },

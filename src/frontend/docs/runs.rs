@@ -77,7 +77,7 @@ fn events() -> Value {
             than 15 minutes, is a 410.",
         "headers": request_id(),
         "content": {"text/event-stream": {
-            "schema": {"description": "Server-sent events.", "type": "string"},
+            "schema": {"description": "Server-sent events, in the dialect that the run was asked in."},
             "x-event-schema": schema("StreamEvent"),
         }},
     });
