@@ -560,6 +560,8 @@ fn t100_a_rate_holds_for_one_tenant_and_one_address() {
     refused(&second, 429, "rate_limited");
     let wait: u64 = second.header("retry-after").expect("a time").parse().expect("seconds");
     assert!((1..=60).contains(&wait) && second.error() == "rate_limit_error", "{second:?}");
+    // What works on a tenant's files is a run too.
+    refused(&get(&client, "/v1/sessions", &[support::bearer("one")]), 429, "rate_limited");
     assert_eq!(says(&client, &[support::bearer("two")], "hello"), "[embedded] hello");
     let models = || get(&client, "/v1/models", &[support::bearer("one")]);
     let answers: Vec<Response> = (0..10).map(|_| models()).collect();

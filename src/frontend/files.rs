@@ -80,6 +80,8 @@ pub async fn ask(
     body: Option<Body>,
 ) -> Result<Told, ApiError> {
     let Asker { tenant, credential } = asker(frontend, headers).await?;
+    // A run like any other, so the tenant's rate counts it.
+    frontend.rates.tenant(&tenant)?;
     let bounds = (way::level(frontend, headers, None)?, way::limits(headers, &Limits::NONE)?);
     let sealed = credential.map(|bytes| sealed("credential", &bytes)).transpose()?;
     run(frontend, tenant, bounds, kind, what, sealed, body).await
