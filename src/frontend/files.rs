@@ -75,11 +75,11 @@ pub async fn asker(frontend: &App, headers: &HeaderMap) -> Result<Asker, ApiErro
 pub async fn ask(
     frontend: &App,
     headers: &HeaderMap,
+    Asker { tenant, credential }: Asker,
     kind: Kind,
     what: What,
     body: Option<Body>,
 ) -> Result<Told, ApiError> {
-    let Asker { tenant, credential } = asker(frontend, headers).await?;
     // A run like any other, so the tenant's rate counts it.
     frontend.rates.tenant(&tenant)?;
     let bounds = (way::level(frontend, headers, None)?, way::limits(headers, &Limits::NONE)?);

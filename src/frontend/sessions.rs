@@ -165,12 +165,12 @@ async fn list(
     RawQuery(query): RawQuery,
 ) -> Response {
     let result = async {
-        files::asker(&frontend, &headers).await?;
+        let asker = files::asker(&frontend, &headers).await?;
         let query = query.unwrap_or_default();
         let limit = number(&query, "limit", PAGE_MAX.into(), PAGE.into())? as u32;
         let after = word(&query, "after_id").map(|id| session(&id)).transpose()?;
         let what = What::Sessions { limit, after };
-        form::<Page<Session>>(files::ask(&frontend, &headers, Kind::Sessions, what, None).await?)
+        form::<Page<Session>>(files::ask(&frontend, &headers, asker, Kind::Sessions, what, None).await?)
     };
     answer(StatusCode::OK, result.await, &request)
 }
@@ -182,9 +182,9 @@ async fn one(
     uri: Uri,
 ) -> Response {
     let result = async {
-        files::asker(&frontend, &headers).await?;
+        let asker = files::asker(&frontend, &headers).await?;
         let what = What::Session { id: session(part(&uri, 3))? };
-        form::<Session>(files::ask(&frontend, &headers, Kind::Sessions, what, None).await?)
+        form::<Session>(files::ask(&frontend, &headers, asker, Kind::Sessions, what, None).await?)
     };
     answer(StatusCode::OK, result.await, &request)
 }
@@ -197,12 +197,12 @@ async fn rename(
     body: Body,
 ) -> Response {
     let result = async {
-        files::asker(&frontend, &headers).await?;
+        let asker = files::asker(&frontend, &headers).await?;
         let id = session(part(&uri, 3))?;
         let title = title(&fields(&frontend, body).await?)?;
         let title = title.ok_or_else(|| ApiError::invalid("title: field required."))?;
         let what = What::NameSession { id, title };
-        form::<Session>(files::ask(&frontend, &headers, Kind::Sessions, what, None).await?)
+        form::<Session>(files::ask(&frontend, &headers, asker, Kind::Sessions, what, None).await?)
     };
     answer(StatusCode::OK, result.await, &request)
 }
@@ -214,9 +214,9 @@ async fn remove(
     uri: Uri,
 ) -> Response {
     let result = async {
-        files::asker(&frontend, &headers).await?;
+        let asker = files::asker(&frontend, &headers).await?;
         let what = What::DropSession { id: session(part(&uri, 3))? };
-        form::<Deleted>(files::ask(&frontend, &headers, Kind::Sessions, what, None).await?)
+        form::<Deleted>(files::ask(&frontend, &headers, asker, Kind::Sessions, what, None).await?)
     };
     answer(StatusCode::OK, result.await, &request)
 }
@@ -229,12 +229,12 @@ async fn fork(
     body: Body,
 ) -> Response {
     let result = async {
-        files::asker(&frontend, &headers).await?;
+        let asker = files::asker(&frontend, &headers).await?;
         let id = session(part(&uri, 3))?;
         let title = title(&fields(&frontend, body).await?)?;
         let new = uuid::Builder::from_random_bytes(rand::random()).into_uuid().to_string();
         let what = What::ForkSession { id, new, title };
-        form::<Session>(files::ask(&frontend, &headers, Kind::Sessions, what, None).await?)
+        form::<Session>(files::ask(&frontend, &headers, asker, Kind::Sessions, what, None).await?)
     };
     answer(StatusCode::CREATED, result.await, &request)
 }
@@ -247,12 +247,12 @@ async fn transcript(
     RawQuery(query): RawQuery,
 ) -> Response {
     let result = async {
-        files::asker(&frontend, &headers).await?;
+        let asker = files::asker(&frontend, &headers).await?;
         let query = query.unwrap_or_default();
         let limit = number(&query, "limit", PAGE_MAX.into(), PAGE_MAX.into())? as u32;
         let offset = number(&query, "offset", u64::from(u32::MAX), 0)?;
         let what = What::Transcript { id: session(part(&uri, 3))?, limit, offset };
-        form::<Transcript>(files::ask(&frontend, &headers, Kind::Sessions, what, None).await?)
+        form::<Transcript>(files::ask(&frontend, &headers, asker, Kind::Sessions, what, None).await?)
     };
     answer(StatusCode::OK, result.await, &request)
 }

@@ -197,9 +197,9 @@ fn path_of(uri: &Uri) -> String {
 macro_rules! asks {
     ($frontend:ident, $headers:ident, $request:ident, $status:expr, $kind:expr, $form:ty, $what:block) => {{
         let result = async {
-            files::asker(&$frontend, &$headers).await?;
+            let asker = files::asker(&$frontend, &$headers).await?;
             let what: What = $what;
-            form::<$form>(files::ask(&$frontend, &$headers, $kind, what, None).await?)
+            form::<$form>(files::ask(&$frontend, &$headers, asker, $kind, what, None).await?)
         };
         answer($status, result.await, &$request)
     }};
@@ -220,10 +220,10 @@ async fn make(
     body: Body,
 ) -> Response {
     let result = async {
-        files::asker(&frontend, &headers).await?;
+        let asker = files::asker(&frontend, &headers).await?;
         let fields = fields(&frontend, body).await?;
         let (kind, what) = made(&fields)?;
-        form::<Workspace>(files::ask(&frontend, &headers, kind, what, None).await?)
+        form::<Workspace>(files::ask(&frontend, &headers, asker, kind, what, None).await?)
     };
     answer(StatusCode::CREATED, result.await, &request)
 }
@@ -310,8 +310,8 @@ async fn bytes(
     kind: &'static str,
 ) -> Response {
     let result = async {
-        files::asker(frontend, headers).await?;
-        download(files::ask(frontend, headers, Kind::Files, what?, None).await?, kind)
+        let asker = files::asker(frontend, headers).await?;
+        download(files::ask(frontend, headers, asker, Kind::Files, what?, None).await?, kind)
     };
     result.await.unwrap_or_else(|error| failure(&error, request))
 }
@@ -334,9 +334,9 @@ async fn write(
     body: Body,
 ) -> Response {
     let result = async {
-        files::asker(&frontend, &headers).await?;
+        let asker = files::asker(&frontend, &headers).await?;
         let what = What::WriteFile { id: workspace(part(&uri, 3))?, path: path_of(&uri) };
-        form::<Written>(files::ask(&frontend, &headers, Kind::Files, what, Some(body)).await?)
+        form::<Written>(files::ask(&frontend, &headers, asker, Kind::Files, what, Some(body)).await?)
     };
     answer(StatusCode::OK, result.await, &request)
 }
@@ -410,7 +410,7 @@ async fn unpack(
     body: Body,
 ) -> Response {
     let result = async {
-        files::asker(&frontend, &headers).await?;
+        let asker = files::asker(&frontend, &headers).await?;
         let query = query.unwrap_or_default();
         let kind = headers.get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
         let kind = kind.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
@@ -436,7 +436,7 @@ async fn unpack(
             }
         };
         let what = What::Unpack { id: workspace(part(&uri, 3))?, path: path_in(&query), format, boundary };
-        form::<Unpacked>(files::ask(&frontend, &headers, Kind::Files, what, Some(body)).await?)
+        form::<Unpacked>(files::ask(&frontend, &headers, asker, Kind::Files, what, Some(body)).await?)
     };
     answer(StatusCode::OK, result.await, &request)
 }
