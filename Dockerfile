@@ -18,7 +18,7 @@ RUN cargo build --locked --release --workspace --bins \
     && install -D -t /out/usr/local/bin "$(scripts/binaries release)"/gaoler \
         "$(scripts/binaries release)"/gaoler-supervisor "$(scripts/binaries release)"/gaoler-egress \
         "$(scripts/binaries release)"/gaoler-files "$(scripts/binaries release)"/gaoler-upstream \
-        "$(scripts/binaries release)"/gaoler-ledger \
+        "$(scripts/binaries release)"/gaoler-ledger "$(scripts/binaries release)"/gaoler-exporter \
     && install -D -t /out/usr/local/lib/gaoler "$(scripts/fetch-cli)"
 
 FROM debian:bookworm-slim AS prebuilt

@@ -2,5 +2,5 @@
 //! It must never decide anything: a policy that cannot be read ends the build.
 
 fn main() -> Result<(), String> {
-    gaoler_policies::filters(&["frontend", "egress", "upstream", "ledger"])
+    gaoler_policies::filters(&["frontend", "egress", "upstream", "ledger", "exporter"])
 }

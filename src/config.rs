@@ -10,7 +10,7 @@ use gaoler_protocol::{Level, Tier};
 use toml::{Table, Value};
 
 use crate::frontend::job;
-use crate::{knobs, mcp, operator};
+use crate::{knobs, mcp, operator, telemetry};
 
 /// The prefix of every environment variable that gaoler reads.
 const PREFIX: &str = "GAOLER_";
@@ -153,6 +153,11 @@ impl Layers {
 
     fn set(&mut self, key: &str, value: Value, place: String) -> Result<(), Wrong> {
         let expected = self.default_of(key).map_or("", Value::type_str);
+        let value = match (expected, value) {
+            // 0 and 1 are parts of a whole too.
+            ("float", Value::Integer(whole @ 0..=1)) => Value::Float(whole as f64),
+            (_, value) => value,
+        };
         if value.type_str() != expected {
             return Err(Wrong(format!(
                 "{place}: must be {}, not {}",
@@ -329,6 +334,9 @@ fn check(mut settings: Settings, place: &dyn Fn(&str) -> String) -> Result<Setti
     if !version.is_ok_and(|numbers| numbers.len() == 3) {
         return wrong("cli.version", format!("`{}` is not a version such as 2.1.330", s.cli.version));
     }
+    if let Err((key, what)) = telemetry::check(&mut s.telemetry, absolute) {
+        return wrong(key, what);
+    }
     if let Err((key, what)) = uids(s) {
         return wrong(key, what);
     }
@@ -473,6 +481,7 @@ fn uids(settings: &Settings) -> Result<(), (&'static str, String)> {
         ("uids.frontend", [uids.frontend, 1]),
         ("uids.upstream", [uids.upstream, 1]),
         ("uids.ledger", [uids.ledger, 1]),
+        ("uids.exporter", [uids.exporter, 1]),
     ];
     // 65534 is the kernel's overflow uid, and everything below belongs to the host's users.
     const FIRST: u32 = 65_536;

@@ -34,6 +34,8 @@ pub enum Kind {
     Number(u32, u32),
     /// First and count of uids.
     Range,
+    /// A part of a whole, 0 to 1.
+    Part,
     /// One uid.
     Uid,
     /// Texts of this form.
@@ -95,6 +97,7 @@ pub const KNOBS: &[Knob] = &[
     knob("uids.frontend", "", Kind::Uid, "of the frontend"),
     knob("uids.upstream", "", Kind::Uid, "of the embedded upstream"),
     knob("uids.ledger", "", Kind::Uid, "of the ledger"),
+    knob("uids.exporter", "", Kind::Uid, "of the exporter of traces"),
     knob(
         "upstream.url",
         "--upstream",
@@ -141,6 +144,30 @@ pub const KNOBS: &[Knob] = &[
     ),
     knob("ledger.runs_days", "", Kind::Number(1, 3660), "days that the record of one run is kept"),
     knob("ledger.usage_days", "", Kind::Number(1, 3660), "days that the sums of a tenant's day are kept"),
+    knob(
+        "telemetry.otlp_endpoint",
+        "",
+        Kind::Text,
+        "a collector of traces, `http://` or `https://`, by OTLP over HTTP; `/v1/traces` is added; empty = no traces",
+    ),
+    knob(
+        "telemetry.otlp_headers",
+        "",
+        Kind::Text,
+        "a file of headers for it, one `name: value` a line; read once, at the start; needs `https://` or loopback",
+    ),
+    knob(
+        "telemetry.otlp_ca",
+        "",
+        Kind::Text,
+        "a PEM file of certificates to trust in place of the built-in ones",
+    ),
+    knob(
+        "telemetry.sample_ratio",
+        "",
+        Kind::Part,
+        "of the traces that begin here; a request that brings a trace has decided for itself",
+    ),
     knob(
         "models.list",
         "",
@@ -222,6 +249,7 @@ fn table() -> String {
                 format!(": {}", words.iter().map(|word| format!("`{word}`")).collect::<Vec<_>>().join(", "))
             }
             Kind::Number(low, high) => format!(" ({low} to {high})"),
+            Kind::Part => " (0 to 1)".into(),
             Kind::List(form) => format!("; `[\"{form}\", ...]`"),
             Kind::Tables(keys) => format!("; `[{{ {} }}, ...]`", keys.join(", ")),
             _ => String::new(),
@@ -291,6 +319,7 @@ pub fn file() -> String {
         let form = match knob.kind {
             Kind::Word(words) if words.len() > 1 => format!(" ({})", words.join(", ")),
             Kind::Number(low, high) => format!(" ({low} to {high})"),
+            Kind::Part => " (0 to 1)".into(),
             Kind::List(form) => format!(" ([\"{form}\", ...])"),
             Kind::Tables(keys) => format!(" ([{{ {} }}, ...])", keys.join(", ")),
             _ => String::new(),
@@ -314,6 +343,7 @@ pub fn schema() -> Json {
             Kind::Word(words) => json!({"type": "string", "enum": words}),
             Kind::Switch => json!({"type": "boolean"}),
             Kind::Number(low, high) => json!({"type": "integer", "minimum": low, "maximum": high}),
+            Kind::Part => json!({"type": "number", "minimum": 0, "maximum": 1}),
             Kind::Range => {
                 json!({"type": "array", "items": {"type": "integer", "minimum": 1, "maximum": u32::MAX}, "minItems": 2, "maxItems": 2})
             }
@@ -387,6 +417,7 @@ mod tests {
                     value.as_integer().is_some_and(|n| (i64::from(low)..=i64::from(high)).contains(&n))
                 }
                 Kind::Range => value.as_array().is_some_and(|list| list.len() == 2),
+                Kind::Part => value.as_float().is_some_and(|part| (0.0..=1.0).contains(&part)),
                 Kind::Uid => value.is_integer(),
                 Kind::List(_) | Kind::Tables(_) => value.is_array(),
             };

@@ -20,4 +20,5 @@ mod relay;
 pub mod report;
 pub mod serve;
 pub mod supervisor;
+mod telemetry;
 mod vault;

@@ -13,7 +13,7 @@ use gaoler_sys::memfd;
 use zeroize::Zeroize;
 
 use crate::frontend::tls::{self, Wrong};
-use crate::{supervisor, vault};
+use crate::{supervisor, telemetry, vault};
 
 /// Becomes the server.
 ///
@@ -22,9 +22,10 @@ use crate::{supervisor, vault};
 pub fn serve(settings: &Settings) -> Result<Infallible, String> {
     cli(&settings.cli.path)?;
     let tls = tls(settings)?;
+    let traces = telemetry::settings(&settings.telemetry)?;
     vault::keys(&settings.state.dir)?;
     port(&settings.server.listen)?;
-    supervisor::become_server(settings, tls)
+    supervisor::become_server(settings, tls, traces)
 }
 
 /// The listener's certificate and key in one sealed memory file, empty without TLS: whoever serves has the

@@ -18,8 +18,9 @@ use nix::sys::socket::{Shutdown, shutdown};
 
 /// The descriptor on which a supervisor finds its settings.
 const SETTINGS_FD: i32 = 4;
-/// The one on which a server finds the listener's certificate and key, which it hands on unread.
+/// Those on which a server finds the listener's certificate and key, and the exporter's settings, which it hands on unread.
 const TLS_FD: i32 = 5;
+const TRACES_FD: i32 = 6;
 /// A supervisor that was told to end has this long: its own teardown deadline is 2 s.
 const END_WAIT: Duration = Duration::from_secs(5);
 
@@ -27,13 +28,16 @@ const END_WAIT: Duration = Duration::from_secs(5);
 ///
 /// # Errors
 /// Always an error: on success this process is another program.
-pub fn become_server(settings: &Settings, tls: OwnedFd) -> Result<Infallible, String> {
+pub fn become_server(
+    settings: &Settings,
+    tls: OwnedFd,
+    traces: Option<OwnedFd>,
+) -> Result<Infallible, String> {
     let path = binary()?;
     let mut command = Command::new(&path);
-    own_environment(&mut command)
-        .arg("serve")
-        .fd_mappings(vec![mapped(settings_file(settings)?, SETTINGS_FD), mapped(tls, TLS_FD)])
-        .map_err(collision)?;
+    let mut mappings = vec![mapped(settings_file(settings)?, SETTINGS_FD), mapped(tls, TLS_FD)];
+    mappings.extend(traces.map(|traces| mapped(traces, TRACES_FD)));
+    own_environment(&mut command).arg("serve").fd_mappings(mappings).map_err(collision)?;
     let error = command.exec();
     Err(format!("{}: {error}; build or install it again", path.display()))
 }

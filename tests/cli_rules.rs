@@ -454,8 +454,13 @@ impl Prover<'_> {
         let frontend = std::thread::spawn(|| {
             let runtime =
                 tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-            let secrets =
-                gaoler::frontend::Secrets { server: [7; 32], tls: None, ledger: None, vault: [0; 32] };
+            let secrets = gaoler::frontend::Secrets {
+                server: [7; 32],
+                tls: None,
+                ledger: None,
+                vault: [0; 32],
+                spans: None,
+            };
             runtime.block_on(gaoler::frontend::converse(theirs, Settings::default(), secrets));
         });
         assert!(matches!(hear(&control), (Message::Ready(_), _)));

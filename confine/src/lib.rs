@@ -28,6 +28,8 @@ pub enum Process {
     Upstream,
     /// What is remembered.
     Ledger,
+    /// Traces, on their way to the operator's collector.
+    Exporter,
 }
 
 impl Process {
@@ -39,6 +41,7 @@ impl Process {
             Process::Egress => Program(include!(concat!(env!("OUT_DIR"), "/egress.rs"))),
             Process::Upstream => Program(include!(concat!(env!("OUT_DIR"), "/upstream.rs"))),
             Process::Ledger => Program(include!(concat!(env!("OUT_DIR"), "/ledger.rs"))),
+            Process::Exporter => Program(include!(concat!(env!("OUT_DIR"), "/exporter.rs"))),
         }
     }
 }

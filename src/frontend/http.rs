@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::body::Body;
-use axum::extract::{Extension, MatchedPath, Path, RawQuery, Request, State};
+use axum::extract::{Extension, Path, RawQuery, Request, State};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -16,6 +16,7 @@ use serde_json::{Value, json};
 use super::dialect::Dialect;
 use super::error::ApiError;
 use super::rates::Peer;
+use super::trace::Trace;
 use super::{
     Frontend, admin, docs, head, id, identity, mcp, metrics, models, own, posture, runs, sessions, tokens,
     way, workspaces,
@@ -57,14 +58,14 @@ pub fn router(frontend: App) -> Router {
         .with_state(frontend)
 }
 
-/// A name for the request, in its answer and in the log.
+/// A name for the request, in its answer and in the log; and the trace that it is a part of.
 #[derive(Clone)]
-pub struct RequestId(pub Arc<str>);
+pub struct RequestId(pub Arc<str>, pub Trace);
 
 /// Names the request, so that an answer and a log line can be brought together.
 async fn with_request_id(State(frontend): State<App>, mut request: Request, next: Next) -> Response {
-    let timed = metrics::Timed::begin(request.extensions().get::<MatchedPath>());
-    let id = RequestId(id::request().into());
+    let timed = metrics::Timed::begin(&request, &frontend.traces);
+    let id = RequestId(id::request().into(), timed.trace());
     request.extensions_mut().insert(id.clone());
     let mut response = match admitted(&frontend, &request) {
         Err(error) => failure(&error, &id),

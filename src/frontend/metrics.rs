@@ -7,7 +7,7 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use axum::body::{Body, Bytes, HttpBody};
-use axum::extract::MatchedPath;
+use axum::extract::{MatchedPath, Request};
 use http::Response;
 use hyper::body::{Frame, SizeHint};
 use prometheus_client::encoding::EncodeLabelSet;
@@ -21,6 +21,7 @@ use prometheus_client::registry::{Registry, Unit};
 use gaoler_protocol::{Exit, Layers, Level, Listen, Spawned, Tier, Violation};
 
 use super::docs::openapi;
+use super::trace;
 use crate::ledger;
 
 /// `content-type` of the text.
@@ -95,6 +96,8 @@ struct Metrics {
     egress_requests: Counter,
     egress_denials: Counter,
     tokens: Family<Direction, Counter>,
+    spans_exported: Counter,
+    spans_dropped: Counter,
 }
 
 impl Metrics {
@@ -119,6 +122,8 @@ impl Metrics {
             egress_requests: Counter::default(),
             egress_denials: Counter::default(),
             tokens: Family::default(),
+            spans_exported: Counter::default(),
+            spans_dropped: Counter::default(),
         };
         metrics.register();
         metrics
@@ -152,6 +157,8 @@ impl Metrics {
         to.register("egress_requests", "Requests to the upstream", self.egress_requests.clone());
         to.register("egress_denials", "Requests that egress refused", self.egress_denials.clone());
         to.register("tokens", "Tokens of the upstream, as egress read them", self.tokens.clone());
+        to.register("spans_exported", "Spans that the collector has taken", self.spans_exported.clone());
+        to.register("spans_dropped", "Spans that were given up", self.spans_dropped.clone());
     }
 }
 
@@ -161,19 +168,30 @@ static METRICS: LazyLock<Metrics> = LazyLock::new(Metrics::new);
 pub struct Timed {
     route: &'static str,
     begun: Instant,
+    /// It as a span, which ends with it.
+    span: trace::Request,
 }
 
 impl Timed {
     /// A request whose head is there. Where no route answers it, it is `other`.
-    pub fn begin(route: Option<&MatchedPath>) -> Timed {
+    pub fn begin(request: &Request, traces: &trace::Traces) -> Timed {
+        let route = request.extensions().get::<MatchedPath>();
         // The document knows no parameter that is all of the rest of a path.
         let route = route.map(|route| route.as_str().replace("{*", "{"));
         let known = |path: &&str| route.as_deref() == Some(*path);
-        Timed { route: openapi::paths().find(known).unwrap_or("other"), begun: Instant::now() }
+        let route = openapi::paths().find(known).unwrap_or("other");
+        let span = traces.begin(request.method(), route, request.headers());
+        Timed { route, begun: Instant::now(), span }
+    }
+
+    /// Its trace.
+    pub fn trace(&self) -> trace::Trace {
+        self.span.trace()
     }
 
     /// Counts the answer, and goes with its body to the end.
-    pub fn answered(self, response: Response<Body>) -> Response<Body> {
+    pub fn answered(mut self, response: Response<Body>) -> Response<Body> {
+        self.span.answered(&response);
         let labels = Answered { route: self.route, status: response.status().as_u16().into() };
         METRICS.requests.get_or_create(&labels).inc();
         response.map(|body| Body::new(TimedBody { body, _timed: self }))
@@ -265,6 +283,22 @@ pub fn ended(level: Level, outcome: &'static str, exit: Option<&Exit>) {
 /// A cage tried something at its egress.
 pub fn violation(violation: &Violation) {
     METRICS.violations.get_or_create(&What { what: violation.what.name() }).inc();
+}
+
+/// The collector has taken so many spans.
+pub fn spans_exported(count: u64) {
+    METRICS.spans_exported.inc_by(count);
+}
+
+/// So many spans were given up: there was no room, no exporter or no collector for them.
+pub fn spans_dropped(count: u64) {
+    METRICS.spans_dropped.inc_by(count);
+}
+
+/// How many were.
+#[cfg(test)]
+pub fn spans_dropped_total() -> u64 {
+    METRICS.spans_dropped.get()
 }
 
 /// Everything, as text.

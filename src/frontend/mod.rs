@@ -33,6 +33,7 @@ mod sse;
 mod tenant;
 pub mod tls;
 mod tokens;
+mod trace;
 mod waits;
 mod way;
 mod workspaces;
@@ -97,6 +98,8 @@ pub struct Frontend {
     bodies: Arc<Semaphore>,
     /// The runs that clients know by name.
     runs: Arc<Runs>,
+    /// Where spans go.
+    traces: trace::Traces,
     /// The runs that wait for their clients.
     waits: waits::Waits<way::Continued>,
 }
@@ -111,11 +114,13 @@ pub struct Secrets {
     pub ledger: Option<OwnedFd>,
     /// The public key that stored credentials are sealed with.
     pub vault: [u8; KEY_BYTES],
+    /// The exporter's socket, where traces are wanted.
+    pub spans: Option<OwnedFd>,
 }
 
 /// The hidden subcommand: takes descriptors 3 (control), 4 (settings), 5 (the server's secret) and 6 (the
-/// listener's certificate and key, empty without TLS), 7 (the ledger) and 8 (what credentials are sealed with), and
-/// serves.
+/// listener's certificate and key, empty without TLS), 7 (the ledger), 8 (what credentials are sealed with) and, where
+/// there is an exporter, 9 (its socket), and serves.
 ///
 /// Returns only where it could not start, with the status to exit with.
 pub fn from_descriptors() -> u8 {
@@ -124,16 +129,20 @@ pub fn from_descriptors() -> u8 {
     static TLS: AtomicBool = AtomicBool::new(false);
     static LEDGER: AtomicBool = AtomicBool::new(false);
     static VAULT: AtomicBool = AtomicBool::new(false);
+    static SPANS: AtomicBool = AtomicBool::new(false);
     type Inherited = (OwnedFd, Settings, Secrets, Vec<u8>);
     let inherited = || -> Option<Inherited> {
         let control = channel::inherited_control()?;
         let settings = memfd::read(channel::take_inherited(4, &SETTINGS)?, SETTINGS_BYTES_MAX).ok()?;
-        let settings = toml::from_str(std::str::from_utf8(&settings).ok()?).ok()?;
+        let settings: Settings = toml::from_str(std::str::from_utf8(&settings).ok()?).ok()?;
+        let traced = !settings.telemetry.otlp_endpoint.is_empty();
         let secret = memfd::read(channel::take_inherited(5, &SECRET)?, 32).ok()?;
         let pair = memfd::read(channel::take_inherited(6, &TLS)?, tls::PEM_BYTES_MAX).ok()?;
         let ledger = channel::take_inherited(7, &LEDGER)?;
         let vault = memfd::read(channel::take_inherited(8, &VAULT)?, KEY_BYTES).ok()?.try_into().ok()?;
-        let secrets = Secrets { server: secret.try_into().ok()?, tls: None, ledger: Some(ledger), vault };
+        let spans = if traced { Some(channel::take_inherited(9, &SPANS)?) } else { None };
+        let server = secret.try_into().ok()?;
+        let secrets = Secrets { server, tls: None, ledger: Some(ledger), vault, spans };
         Some((control, settings, secrets, pair))
     };
     match inherited() {
@@ -217,8 +226,13 @@ pub async fn converse(control: OwnedFd, settings: Settings, secrets: Secrets) {
         Ok(ledger) => ledger,
         Err(error) => return log::line("ledger", &[("error", error.to_string().into())]),
     };
+    let traces = match trace::Traces::new(secrets.spans, &settings) {
+        Ok(traces) => traces,
+        Err(error) => return log::line("exporter", &[("error", error.to_string().into())]),
+    };
     let frontend = Arc::new(Frontend {
         ledger,
+        traces,
         vault: secrets.vault,
         admission: Admission::new(&settings.runs),
         rates: Rates::new(&settings),

@@ -33,6 +33,7 @@ use super::error::ApiError;
 use super::job::Block;
 use super::job::tools::Tool;
 use super::runs::{Why, Writer};
+use super::trace::{self, Trace};
 use super::{log, metrics, way};
 
 /// Bytes of one read from a cage: a thousand silent runs hold as many of these, twice.
@@ -217,6 +218,10 @@ pub struct Exchange {
     note: Note,
     /// Its place among all runs, free again before its client hears of the end.
     place: Ticket,
+    /// The trace of the request that it serves now.
+    trace: Trace,
+    /// When it was launched.
+    begun: Instant,
 }
 
 /// An answer that ends with calls for its client, not yet told.
@@ -252,20 +257,25 @@ impl Exchange {
         bounds: Bounds,
         note: Note,
         place: Ticket,
+        trace: Trace,
     ) -> Exchange {
         let (spawned, level) = (run.spawned, bounds.level);
         let running = metrics::Running::begin(&spawned, level);
         let mut talk = Talk::new(run, bounds);
         talk.client = Client::new(tools);
         talk.say(lines);
-        Exchange { talk, spawned, level, running, told: Usage::default(), note, place }
+        trace.runs(&spawned);
+        let (told, begun) = (Usage::default(), Instant::now());
+        Exchange { talk, spawned, level, running, told, note, place, trace, begun }
     }
 
     /// One answer. Where it has calls for its client, the exchange goes on after them; otherwise the answer is written to
     /// its end, and the run has ended. It ends too where nobody wants it any more.
     pub async fn answer(mut self, answer: Answer, render: Render, writer: Writer) -> Option<Calls> {
         let mut answer = answer.after(self.told);
-        self.talk.turn(&mut answer, render, &writer).await;
+        let mut cli = self.trace.begin("cli");
+        self.talk.turn(&mut answer, render, &writer, &mut cli).await;
+        cli.stop();
         if answer.waits() {
             let calls = answer.calls().to_vec();
             let (rest, ending) = answer.finish();
@@ -275,8 +285,10 @@ impl Exchange {
             }
             return Some(Calls { exchange: self, calls, answer, ending, writer });
         }
-        let Exchange { talk, spawned, level, running, note, place, .. } = self;
+        let Exchange { talk, spawned, level, running, note, place, trace, begun, .. } = self;
+        let teardown = trace.begin("teardown");
         let (exit, ledger) = talk.end().await;
+        drop(teardown);
         answer.exited(exit.as_ref());
         let (rest, ending) = answer.finish();
         if answer.begun() {
@@ -284,7 +296,9 @@ impl Exchange {
             let _ = writer.write(render(&answer, &rest)).await;
         }
         drop(running);
-        ended(&spawned, level, &ending, exit.as_ref(), &ledger);
+        cli.ended(&ending, begun.into_std(), exit.as_ref());
+        drop(cli);
+        ended(&spawned, level, &ending, exit.as_ref(), &ledger, &trace);
         let noted = note.write(&spawned, level, &ending, exit.as_ref());
         drop(place);
         writer.end(Some(answer), ending, way::now_ms());
@@ -301,7 +315,9 @@ impl Exchange {
     }
 
     /// Hands over what the client says of these calls, and goes on.
-    pub fn go_on(&mut self, calls: &[String], prompt: &[Block]) {
+    pub fn go_on(&mut self, calls: &[String], prompt: &[Block], trace: Trace) {
+        trace.runs(&self.spawned);
+        self.trace = trace;
         self.talk.meter.meter.touch();
         for line in self.talk.client.results(calls, prompt) {
             self.talk.say(line);
@@ -310,16 +326,18 @@ impl Exchange {
 
     /// Ends it without an answer: its client did not come back. A session is let save what was said.
     pub async fn abandon(self) {
-        let Exchange { mut talk, spawned, level, running, note, place, .. } = self;
+        let Exchange { mut talk, spawned, level, running, note, place, trace, .. } = self;
         if !talk.bounds.disposable {
             talk.interrupted().await;
         }
         talk.lease = None;
+        let teardown = trace.begin("teardown");
         let (exit, ledger) = talk.end().await;
+        drop(teardown);
         drop(running);
         let gone = ApiError::new(499, "client_gone", "The client did not answer the calls.");
         let ending = Ending::Failed(gone);
-        ended(&spawned, level, &ending, exit.as_ref(), &ledger);
+        ended(&spawned, level, &ending, exit.as_ref(), &ledger, &trace);
         drop(place);
         note.write(&spawned, level, &ending, exit.as_ref()).await;
     }
@@ -332,6 +350,7 @@ fn ended(
     ending: &Ending,
     exit: Option<&Exit>,
     ledger: &[Map<String, Value>],
+    trace: &Trace,
 ) {
     let (status, code) = match ending {
         Ending::Done(done) => (200, done.stop_reason),
@@ -345,6 +364,7 @@ fn ended(
         ("status", status.into()),
         ("code", code.into()),
     ];
+    fields.extend(trace.id().map(|id| ("trace", id.into())));
     match exit {
         Some(exit) => {
             fields.push(("reason", exit.reason.name().into()));
@@ -488,7 +508,7 @@ impl Talk {
     }
 
     /// Serves one turn until the answer has an ending, and leaves the run in a state that can only end.
-    async fn turn(&mut self, answer: &mut Answer, render: Render, writer: &Writer) {
+    async fn turn(&mut self, answer: &mut Answer, render: Render, writer: &Writer, cli: &mut trace::Span) {
         while answer.ending().is_none() {
             let begun = answer.begun();
             let steps = match self.hear(answer, writer).await {
@@ -523,6 +543,7 @@ impl Talk {
             if steps.is_empty() && begun == answer.begun() {
                 continue;
             }
+            cli.happens("first_output");
             if let Err(why) = writer.write(render(answer, &steps)).await {
                 return self.abort(answer, why.error());
             }

@@ -34,6 +34,7 @@ use super::job::tools::settle;
 use super::job::{Block, Job, Shape};
 use super::run::{Bounds, Exchange};
 use super::runs::{About, Asked, Entered, Writer, reply};
+use super::trace::Trace;
 use super::{Frontend, files, id, identity, log, metrics, rates};
 use crate::limits;
 
@@ -127,7 +128,8 @@ pub async fn answer(
     let (reader, joined) = match frontend.runs.enter(&asked, about)? {
         Entered::Joined(reader) => (reader, true),
         Entered::Begun(writer, reader) => {
-            begin(frontend, writer, job, Request { order, caller, mcp, budget });
+            let trace = id.1.clone();
+            begin(frontend, writer, job, Request { order, caller, mcp, budget, trace });
             (reader, false)
         }
     };
@@ -145,6 +147,7 @@ struct Request {
     caller: Caller,
     mcp: Settled,
     budget: Option<OwnedSemaphorePermit>,
+    trace: Trace,
 }
 
 /// What a client says of its calls, for the run that waits for it.
@@ -185,7 +188,8 @@ async fn conduct(
     request: Request,
     leaving: Option<watch::Receiver<()>>,
 ) {
-    let Request { order, caller, mcp, budget } = request;
+    let Request { order, caller, mcp, budget, trace } = request;
+    trace.asks(&order.spawn, &caller.name, job.model.as_str());
     let fds = match order.fds(&job, &mcp, &caller.credential, &frontend.settings.cli.version) {
         Ok(fds) => fds,
         Err(error) => return writer.end(None, Ending::Failed(error), now_ms()),
@@ -198,6 +202,7 @@ async fn conduct(
     if job.session.is_some() {
         files::sweep(&frontend, tenant).await;
     }
+    let mut step = trace.begin("queue");
     let draining = frontend.draining.subscribe();
     let entering = async {
         if let Some(mut leaving) = leaving {
@@ -213,8 +218,13 @@ async fn conduct(
     };
     let place = match entered {
         Ok(place) => place,
-        Err(error) => return writer.end(None, Ending::Failed(error), now_ms()),
+        Err(error) => {
+            step.fail(&error);
+            return writer.end(None, Ending::Failed(error), now_ms());
+        }
     };
+    drop(step);
+    let mut step = trace.begin("launch");
     // What waits still takes memory, so it keeps its part of the budget.
     drop(budget);
     let spawned = tokio::select! {
@@ -225,10 +235,13 @@ async fn conduct(
     let run = match spawned {
         Ok(run) => run,
         Err(error) => {
+            step.fail(&error);
             drop(place);
             return writer.end(None, Ending::Failed(error), now_ms());
         }
     };
+    step.launched(&run.spawned);
+    drop(step);
     let in_force = run.spawned.limits.rows().map(|(name, limit)| format!("{name}={limit}"));
     let in_force = in_force.collect::<Vec<_>>().join(",");
     let mut waited = place.waited.as_millis();
@@ -237,7 +250,7 @@ async fn conduct(
     let offers = !tools.is_empty();
     let lines = [input::initialize(job.wishes.schema.as_ref(), offers), input::user(&job.prompt)].concat();
     let bounds = bounds(&frontend, level, session.is_none());
-    let mut exchange = Exchange::begin(run, lines, tools, bounds, note, place);
+    let mut exchange = Exchange::begin(run, lines, tools, bounds, note, place, trace);
     loop {
         writer.running(now_ms(), head(&writer, &in_force, waited, &job.ignored));
         let (dialect, shape) = (writer.about().dialect, writer.about().shape);
@@ -255,7 +268,9 @@ async fn conduct(
             break;
         };
         drop(waiting);
-        exchange.go_on(&ids, &continued.job.prompt);
+        let Request { order: turn, caller, trace, .. } = continued.request;
+        trace.asks(&turn.spawn, &caller.name, continued.job.model.as_str());
+        exchange.go_on(&ids, &continued.job.prompt, trace);
         (job, writer, waited) = (continued.job, continued.writer, 0);
         let continues =
             [("run", order.spawn.run.to_string().into()), ("as", writer.about().run.to_string().into())];

@@ -25,6 +25,7 @@ use nix::sys::stat::Mode as FileMode;
 use crate::cage::attest::{Posture, place, rights};
 use crate::cgroup::Cgroups;
 use crate::errand::{Deed, Errand};
+use crate::exporter::Exporter;
 use crate::fault::{Doing, Fault};
 use crate::level::Levels;
 use crate::monitor::{Monitor, Stage};
@@ -122,7 +123,7 @@ pub fn run(mode: Mode, inside: bool) -> Result<u8, Fault> {
     if !inside && !nix::unistd::geteuid().is_root() {
         inside::enter(&preview()?.uids)?;
     }
-    let tls = handed_on(mode);
+    let handed = [0, 1].map(|at| handed_on(mode, at));
     let signals = signals()?;
     nix::sys::stat::umask(FileMode::from_bits_truncate(0o022));
     process::not_dumpable().doing("become untraceable")?;
@@ -180,7 +181,7 @@ pub fn run(mode: Mode, inside: bool) -> Result<u8, Fault> {
     let egress_uids = Uids::open(&uids_file, settings.uids.egress).doing("open the state's uids")?;
     let cli = cli(&settings, mode)?;
     let service =
-        if mode == Mode::Serve { Some(Service::open(&settings, tls, &state, &plan)?) } else { None };
+        if mode == Mode::Serve { Some(Service::open(&settings, handed, &state, &plan)?) } else { None };
     let notify = Notify::open();
     if !plan.has_pids() {
         // Whoever a cage's end leaves without a parent comes to us, and is ended.
@@ -224,12 +225,17 @@ pub fn run(mode: Mode, inside: bool) -> Result<u8, Fault> {
         notify,
         settings,
     };
-    let (mut frontend, mut upstream, mut ledger) = (None, None, None);
-    if let Some(service) = service {
+    let (mut frontend, mut upstream, mut ledger, mut exporter) = (None, None, None, None);
+    if let Some(mut service) = service {
         upstream = Some(service.start_upstream(&mut host, &plan)?);
         let (attended, questions) = service.start_ledger(&host, &plan)?;
         ledger = Some(attended);
-        let (attended, control) = service.start_frontend(&mut host, &plan, questions)?;
+        let mut spans = None;
+        if let Some((made, ours)) = service.traces.take() {
+            spans = Some(ours);
+            exporter.insert(made).start(&host, &plan, || {});
+        }
+        let (attended, control) = service.start_frontend(&mut host, &plan, questions, spans)?;
         (frontend, peer) = (Some(attended), Some(control));
     }
     let monitor = Monitor {
@@ -246,6 +252,7 @@ pub fn run(mode: Mode, inside: bool) -> Result<u8, Fault> {
         frontend,
         upstream,
         ledger,
+        exporter,
         signals,
         heard: None,
         said: 0,
@@ -351,6 +358,8 @@ struct Service {
     listener: TcpListener,
     secret: OwnedFd,
     tls: OwnedFd,
+    /// The exporter, where there is to be one, and the frontend's end of its socket.
+    traces: Option<(Exporter, OwnedFd)>,
     gaoler: OwnedFd,
     egress: OwnedFd,
     files: OwnedFd,
@@ -365,7 +374,7 @@ struct Service {
 impl Service {
     fn open(
         settings: &Settings,
-        tls: Option<OwnedFd>,
+        [tls, traces]: [Option<OwnedFd>; 2],
         state: &OwnedFd,
         plan: &Plan,
     ) -> Result<Service, Fault> {
@@ -375,12 +384,15 @@ impl Service {
             let path = own.with_file_name(name);
             Ok(File::open(&path).doing(format!("open {}", path.display()))?.into())
         };
+        let traces =
+            traces.map(|settings| Exporter::new(beside("gaoler-exporter")?, settings)).transpose()?;
         Ok(Service {
             listener: TcpListener::bind(listen)
                 .doing(format!("listen on {listen} (another program may hold it)"))?,
             secret: secret(&settings.state.dir)?,
             // Without it the frontend is given nothing, and refuses where the settings speak of TLS.
             tls: tls.map_or_else(|| memfd::sealed("tls", b"").doing("seal nothing"), Ok)?,
+            traces,
             gaoler: beside("gaoler")?,
             egress: beside("gaoler-egress")?,
             files: beside("gaoler-files")?,
@@ -438,6 +450,7 @@ impl Service {
         host: &mut Host,
         plan: &Plan,
         questions: OwnedFd,
+        spans: Option<OwnedFd>,
     ) -> Result<(Attended, OwnedFd), Fault> {
         self.listener.set_nonblocking(true).doing("make the listener non-blocking")?;
         host.address = self.listener.local_addr().doing("name the listener")?.to_string();
@@ -446,7 +459,8 @@ impl Service {
         let text = memfd::sealed("settings", text.as_bytes()).doing("seal the settings")?;
         let [private, public] = self.vault;
         let uid = host.settings.uids.frontend;
-        let more = [&text, &self.secret, &self.tls, &questions, &public].map(AsFd::as_fd);
+        let more = [&text, &self.secret, &self.tls, &questions, &public];
+        let more: Vec<_> = more.into_iter().chain(&spans).map(AsFd::as_fd).collect();
         let argv = ["gaoler", "frontend"];
         let mut attended = spawn::start(plan, self.gaoler.as_fd(), &argv, uid, Network::Empty, &more, || {})?;
         (host.listener, host.egress, host.files) = (Some(self.listener), Some(self.egress), Some(self.files));
@@ -456,11 +470,11 @@ impl Service {
     }
 }
 
-/// The listener's certificate and key, which the command line has sealed as descriptor 5, for the frontend. Taken
-/// before anything is opened: later that number could be anybody's.
-fn handed_on(mode: Mode) -> Option<OwnedFd> {
-    static TAKEN: AtomicBool = AtomicBool::new(false);
-    let fd = if mode == Mode::Serve { channel::take_inherited(5, &TAKEN) } else { None };
+/// What the command line has sealed for others: as descriptor 5 the listener's certificate and key, for the frontend, and
+/// as 6 the exporter's settings. Taken before anything is opened: later that number could be anybody's.
+fn handed_on(mode: Mode, at: usize) -> Option<OwnedFd> {
+    static TAKEN: [AtomicBool; 2] = [AtomicBool::new(false), AtomicBool::new(false)];
+    let fd = if mode == Mode::Serve { channel::take_inherited(5 + at as i32, &TAKEN[at]) } else { None };
     fd.filter(|fd| memfd::is_sealed(fd, TLS_BYTES_MAX))
 }
 

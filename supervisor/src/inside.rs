@@ -91,9 +91,10 @@ pub fn check(uids: &mut Uids) -> Result<(), Fault> {
 }
 
 /// The ranges of ids that gaoler uses, the tenants' last.
-fn wanted(uids: &Uids) -> [[u32; 2]; 6] {
-    let [frontend, upstream, ledger] = [uids.frontend, uids.upstream, uids.ledger].map(|uid| [uid, 1]);
-    [uids.run, uids.egress, frontend, upstream, ledger, uids.tenant]
+fn wanted(uids: &Uids) -> [[u32; 2]; 7] {
+    let [frontend, upstream, ledger, exporter] =
+        [uids.frontend, uids.upstream, uids.ledger, uids.exporter].map(|uid| [uid, 1]);
+    [uids.run, uids.egress, frontend, upstream, ledger, exporter, uids.tenant]
 }
 
 /// What newuidmap(1) is to be told, as far as this file (subuid(5)) lends this user enough: one's own id as root, and
@@ -213,6 +214,7 @@ mod tests {
             frontend: 90_000,
             upstream: 90_001,
             ledger: 90_002,
+            exporter: 90_003,
             tenant: [100_000, 1000],
         };
         let rows = shares(&uids, 500_000, 65_536).unwrap();

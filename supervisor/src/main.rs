@@ -6,6 +6,7 @@ mod boot;
 mod cage;
 mod cgroup;
 mod errand;
+mod exporter;
 mod family;
 mod fault;
 mod inside;

@@ -1,4 +1,4 @@
-//! Starts the unprivileged processes beside the cages: ledger, frontend, egress, embedded upstream.
+//! Starts the unprivileged processes beside the cages: ledger, frontend, egress, embedded upstream, exporter.
 //! Each gets its own uid, no capability, no file of the state but the ledger's folder, and exactly the descriptors
 //! named here.
 
@@ -17,7 +17,7 @@ use crate::fault::{Doing, Fault};
 use crate::plan::{Ids, Plan, Root};
 use crate::uids::become_uid;
 
-/// Above every number that a descriptor is placed at: 0 to 2, the control socket, and at most five more.
+/// Above every number that a descriptor is placed at: 0 to 2, the control socket, and at most six more.
 const ABOVE: i32 = 64;
 
 /// The network that a process lives in.

@@ -128,7 +128,8 @@ impl House {
     /// A frontend that has got its listener, with these scripts for the next runs.
     pub async fn new(settings: Settings, scripts: Vec<Script>) -> House {
         let (ours, theirs) = channel::pair().expect("a pair");
-        let secrets = frontend::Secrets { server: [7; 32], tls: None, ledger: None, vault: [0; 32] };
+        let secrets =
+            frontend::Secrets { server: [7; 32], tls: None, ledger: None, vault: [0; 32], spans: None };
         let frontend = tokio::spawn(frontend::converse(theirs, settings, secrets));
         let control = Arc::new(UnixStream::from_std(ours.into()).expect("a socket"));
         let (seen_to, seen) = mpsc::unbounded_channel();

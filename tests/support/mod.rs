@@ -119,7 +119,7 @@ impl Uids {
     }
 
     /// The settings that give them to a server.
-    fn settings(self) -> [(&'static str, String); 6] {
+    fn settings(self) -> [(&'static str, String); 7] {
         let Uids(first) = self;
         [
             ("GAOLER_UIDS__RUN", format!("[{first}, 1024]")),
@@ -128,6 +128,7 @@ impl Uids {
             ("GAOLER_UIDS__FRONTEND", (first + 9000).to_string()),
             ("GAOLER_UIDS__UPSTREAM", (first + 9001).to_string()),
             ("GAOLER_UIDS__LEDGER", (first + 9002).to_string()),
+            ("GAOLER_UIDS__EXPORTER", (first + 9003).to_string()),
         ]
     }
 
@@ -154,6 +155,11 @@ impl Uids {
     /// Whether it is the ledger's.
     pub fn is_ledger(self, uid: u32) -> bool {
         uid == self.0 + 9002
+    }
+
+    /// Whether it is the exporter's.
+    pub fn is_exporter(self, uid: u32) -> bool {
+        uid == self.0 + 9003
     }
 
     /// Whether it is the frontend's.

@@ -123,7 +123,7 @@ fn who(process: &Process) -> String {
         Role::Cage => "cage",
         Role::Egress => "egress",
         Role::Frontend => "frontend",
-        Role::Upstream | Role::Ledger => "other",
+        Role::Upstream | Role::Ledger | Role::Exporter => "other",
         Role::Supervisor => "root",
     };
     format!("{role}{}", if process.zombie { " (zombie)" } else { "" })
@@ -142,6 +142,8 @@ pub enum Role {
     Upstream,
     /// The ledger.
     Ledger,
+    /// The exporter of traces.
+    Exporter,
     /// The first of a cage: its pid 1, or what stands for it.
     Init,
     /// Anything else in a cage.
@@ -156,6 +158,7 @@ fn role(process: &Process, uids: Uids, supervisor: i32) -> Role {
             "gaoler-egress" => Role::Egress,
             "gaoler-upstream" => Role::Upstream,
             "gaoler-ledger" => Role::Ledger,
+            "gaoler-exporter" => Role::Exporter,
             "gaoler" => Role::Frontend,
             _ => Role::Cage,
         };
@@ -165,6 +168,7 @@ fn role(process: &Process, uids: Uids, supervisor: i32) -> Role {
         uid if uids.is_egress(uid) => Role::Egress,
         uid if uids.is_frontend(uid) => Role::Frontend,
         uid if uids.is_ledger(uid) => Role::Ledger,
+        uid if uids.is_exporter(uid) => Role::Exporter,
         uid if uids.contains(uid) => Role::Upstream,
         _ => Role::Supervisor,
     }

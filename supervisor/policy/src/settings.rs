@@ -42,6 +42,8 @@ pub struct Settings {
     pub rates: Rates,
     /// `[budget]`
     pub budget: Budget,
+    /// `[telemetry]`
+    pub telemetry: Telemetry,
 }
 
 macro_rules! sections {
@@ -153,6 +155,8 @@ sections! {
         upstream: u32 = 2_120_001,
         /// The ledger's.
         ledger: u32 = 2_120_002,
+        /// The exporter's.
+        exporter: u32 = 2_120_003,
     }
 
     /// The API that egress forwards to.
@@ -246,6 +250,18 @@ sections! {
         tokens_per_day: u32 = 0,
         /// A month.
         tokens_per_month: u32 = 0,
+    }
+
+    /// Traces. What is secret of it is in a descriptor of its own, for the exporter alone.
+    Telemetry {
+        /// The collector, `http://` or `https://`; empty = no traces.
+        otlp_endpoint: String = String::new(),
+        /// A file of headers for it; empty = none. Only the command line reads it.
+        otlp_headers: PathBuf = PathBuf::new(),
+        /// A PEM file of certificates to trust in place of the built-in ones. Only the command line reads it.
+        otlp_ca: PathBuf = PathBuf::new(),
+        /// The part of the traces that begin here which are sent.
+        sample_ratio: f64 = 1.0,
     }
 
     /// Bounds of the whole instance.

@@ -206,6 +206,8 @@ names! {
         Upstream = 3, "upstream";
         /// The ledger.
         Ledger = 4, "ledger";
+        /// The exporter of traces.
+        Exporter = 5, "exporter";
     }
 }
 

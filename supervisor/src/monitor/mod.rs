@@ -23,6 +23,7 @@ use crate::boot::{Host, Mode};
 use crate::cage::Common;
 use crate::cgroup::Cgroups;
 use crate::errand::Usage;
+use crate::exporter::Exporter;
 use crate::family;
 use crate::log::event;
 use crate::plan::{Ids, Plan};
@@ -91,6 +92,8 @@ pub struct Monitor {
     pub upstream: Option<Attended>,
     /// The ledger's process.
     pub ledger: Option<Attended>,
+    /// The exporter of traces, where there is one.
+    pub exporter: Option<Exporter>,
     /// SIGTERM, SIGINT and SIGCHLD.
     pub signals: SignalFd,
     /// What the peer may do now.
@@ -119,6 +122,7 @@ pub struct Monitor {
 enum Happening {
     Signals,
     Peer,
+    Exporter,
     Line(RunId),
     Gate(RunId),
     Lease(RunId),
@@ -137,6 +141,7 @@ impl Monitor {
             }
             self.look();
             self.deadlines();
+            self.export();
             self.tear_down();
         }
         for leaf in self.pool.drain().into_iter().filter_map(|set| set.leaf) {
@@ -147,6 +152,7 @@ impl Monitor {
             attended.child.kill();
             let _ = attended.child.reap_blocking();
         }
+        self.exporter.take().into_iter().for_each(Exporter::end);
         self.cgroups.take().into_iter().for_each(Cgroups::close);
         self.status.unwrap_or(1)
     }
@@ -155,6 +161,8 @@ impl Monitor {
     fn watched(&self) -> Vec<(Happening, BorrowedFd<'_>)> {
         let mut all = vec![(Happening::Signals, self.signals.as_fd())];
         all.extend(self.peer.iter().map(|it| (Happening::Peer, it.as_fd())));
+        let exporter = self.exporter.as_ref().and_then(Exporter::process);
+        all.extend(exporter.map(|it| (Happening::Exporter, it.control.as_fd())));
         for run in &self.runs {
             let id = run.id();
             let parts = [
@@ -219,7 +227,8 @@ impl Monitor {
         let late = self.runs.iter().any(|run| run.quarantined).then(|| now + LATE_TICK);
         let on_time = self.runs.iter().filter(|run| !run.quarantined);
         let look = self.watches().then_some(self.next_look);
-        let next = on_time.map(deadline).chain(draining).chain(late).chain(look).min();
+        let export = self.exporter.as_ref().filter(|_| self.status.is_none()).and_then(Exporter::due);
+        let next = on_time.map(deadline).chain(draining).chain(late).chain(look).chain(export).min();
         match next {
             None => PollTimeout::NONE,
             // Rounded up, so that it is past when we wake.
@@ -234,6 +243,11 @@ impl Monitor {
         match happening {
             Happening::Signals => self.on_signal(),
             Happening::Peer => self.on_peer(),
+            Happening::Exporter => {
+                if let Some(exporter) = &mut self.exporter {
+                    exporter.hear(&self.host, &self.plan);
+                }
+            }
             Happening::Line(id) => self.with(id, Monitor::on_line),
             Happening::Gate(id) => self.with(id, Monitor::on_gate),
             Happening::Lease(id) => self.with(id, |_, run| {
@@ -253,6 +267,16 @@ impl Monitor {
         }
     }
 
+    /// Starts the exporter where it is gone and its time has come.
+    fn export(&mut self) {
+        if self.status.is_none()
+            && let Some(exporter) = &mut self.exporter
+            && exporter.due().is_some_and(|at| at <= Instant::now())
+        {
+            exporter.start(&self.host, &self.plan, || self.runs.iter_mut().for_each(Run::wipe));
+        }
+    }
+
     /// Whose end it was: each child is reaped here and nowhere else while the loop runs.
     fn on_ended(&mut self, pid: i32, ended: Ended) {
         let is = |attended: &Option<Attended>| attended.as_ref().is_some_and(|it| it.child.pid == pid);
@@ -267,6 +291,12 @@ impl Monitor {
         if is(&self.ledger) {
             self.ledger = None;
             return self.stop(1, "ledger_ended");
+        }
+        if let Some(exporter) = &mut self.exporter
+            && exporter.process().is_some_and(|it| it.child.pid == pid)
+        {
+            event("exporter_ended", &[("signal", &ended.signal.unwrap_or_default())]);
+            return exporter.gone();
         }
         let Some(run) = self.runs.iter().find(|run| run.children().contains(&Some(pid))) else {
             // Somebody whom the end of a cage has left to us.
@@ -287,8 +317,9 @@ impl Monitor {
         let own = std::process::id().cast_signed();
         let attended =
             [&self.frontend, &self.upstream, &self.ledger].map(|it| it.as_ref().map(|it| it.child.pid));
-        let known: Vec<i32> =
-            attended.into_iter().chain(self.runs.iter().flat_map(Run::children)).flatten().collect();
+        let exporter = self.exporter.as_ref().and_then(Exporter::process).map(|it| it.child.pid);
+        let runs = self.runs.iter().flat_map(Run::children);
+        let known: Vec<i32> = attended.into_iter().chain([exporter]).chain(runs).flatten().collect();
         let mut nobody = true;
         for member in family::everybody(self.host.proc_fd.as_fd()) {
             if member.parent == own && !known.contains(&member.pid) {

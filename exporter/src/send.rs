@@ -1,0 +1,89 @@
+//! Batches: filled for a second or to a number, sent, sent again where the collector asks for it, and then given up.
+//! It must never send a batch for longer than its bound, nor lose one without a count.
+
+use std::io::{Error, Result};
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::time::{Instant, sleep, timeout_at};
+
+use crate::collector::{Collector, Said};
+use crate::spans::Queue;
+use crate::{log, otlp};
+
+/// Spans of one batch, at most, and how long the first of them waits for more.
+const BATCH_SPANS: usize = 512;
+const BATCH_TIME: Duration = Duration::from_secs(1);
+/// How long a batch is tried for.
+const TRIED_FOR: Duration = Duration::from_secs(30);
+/// Between two attempts: at first, and at most.
+const PAUSE_FIRST: Duration = Duration::from_millis(500);
+const PAUSE_MAX: Duration = Duration::from_secs(8);
+/// A collector that has taken nothing for so long may have another address by now.
+const UNREACHED_MAX: Duration = Duration::from_secs(300);
+
+/// Sends until the queue has ended.
+///
+/// # Errors
+/// Where a collector with a name has not been reached for long: the next exporter looks the name up again.
+pub async fn send(collector: &Collector, named: bool, mut queue: Queue) -> Result<()> {
+    let identity = otlp::Identity::draw();
+    let mut reached = Instant::now();
+    let mut well = true;
+    while let Some(first) = queue.next().await {
+        let mut batch = vec![first];
+        let until = Instant::now() + BATCH_TIME;
+        while batch.len() < BATCH_SPANS {
+            match timeout_at(until, queue.next()).await {
+                Ok(Some(span)) => batch.push(span),
+                Ok(None) | Err(_) => break,
+            }
+        }
+        let count = batch.len() as u64;
+        let said = deliver(collector, identity.request(batch)).await;
+        let (exported, dropped) = match said {
+            Said::Taken(rejected) => (count.saturating_sub(rejected), rejected.min(count)),
+            Said::Later(_) | Said::Never(_) => (0, count),
+        };
+        queue.settle(exported, dropped);
+        let is_well = matches!(said, Said::Taken(_));
+        // Once for each change: a collector that is away for a day is not a line a second.
+        match said {
+            Said::Never(status) if well => log("export_failed", &[("status", status.into())]),
+            Said::Later(_) if well => {
+                log("export_failed", &[("status", "the collector does not answer".into())])
+            }
+            Said::Taken(_) if !well => log("export_works", &[]),
+            _ => {}
+        }
+        well = is_well;
+        if !matches!(said, Said::Later(_)) {
+            reached = Instant::now();
+        }
+        if named && reached.elapsed() > UNREACHED_MAX {
+            return Err(Error::other(
+                "the collector has not been reached for long; its name is looked up again",
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Sends one batch until it is taken, refused for good, or too old.
+async fn deliver(collector: &Collector, body: Bytes) -> Said {
+    let until = Instant::now() + TRIED_FOR;
+    let mut pause = PAUSE_FIRST;
+    loop {
+        let Ok(said) = timeout_at(until, collector.send(body.clone())).await else {
+            return Said::Later(None);
+        };
+        let Said::Later(after) = said else { return said };
+        // Up to a half more, so that many servers do not come back together.
+        let wait = after.unwrap_or(Duration::ZERO).max(pause.mul_f64(1.0 + rand::random::<f64>() / 2.0));
+        if Instant::now() + wait >= until {
+            return said;
+        }
+        sleep(wait).await;
+        pause = (pause * 2).min(PAUSE_MAX);
+    }
+}
