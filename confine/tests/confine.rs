@@ -29,6 +29,7 @@ const CASES: &[(&str, fn())] = &[
     ("t08_landlock_alone_takes_every_file_and_port_away", landlock_alone),
     ("t09_capabilities_read_back_as_zero", capabilities),
     ("t10_the_ledger_opens_its_folder_and_nothing_else", ledger),
+    ("t11_the_exporter_reaches_its_port_and_nothing_else", exporter),
 ];
 
 fn main() {
@@ -150,6 +151,36 @@ fn egress() {
     let question = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
     question.connect("127.0.0.1:53").unwrap();
     assert!(failed_open());
+    assert_eq!(refused(stream(AddressFamily::Unix)), Errno::EAFNOSUPPORT);
+    let raw = socket(AddressFamily::Inet, SockType::Raw, SockFlag::empty(), None);
+    assert_eq!(refused(raw), Errno::EAFNOSUPPORT);
+    assert_eq!(start().map_err(|error| error.kind()).err(), Some(ErrorKind::PermissionDenied));
+    assert_eq!(errno(std::thread::Builder::new().spawn(|| ())), Errno::EPERM);
+}
+
+fn exporter() {
+    let door = TcpListener::bind("127.0.0.1:0").unwrap();
+    let other = TcpListener::bind("127.0.0.1:0").unwrap();
+    let (allowed, forbidden) = (door.local_addr().unwrap(), other.local_addr().unwrap());
+    drop(TcpStream::connect(forbidden).expect("control: connecting works"));
+    drop(std::net::UdpSocket::bind("127.0.0.1:0").expect("control: a datagram works"));
+    assert!(start().expect("control: starting works").success());
+
+    // As it does: first with the name servers' port beside its own, then without.
+    before_threads(Files::ButConnect(&[allowed.port(), forbidden.port()])).unwrap();
+    drop(TcpStream::connect(forbidden).expect("control: it was allowed until here"));
+    let abi = before_threads(Files::ButConnect(&[allowed.port()])).unwrap();
+    after_threads(Process::Exporter).unwrap();
+
+    TcpStream::connect(allowed).unwrap();
+    if abi >= gaoler_policy::landlock::ABI_TCP {
+        assert_eq!(errno(TcpStream::connect(forbidden)), Errno::EACCES);
+    }
+    assert_eq!(errno(TcpListener::bind("127.0.0.1:0")), Errno::EPERM);
+    assert_eq!(errno(std::net::UdpSocket::bind("127.0.0.1:0")), Errno::EAFNOSUPPORT);
+    assert_eq!(errno(door.accept()), Errno::EPERM);
+    assert!(failed_open());
+    assert_eq!(errno(File::open("/etc/hostname")), Errno::EACCES);
     assert_eq!(refused(stream(AddressFamily::Unix)), Errno::EAFNOSUPPORT);
     let raw = socket(AddressFamily::Inet, SockType::Raw, SockFlag::empty(), None);
     assert_eq!(refused(raw), Errno::EAFNOSUPPORT);
