@@ -634,7 +634,7 @@ mod tests {
                 &[],
                 Some("[sever]\nlisten = 'x'"),
                 "FILE: unknown key `sever`; the sections are budget, cli, \
-              credentials, identity, isolation, ledger, level, mcp, models, rates, runs, server, sessions, state, uids, upstream",
+              credentials, identity, isolation, ledger, level, mcp, models, rates, runs, server, sessions, state, telemetry, uids, upstream",
             ),
             (
                 None,
