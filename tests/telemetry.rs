@@ -211,9 +211,7 @@ fn t203_a_collector_that_is_not_there_costs_spans_and_no_run() {
     let begun = Instant::now();
     assert_eq!(server.says("a", "hello"), "[embedded] hello");
     assert!(begun.elapsed() < Duration::from_secs(30), "{:?}", begun.elapsed());
-    until("the count of what was given up", || {
-        (settled(&server) == [0, NAMES.len() as u64]).then_some(())
-    });
+    until("the count of what was given up", || (settled(&server) == [0, NAMES.len() as u64]).then_some(()));
     assert!(server.log().contains("export_failed"), "{}", server.log());
     assert!(server.stop().success());
 }

@@ -80,7 +80,8 @@ impl Service<Name> for Found {
     }
 
     fn call(&mut self, _: Name) -> Self::Future {
-        std::future::ready(Ok(self.0.to_vec().into_iter()))
+        let all: Vec<SocketAddr> = self.0.iter().copied().collect();
+        std::future::ready(Ok(all.into_iter()))
     }
 }
 

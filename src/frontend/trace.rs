@@ -68,7 +68,7 @@ impl Traces {
             return Request { span: None, trace: Trace(None) };
         };
         let parent = Parent::of(headers);
-        let id = parent.as_ref().map_or_else(|| draw::<16>(), |parent| parent.trace);
+        let id = parent.as_ref().map_or_else(draw::<16>, |parent| parent.trace);
         let sampled = parent.as_ref().map_or_else(|| is_sampled(&id, way.ratio), |parent| parent.sampled);
         let span = draw::<8>();
         let wall = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
