@@ -67,7 +67,7 @@ const COPY_BYTES: usize = 32 * 1024;
 /// Bytes in a MiB.
 const MIB: u64 = 1 << 20;
 
-/// What a run's proxy needs. Nothing of the credential is among it; of what opens the run's MCP servers, all.
+/// What a run's proxy needs. Nothing of the credential is among it; of what opens the run's other servers, all.
 pub struct Proxy {
     policy: ProxyPolicy,
     head_bytes_max: u64,
@@ -88,7 +88,7 @@ pub struct Proxy {
 struct Way<'a> {
     to: Destination,
     row: RowId,
-    /// The MCP server that the cage has a name of its own for.
+    /// The server that the cage has a name of its own for.
     remote: Option<&'a Remote>,
 }
 
@@ -96,7 +96,7 @@ struct Way<'a> {
 pub struct Terms<'a> {
     /// The operator's hosts, one a line.
     pub hosts: &'a str,
-    /// The run's remote MCP servers, sealed.
+    /// The run's remote servers, sealed.
     pub remotes: Option<OwnedFd>,
     /// How TLS is spoken with those.
     pub tls: Arc<ClientConfig>,
@@ -238,6 +238,7 @@ impl Proxy {
             Some(_) if head.method == Method::CONNECT || to.port != forward::HTTP_PORT => {
                 return Err(Refused::Shape);
             }
+            Some(remote) if !remote.is_allowed(&self.list) => return refuse(Some(&remote.to), Refused::Host),
             Some(remote) => remote.to.clone(),
             None if !self.list.names(&to) => return refuse(Some(&to), Refused::Host),
             None => to,

@@ -1,5 +1,6 @@
-//! The remote MCP servers of a run: named in its request, each with what opens it, which only this process has.
-//! The cage knows them as `sN.mcp.invalid`; a server's own headers must never be shown to it, nor sent anywhere else.
+//! The servers that a run's request names, each with what opens it, which only this process has: MCP servers, which the
+//! cage knows as `sN.mcp.invalid`, and the host of a repository to clone, as `sN.git.invalid`.
+//! A server's own headers must never be shown to the cage, nor sent anywhere else.
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -7,13 +8,15 @@ use std::sync::Arc;
 use gaoler_protocol::REMOTES_BYTES_MAX;
 use gaoler_sys::memfd;
 use hyper::body::Incoming;
-use hyper::header::{HOST, HeaderName, HeaderValue};
+use hyper::header::{HOST, HeaderName, HeaderValue, LOCATION};
 use hyper::http::request::Parts;
+use hyper::http::uri::PathAndQuery;
 use hyper::{Response, Uri};
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use serde::Deserialize;
 use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 use zeroize::{Zeroize, Zeroizing};
 
 use super::TLS_PORT;
@@ -27,8 +30,9 @@ use crate::answer::Answer;
 const SERVERS_MAX: usize = 32;
 /// Headers of one server.
 const HEADERS_MAX: usize = 32;
-/// The domain of the names that a cage has for them (RFC 6761: it resolves nowhere).
-const DOMAIN: &str = ".mcp.invalid";
+/// The domains of the names that a cage has for them (RFC 6761: they resolve nowhere).
+const MCP_DOMAIN: &str = ".mcp.invalid";
+const GIT_DOMAIN: &str = ".git.invalid";
 
 /// A line of the list, as the frontend writes it.
 #[derive(Deserialize)]
@@ -37,6 +41,9 @@ struct Line {
     secure: bool,
     authority: String,
     headers: Vec<(String, String)>,
+    /// It is the host of a repository.
+    #[serde(default)]
+    git: bool,
 }
 
 impl Drop for Line {
@@ -52,6 +59,7 @@ pub struct Remote {
     /// It may have any address: the operator's word.
     pub internal: bool,
     secure: bool,
+    git: bool,
     headers: Vec<(HeaderName, HeaderValue)>,
 }
 
@@ -72,9 +80,11 @@ impl Remotes {
     /// The server that a cage means by this host.
     pub fn of(&self, host: &Host) -> Option<&Remote> {
         let Host::Name(name) = host else { return None };
-        let number = name.strip_suffix(DOMAIN)?.strip_prefix('s')?;
+        let git = name.ends_with(GIT_DOMAIN);
+        let number = name.strip_suffix(if git { GIT_DOMAIN } else { MCP_DOMAIN })?.strip_prefix('s')?;
         let plain = number == "0" || !number.starts_with('0');
-        self.0.get(number.parse::<usize>().ok().filter(|_| plain)?)
+        let found = self.0.get(number.parse::<usize>().ok().filter(|_| plain)?)?;
+        (found.git == git).then_some(found)
     }
 }
 
@@ -95,8 +105,15 @@ impl Remote {
             to,
             internal,
             secure: line.secure,
+            git: line.git,
             headers,
         })
+    }
+
+    /// Whether a run may go there. An MCP server is the request's own choice; a repository's host is one for the level's
+    /// list, as without a token.
+    pub fn is_allowed(&self, list: &List) -> bool {
+        !self.git || self.internal || list.names(&self.to)
     }
 
     /// Sends a request of the cage's over this connection, with what opens the server in place of whatever the cage
@@ -112,21 +129,45 @@ impl Remote {
         tls: &Arc<ClientConfig>,
     ) -> Result<Response<Answer>, Refused> {
         let default = if self.secure { TLS_PORT } else { HTTP_PORT };
+        let asked = head.uri.authority().map(ToString::to_string);
         let mut request = forward::outgoing(head, body, &self.to, default)?;
         for (name, value) in &self.headers {
             request.headers_mut().insert(name.clone(), value.clone());
         }
         let path = request.uri().path_and_query().cloned();
         *request.uri_mut() = path.map_or(Uri::from_static("/"), Uri::from);
-        if !self.secure {
-            return forward::send(request, server).await;
+        let mut response = match self.secure {
+            false => forward::send(request, server).await?,
+            true => forward::send(request, self.over_tls(server, tls).await?).await?,
+        };
+        let location = response.headers().get(LOCATION);
+        if let Some(within) = location.zip(asked).and_then(|(to, asked)| self.within(to, &asked)) {
+            response.headers_mut().insert(LOCATION, within);
         }
+        Ok(response)
+    }
+
+    async fn over_tls(
+        &self,
+        server: Metered,
+        tls: &Arc<ClientConfig>,
+    ) -> Result<TlsStream<Metered>, Refused> {
         let name = match &self.to.host {
             Host::Name(name) => ServerName::try_from(name.clone()).map_err(|_| Refused::Spelling)?,
             Host::Address(address) => ServerName::from(*address),
         };
         let connector = TlsConnector::from(tls.clone());
-        let stream = connector.connect(name, server).await.map_err(|_| Refused::Server)?;
-        forward::send(request, stream).await
+        connector.connect(name, server).await.map_err(|_| Refused::Server)
+    }
+
+    /// Where a repository's host points to a place of its own, in the cage's words: past that name the cage has nothing
+    /// that opens it. A place of another host stays what it is, and nothing is added on the way there.
+    fn within(&self, location: &HeaderValue, asked: &str) -> Option<HeaderValue> {
+        let uri: Uri = location.to_str().ok()?.parse().ok()?;
+        let (scheme, default) = if self.secure { ("https", TLS_PORT) } else { ("http", HTTP_PORT) };
+        let to = Destination::parse(uri.authority()?.as_str(), Some(default))?;
+        let path = uri.path_and_query().map_or("/", PathAndQuery::as_str);
+        let own = self.git && uri.scheme_str() == Some(scheme) && to == self.to;
+        HeaderValue::from_str(&format!("http://{asked}{path}")).ok().filter(|_| own)
     }
 }
