@@ -9,6 +9,7 @@ use std::os::unix::net::UnixListener as StdUnixListener;
 use std::sync::Arc;
 
 use gaoler_protocol::Serve;
+use gaoler_seal::Vault;
 use gaoler_sys::memfd;
 use rustls::ClientConfig;
 use tokio::net::{TcpListener, UnixListener, UnixStream};
@@ -49,6 +50,7 @@ impl Door {
         servers: NameServers,
         tally: Arc<Tally>,
         tls: Arc<ClientConfig>,
+        vault: Option<&Vault>,
         hosts: OwnedFd,
         mut fds: impl Iterator<Item = OwnedFd>,
     ) -> Result<Door> {
@@ -58,7 +60,7 @@ impl Door {
         let hosts = text(hosts).ok_or_else(|| hostile("the operator's hosts are no sealed text"))?;
         let (proxy_listener, remotes) = (fds.next(), fds.next());
         let (egress_mib, is_shared) = (serve.egress_mib, serve.peer_uid != 0);
-        let terms = Terms { hosts: &hosts, remotes, tls, egress_mib, is_shared };
+        let terms = Terms { hosts: &hosts, remotes, vault, tls, egress_mib, is_shared };
         let expected = Expected::new(&serve.placeholder);
         let proxy = Proxy::new(policy, terms, servers, expected, tally)
             .ok_or_else(|| hostile("the operator's hosts or the run's servers are not what they must be"))?;

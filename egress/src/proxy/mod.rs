@@ -25,6 +25,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use gaoler_protocol::Denial;
+use gaoler_seal::Vault;
 use hyper::body::Incoming;
 use hyper::http::request::Parts;
 use hyper::server::conn::http1;
@@ -98,6 +99,8 @@ pub struct Terms<'a> {
     pub hosts: &'a str,
     /// The run's remote servers, sealed.
     pub remotes: Option<OwnedFd>,
+    /// What opens the operator's tokens for those.
+    pub vault: Option<&'a Vault>,
     /// How TLS is spoken with those.
     pub tls: Arc<ClientConfig>,
     /// MiB at most; 0 for the level's.
@@ -120,7 +123,7 @@ impl Proxy {
         let list = List::new(&proxy, terms.hosts)?;
         Some(Proxy {
             remotes: match terms.remotes {
-                Some(fd) => Remotes::read(fd, &list)?,
+                Some(fd) => Remotes::read(fd, &list, terms.vault)?,
                 None => Remotes::default(),
             },
             tls: terms.tls,

@@ -5,10 +5,13 @@
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use gaoler_protocol::REMOTES_BYTES_MAX;
+use gaoler_seal::{OFFERED, Vault};
 use gaoler_sys::memfd;
 use hyper::body::Incoming;
-use hyper::header::{HOST, HeaderName, HeaderValue, LOCATION};
+use hyper::header::{AUTHORIZATION, HOST, HeaderName, HeaderValue, LOCATION};
 use hyper::http::request::Parts;
 use hyper::http::uri::PathAndQuery;
 use hyper::{Response, Uri};
@@ -44,6 +47,9 @@ struct Line {
     /// It is the host of a repository.
     #[serde(default)]
     git: bool,
+    /// The operator's token for it.
+    #[serde(default)]
+    sealed: String,
 }
 
 impl Drop for Line {
@@ -70,10 +76,10 @@ pub struct Remotes(Vec<Remote>);
 impl Remotes {
     /// Reads them from a sealed memory file. `None` where that is not one, or names what no run may reach: anything in
     /// the clear or on another port than that of TLS, unless the operator named it.
-    pub fn read(fd: OwnedFd, list: &List) -> Option<Remotes> {
+    pub fn read(fd: OwnedFd, list: &List, vault: Option<&Vault>) -> Option<Remotes> {
         let bytes = Zeroizing::new(memfd::read(fd, REMOTES_BYTES_MAX).ok()?);
         let lines: Vec<Line> = serde_json::from_slice(&bytes).ok()?;
-        let read = lines.iter().map(|line| Remote::of(line, list)).collect::<Option<Vec<_>>>()?;
+        let read = lines.iter().map(|line| Remote::of(line, list, vault)).collect::<Option<Vec<_>>>()?;
         (read.len() <= SERVERS_MAX).then_some(Remotes(read))
     }
 
@@ -88,8 +94,20 @@ impl Remotes {
     }
 }
 
+impl Line {
+    /// The operator's token, where it was sealed for this very place.
+    fn offered(&self, vault: &Vault) -> Option<HeaderValue> {
+        let opened = vault.open(&OFFERED, &STANDARD.decode(&self.sealed).ok()?)?;
+        let origin = format!("{}://{}\n", if self.secure { "https" } else { "http" }, self.authority);
+        let token = opened.strip_prefix(origin.as_bytes())?;
+        let mut value = HeaderValue::from_bytes(&Zeroizing::new([b"Bearer ", token].concat())).ok()?;
+        value.set_sensitive(true);
+        Some(value)
+    }
+}
+
 impl Remote {
-    fn of(line: &Line, list: &List) -> Option<Remote> {
+    fn of(line: &Line, list: &List, vault: Option<&Vault>) -> Option<Remote> {
         let default = if line.secure { TLS_PORT } else { HTTP_PORT };
         let to = Destination::parse(&line.authority, Some(default))?;
         let internal = list.is_internal(&to);
@@ -99,7 +117,10 @@ impl Remote {
             value.set_sensitive(true);
             (name != HOST && !forward::is_hop(&name)).then_some((name, value))
         };
-        let headers = line.headers.iter().map(header).collect::<Option<Vec<_>>>()?;
+        let mut headers = line.headers.iter().map(header).collect::<Option<Vec<_>>>()?;
+        if !line.sealed.is_empty() {
+            headers.push((AUTHORIZATION, line.offered(vault?)?));
+        }
         let allowed = internal || (line.secure && to.port == TLS_PORT);
         (allowed && headers.len() <= HEADERS_MAX).then_some(Remote {
             to,
@@ -169,5 +190,38 @@ impl Remote {
         let path = uri.path_and_query().map_or("/", PathAndQuery::as_str);
         let own = self.git && uri.scheme_str() == Some(scheme) && to == self.to;
         HeaderValue::from_str(&format!("http://{asked}{path}")).ok().filter(|_| own)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::BALANCED;
+
+    #[test]
+    fn a_token_of_the_catalogue_opens_the_place_that_it_was_sealed_for_and_no_other() {
+        let (vault, other) = (Vault::draw(), Vault::draw());
+        let public = vault.public().expect("a key");
+        let list = List::new(&BALANCED.proxy, "").expect("a list");
+        let sealed = |tenant: &[u8; 16]| {
+            let sealed = gaoler_seal::seal(&public, tenant, b"https://a.example:443\nthe-token");
+            STANDARD.encode(sealed.expect("sealed"))
+        };
+        let of = |authority: &str, sealed: String, vault: Option<&Vault>| {
+            let headers = vec![("authorization".into(), "Bearer of-the-request".into())];
+            let line = Line { secure: true, authority: authority.into(), headers, git: false, sealed };
+            Remote::of(&line, &list, vault).map(|remote| remote.headers)
+        };
+        let headers = of("a.example:443", sealed(&OFFERED), Some(&vault)).expect("a server");
+        assert_eq!(
+            headers.last().map(|(name, value)| (name, value.as_bytes())),
+            Some((&AUTHORIZATION, &b"Bearer the-token"[..]))
+        );
+        assert!(of("b.example:443", sealed(&OFFERED), Some(&vault)).is_none(), "another place");
+        assert!(of("a.example:443", sealed(&[1; 16]), Some(&vault)).is_none(), "a tenant's");
+        assert!(of("a.example:443", sealed(&OFFERED), Some(&other)).is_none(), "another key");
+        assert!(of("a.example:443", sealed(&OFFERED), None).is_none(), "no key");
+        assert!(of("a.example:443", "!".into(), Some(&vault)).is_none(), "no seal");
+        assert_eq!(of("a.example:443", String::new(), None).map(|headers| headers.len()), Some(1));
     }
 }

@@ -81,6 +81,9 @@ struct Remote<'a> {
     secure: bool,
     authority: String,
     headers: Vec<(&'a str, &'a str)>,
+    /// The operator's token for it, which nobody but egress can open.
+    #[serde(skip_serializing_if = "str::is_empty")]
+    sealed: &'a str,
 }
 
 /// What a request to try servers says.
@@ -332,12 +335,14 @@ impl Servers {
             let entry = match asked {
                 Asked::Local { command, args, env } => local(command, args, env),
                 Asked::Remote { url, transport, headers } => {
-                    remote(&mut remotes, url, transport, headers, &path, settings, level)?
+                    let opens = Opens { headers, sealed: "" };
+                    remote(&mut remotes, url, transport, opens, &path, settings, level)?
                 }
                 Asked::Offered { name, headers } => match offered(settings, name) {
                     Some(it) if it.command.is_empty() => {
                         let transport = transport(&it.transport).unwrap_or("http");
-                        remote(&mut remotes, &it.url, transport, headers, &path, settings, level)?
+                        let opens = Opens { headers, sealed: &it.token_file };
+                        remote(&mut remotes, &it.url, transport, opens, &path, settings, level)?
                     }
                     Some(it) => local(&it.command, &it.args, &it.env),
                     None => {
@@ -370,12 +375,18 @@ fn local(command: &str, args: &[String], env: &BTreeMap<String, String>) -> Valu
     json!({"type": "stdio", "command": command, "args": args, "env": env})
 }
 
+/// What opens a remote server: what the request says, and the operator's token, sealed.
+struct Opens<'a> {
+    headers: &'a [Header],
+    sealed: &'a str,
+}
+
 /// A remote server, under the name that the cage has for it.
 fn remote<'a>(
     remotes: &mut Vec<Remote<'a>>,
     url: &str,
     transport: &'static str,
-    headers: &'a [Header],
+    Opens { headers, sealed }: Opens<'a>,
     path: &str,
     settings: &Mcp,
     level: Level,
@@ -394,6 +405,7 @@ fn remote<'a>(
         secure: place.secure,
         authority: place.authority,
         headers: headers.iter().map(|it| (it.name.as_str(), it.value.as_str())).collect(),
+        sealed,
     });
     Ok(json!({"type": transport, "url": inside}))
 }
