@@ -40,7 +40,7 @@ pub struct Door {
 
 impl Door {
     /// Reads the descriptors after the first two: hosts, ledger, listener, and perhaps the proxy's listener and the
-    /// run's remote MCP servers.
+    /// run's remote servers, for which `remote` is how TLS is spoken and what opens the operator's tokens.
     ///
     /// # Errors
     /// Any that is missing or something else, and a proxy where the level has none.
@@ -49,8 +49,7 @@ impl Door {
         policy: &EgressPolicy,
         servers: NameServers,
         tally: Arc<Tally>,
-        tls: Arc<ClientConfig>,
-        vault: Option<&Vault>,
+        remote: (Arc<ClientConfig>, Option<&Vault>),
         hosts: OwnedFd,
         mut fds: impl Iterator<Item = OwnedFd>,
     ) -> Result<Door> {
@@ -59,6 +58,7 @@ impl Door {
         };
         let hosts = text(hosts).ok_or_else(|| hostile("the operator's hosts are no sealed text"))?;
         let (proxy_listener, remotes) = (fds.next(), fds.next());
+        let (tls, vault) = remote;
         let (egress_mib, is_shared) = (serve.egress_mib, serve.peer_uid != 0);
         let terms = Terms { hosts: &hosts, remotes, vault, tls, egress_mib, is_shared };
         let expected = Expected::new(&serve.placeholder);

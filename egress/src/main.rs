@@ -184,7 +184,7 @@ impl Broker<'_> {
             Some(hosts) => {
                 let tls = Arc::new(self.tls.clone());
                 let (tally, vault) = (job.tally.clone(), vault.as_ref());
-                Some(Door::new(&serve, &policy, servers, tally, tls, vault, hosts, fds)?)
+                Some(Door::new(&serve, &policy, servers, tally, (tls, vault), hosts, fds)?)
             }
         };
         Ok((job, door))

@@ -82,6 +82,14 @@ pub async fn ask(
     what: What,
     body: Option<Body>,
 ) -> Result<Told, ApiError> {
+    // What goes out must be vouched for. A Spawn without it would be taken for a hostile one, and end all runs.
+    if kind.has_egress() && credential.is_none() {
+        return Err(ApiError::unauthenticated(
+            "credential_missing",
+            "This goes out through egress, which needs a credential for the upstream: send x-claude-credential, or store \
+             one with PUT /v1/credential.",
+        ));
+    }
     // A run like any other, so the tenant's rate counts it.
     frontend.rates.tenant(&tenant)?;
     let bounds = (way::level(frontend, headers, None)?, way::limits(headers, &Limits::NONE)?);

@@ -122,7 +122,7 @@ impl Remote {
             headers.push((AUTHORIZATION, line.offered(vault?)?));
         }
         let allowed = internal || (line.secure && to.port == TLS_PORT);
-        (allowed && headers.len() <= HEADERS_MAX).then_some(Remote {
+        (allowed && line.headers.len() <= HEADERS_MAX).then_some(Remote {
             to,
             internal,
             secure: line.secure,

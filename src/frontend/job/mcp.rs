@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 use zeroize::Zeroizing;
 
 use gaoler_policy::settings::{Mcp, OfferedServer};
-use gaoler_protocol::{Level, Tier};
+use gaoler_protocol::{Level, REMOTES_BYTES_MAX, Tier};
 
 use super::{BodyCredential, Ignored, boolean, object, string, take, wrong};
 use crate::frontend::error::ApiError;
@@ -363,6 +363,11 @@ impl Servers {
             true => Zeroizing::default(),
             false => Zeroizing::new(serde_json::to_vec(&remotes).unwrap_or_default()),
         };
+        // What egress would not read, the supervisor would take for a hostile Spawn, and end all runs.
+        if remotes.len() > REMOTES_BYTES_MAX {
+            let message = format!("mcp_servers: more than {REMOTES_BYTES_MAX} bytes of headers and tokens.");
+            return Err(ApiError::new(413, "request_too_large", message));
+        }
         Ok(Settled { names: self.list.iter().map(|(name, _)| name.clone()).collect(), config, remotes })
     }
 }
@@ -541,6 +546,10 @@ mod tests {
             Err((403, "mcp_unavailable"))
         );
         let check = |servers: &str| settle(servers, &settings(), Level::Developer, Tier::Kernel);
+        let large = "v".repeat(WORD_BYTES_MAX);
+        let headers: Map<String, Value> = (0..17).map(|n| (format!("x-{n}"), json!(large))).collect();
+        let large = json!({"a": {"url": "https://a.example", "headers": headers}}).to_string();
+        assert_eq!(check(&large), Err((413, "request_too_large")));
         assert_eq!(check(r#"{"a":{"catalog":"other"}}"#), Err((400, "invalid_request")));
         assert_eq!(check(r#"{"a":{"url":"http://10.0.0.1/"}}"#), Err((400, "invalid_request")));
     }
