@@ -26,6 +26,7 @@ mod own;
 mod posture;
 mod prove;
 mod rates;
+mod repository;
 mod run;
 mod runs;
 mod sessions;
