@@ -185,12 +185,22 @@ pub const KNOBS: &[Knob] = &[
         "mcp.internal",
         "",
         Kind::List("HOST:PORT"),
-        "MCP servers in your own network that requests may name, in the clear too; no tool of a run gets there",
+        "MCP servers and hosts of repositories in your own network that requests may name, in the clear too; no tool of a \
+         run gets there",
     ),
     knob(
         "mcp.catalog",
         "",
-        Kind::Tables(&["name", "description?", "command?", "args?", "env?", "url?", "transport?"]),
+        Kind::Tables(&[
+            "name",
+            "description?",
+            "command?",
+            "args?",
+            "env?",
+            "url?",
+            "transport?",
+            "token_file?",
+        ]),
         "MCP servers that you offer by name, each with a command or a url",
     ),
 ];

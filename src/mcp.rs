@@ -41,6 +41,11 @@ pub fn transport(name: &str) -> Option<&'static str> {
 }
 
 impl Place {
+    /// What a secret for it is bound to.
+    pub fn origin(&self) -> String {
+        format!("{}://{}", if self.secure { "https" } else { "http" }, self.authority)
+    }
+
     /// Reads a URL: `https://HOST/...` on port 443, and what the operator names in `mcp.internal` on any, in the
     /// clear too.
     ///
@@ -103,6 +108,9 @@ pub fn check(settings: &Mcp) -> Result<(), (&'static str, String)> {
         }
         if !names.insert(&server.name) {
             return wrong(format!("`{}` is there twice", server.name));
+        }
+        if server.url.is_empty() && !server.token_file.is_empty() {
+            return wrong("token_file is for a url; what a command is given, its runs can read".into());
         }
         match (server.command.is_empty(), server.url.is_empty()) {
             (true, true) => return wrong("needs a command or a url".into()),
@@ -173,6 +181,9 @@ mod tests {
             }
         };
         entry(remote.clone(), "");
+        entry(OfferedServer { token_file: "/t".into(), ..remote.clone() }, "");
+        let local = OfferedServer { name: "c".into(), command: "node".into(), ..OfferedServer::default() };
+        entry(OfferedServer { token_file: "/t".into(), ..local }, "token_file is for a url");
         entry(OfferedServer { name: "a b".into(), ..remote.clone() }, "entry 1: name must be");
         entry(OfferedServer { name: "a".into(), ..remote.clone() }, "there twice");
         entry(OfferedServer { url: String::new(), ..remote.clone() }, "needs a command or a url");

@@ -8,12 +8,19 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use gaoler_policy::settings::Settings;
+use gaoler_seal::OFFERED;
 use gaoler_sys::memfd;
-use zeroize::Zeroize;
+use zeroize::{Zeroize, Zeroizing};
 
 use crate::frontend::tls::{self, Wrong};
+use crate::mcp::Place;
 use crate::{supervisor, telemetry, vault};
+
+/// Bytes of a token of the operator's catalogue.
+const TOKEN_BYTES_MAX: u64 = 4096;
 
 /// Becomes the server.
 ///
@@ -25,7 +32,38 @@ pub fn serve(settings: &Settings) -> Result<Infallible, String> {
     let traces = telemetry::settings(&settings.telemetry)?;
     vault::keys(&settings.state.dir)?;
     port(&settings.server.listen)?;
-    supervisor::become_server(settings, tls, traces)
+    supervisor::become_server(&with_tokens(settings)?, tls, traces)
+}
+
+/// The settings as processes are told them: in the place of each token's file is the token, sealed for egress together
+/// with the place that it opens. Nobody between here and there can read it, or have it sent elsewhere.
+fn with_tokens(settings: &Settings) -> Result<Settings, String> {
+    let mut settings = settings.clone();
+    let public = vault::public(&settings.state.dir);
+    let places = settings.mcp.clone();
+    for (at, server) in settings.mcp.catalog.iter_mut().enumerate() {
+        if server.token_file.is_empty() {
+            continue;
+        }
+        let key = format!("mcp.catalog: entry {at}: token_file {}", server.token_file);
+        let text = std::fs::File::open(&server.token_file).and_then(|file| {
+            let mut text = Zeroizing::new(Vec::new());
+            file.take(TOKEN_BYTES_MAX + 1).read_to_end(&mut text).map(|_| text)
+        });
+        let text = text.map_err(|error| format!("{key}: {error}; name a file that gaoler may read"))?;
+        let token = text.trim_ascii();
+        let fits =
+            (1..=TOKEN_BYTES_MAX).contains(&(token.len() as u64)) && token.iter().all(u8::is_ascii_graphic);
+        if !fits {
+            return Err(format!("{key}: must hold one token of 1 to {TOKEN_BYTES_MAX} visible characters"));
+        }
+        let place = Place::parse(&server.url, &places).map_err(|what| format!("{key}: url {what}"))?;
+        let opens = Zeroizing::new([place.origin().as_bytes(), b"\n", token].concat());
+        // Without a key the supervisor refuses the state folder, and says why.
+        let sealed = public.as_ref().and_then(|public| gaoler_seal::seal(public, &OFFERED, &opens));
+        server.token_file = sealed.map(|sealed| STANDARD.encode(sealed)).unwrap_or_default();
+    }
+    Ok(settings)
 }
 
 /// The listener's certificate and key in one sealed memory file, empty without TLS: whoever serves has the
@@ -102,5 +140,38 @@ mod tests {
         let sentence = format!("{taken} is taken by another process; choose another address with --listen");
         assert_eq!(port(&taken), Err(sentence));
         assert_eq!(port("127.0.0.1:0"), Ok(()));
+    }
+
+    #[test]
+    fn a_token_of_the_catalogue_is_sealed_with_its_place_before_anybody_is_told() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let file = folder.path().join("token");
+        let of = |token: &str| {
+            std::fs::write(&file, token).expect("written");
+            let mut settings = Settings::default();
+            settings.state.dir = folder.path().join("state");
+            settings.mcp.catalog = vec![gaoler_policy::settings::OfferedServer {
+                name: "a".into(),
+                url: "https://A.example/mcp".into(),
+                token_file: file.display().to_string(),
+                ..Default::default()
+            }];
+            settings
+        };
+        let settings = of("the-operators-token\n");
+        vault::keys(&settings.state.dir).expect("keys");
+        let told = with_tokens(&settings).expect("settings");
+        let sealed = STANDARD.decode(&told.mcp.catalog[0].token_file).expect("base64");
+        let key =
+            std::fs::read(settings.state.dir.join("vault")).expect("a key").try_into().expect("32 bytes");
+        let opened = gaoler_seal::Vault::of(key).open(&OFFERED, &sealed).expect("opened");
+        assert_eq!(opened.as_slice(), b"https://a.example:443\nthe-operators-token");
+        for wrong in ["", "two words", "\u{e9}"] {
+            let why = with_tokens(&of(wrong)).expect_err("no token");
+            assert!(why.contains("must hold one token"), "{why}");
+        }
+        std::fs::remove_file(&file).expect("removed");
+        let why = with_tokens(&settings).expect_err("no file");
+        assert!(why.contains("entry 0: token_file") && why.contains("No such file"), "{why}");
     }
 }

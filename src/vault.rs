@@ -42,6 +42,11 @@ pub fn keys(state: &Path) -> std::result::Result<(), String> {
     }
 }
 
+/// What seals, once [`keys`] has been here. `None` for a state folder that the supervisor will refuse.
+pub fn public(state: &Path) -> Option<[u8; KEY_BYTES]> {
+    fs::read(state.join(PUBLIC)).ok()?.try_into().ok()
+}
+
 /// Whether the folder is there and ours alone; made where it is missing.
 fn is_ours(state: &Path) -> bool {
     let made = DirBuilder::new().recursive(true).mode(0o700).create(state);

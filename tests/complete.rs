@@ -231,3 +231,141 @@ fn t158_a_run_that_waits_gives_way_to_what_its_client_says_next() {
     assert_eq!(client.request("POST", &path, &[support::bearer("a")], b"").status, 200);
     support::until("its end", || (load() == 0).then_some(()));
 }
+
+/// The same tool, and the same conversation, in the dialect of chat completions.
+fn functions() -> Value {
+    let tool = &weather()[0];
+    json!([{"type": "function", "function": {
+        "name": tool["name"], "description": tool["description"], "parameters": tool["input_schema"],
+    }}])
+}
+
+fn completions(client: &support::Client, token: &str, body: &Value) -> support::Response {
+    let headers = [support::bearer(token)];
+    client.request("POST", "/v1/chat/completions", &headers, body.to_string().as_bytes())
+}
+
+/// The chunks of a stream, but for its last word.
+fn chunks(response: &support::Response) -> Vec<Value> {
+    let text = String::from_utf8(response.body.clone()).expect("UTF-8");
+    let data: Vec<&str> = text.split("\n\n").filter_map(|event| event.strip_prefix("data: ")).collect();
+    assert_eq!(data.last(), Some(&"[DONE]"), "{text}");
+    data[..data.len() - 1].iter().map(|data| serde_json::from_str(data).expect("JSON")).collect()
+}
+
+#[test]
+fn t230_the_other_dialect_has_the_clients_own_functions_too() {
+    let server = Server::start(Options::default());
+    let client = server.client();
+    let text = calls(&["Oslo", "Rome"]);
+    let body = |messages: Value, more: Value| {
+        let mut body = json!({"model": "sonnet", "tools": functions(), "messages": messages});
+        for (name, value) in more.as_object().expect("fields") {
+            body[name] = value.clone();
+        }
+        body
+    };
+    let said = |text: &str| json!([{"role": "user", "content": text}]);
+    let result =
+        |call: &Value, text: Value| json!({"role": "tool", "tool_call_id": call["id"], "content": text});
+    let continued = || server.log().lines().filter(|line| line.contains("\"continued\"")).count();
+    // Whole: both calls at once, and the same run goes on when they are answered, in any order.
+    let choice = json!({"tool_choice": "required", "parallel_tool_calls": false});
+    let first = completions(&client, "a", &body(said(&text), choice));
+    assert_eq!(first.status, 200, "{first:?}");
+    assert_eq!(first.header("x-gaoler-ignored"), Some("parallel_tool_calls,tool_choice"));
+    let answer = first.json();
+    let asked = &answer["choices"][0]["message"];
+    assert_eq!(answer["choices"][0]["finish_reason"], "tool_calls", "{answer}");
+    let found: Vec<(&str, Value)> = asked["tool_calls"]
+        .as_array()
+        .expect("calls")
+        .iter()
+        .map(|call| {
+            assert_eq!(
+                (&call["type"], &call["function"]["name"]),
+                (&json!("function"), &json!("get_weather"))
+            );
+            let arguments = call["function"]["arguments"].as_str().expect("a string");
+            (call["id"].as_str().expect("an id"), serde_json::from_str(arguments).expect("JSON"))
+        })
+        .collect();
+    assert_eq!(
+        found.iter().map(|(_, input)| input).collect::<Vec<_>>(),
+        [&json!({"city": "Oslo"}), &json!({"city": "Rome"})]
+    );
+    let (oslo, rome) = (&asked["tool_calls"][0], &asked["tool_calls"][1]);
+    let history = |results: [Value; 2]| {
+        let [one, two] = results;
+        json!([{"role": "user", "content": text}, asked, one, two])
+    };
+    // Another tenant with the same ids is a stranger.
+    let stolen = history([result(oslo, json!("stolen")), result(rome, json!("stolen"))]);
+    assert_eq!(completions(&client, "b", &body(stolen, json!({}))).status, 200);
+    assert_eq!(continued(), 0);
+    let parts = json!([{"type": "text", "text": "rain in Rome"}]);
+    let answered = history([result(rome, parts), result(oslo, json!("snow in Oslo"))]);
+    let second = completions(&client, "a", &body(answered, json!({})));
+    let choice = &second.json()["choices"][0];
+    assert_eq!((second.status, &choice["finish_reason"]), (200, &json!("stop")), "{second:?}");
+    let words = choice["message"]["content"].as_str().expect("text");
+    assert!(words.contains("CALLS 1 ok:\nsnow in Oslo"), "{words}");
+    assert!(words.contains("CALLS 2 ok:\nrain in Rome") && !words.contains("stolen"), "{words}");
+    assert_eq!(continued(), 1, "{}", server.log());
+    // As a stream, and its answer as one.
+    let streamed = completions(&client, "a", &body(said(&text), json!({"stream": true})));
+    let (mut calls, mut reasons) = (Vec::<[String; 2]>::new(), Vec::new());
+    for chunk in chunks(&streamed) {
+        let choice = &chunk["choices"][0];
+        reasons.extend(choice["finish_reason"].as_str().map(str::to_owned));
+        for piece in choice["delta"]["tool_calls"].as_array().into_iter().flatten() {
+            let at = piece["index"].as_u64().expect("an index") as usize;
+            if let Some(id) = piece["id"].as_str() {
+                assert_eq!((at, &piece["function"]["name"]), (calls.len(), &json!("get_weather")));
+                calls.push([id.to_owned(), String::new()]);
+            }
+            calls[at][1].push_str(piece["function"]["arguments"].as_str().expect("a string"));
+        }
+    }
+    assert_eq!(reasons, ["tool_calls"]);
+    let inputs: Vec<Value> =
+        calls.iter().map(|[_, text]| serde_json::from_str(text).expect("JSON")).collect();
+    assert_eq!(inputs, [json!({"city": "Oslo"}), json!({"city": "Rome"})]);
+    let mut messages = vec![json!({"role": "user", "content": text})];
+    let told: Vec<Value> = calls
+        .iter()
+        .map(|[id, text]| {
+            json!({"id": id, "type": "function", "function": {"name": "get_weather", "arguments": text}})
+        })
+        .collect();
+    messages.push(json!({"role": "assistant", "content": null, "tool_calls": told}));
+    messages.extend(told.iter().map(|call| result(call, json!("fog"))));
+    let last = completions(&client, "a", &body(json!(messages), json!({"stream": true})));
+    let words: String = chunks(&last)
+        .iter()
+        .filter_map(|chunk| chunk["choices"][0]["delta"]["content"].as_str().map(str::to_owned))
+        .collect();
+    assert!(words.contains("CALLS 1 ok:\nfog") && words.contains("CALLS 2 ok:\nfog"), "{words}");
+    assert_eq!(continued(), 2, "{}", server.log());
+    // Nobody is offered what was not sent, or was sent with `none`.
+    for more in [json!({"tools": null}), json!({"tool_choice": "none"})] {
+        let none = completions(&client, "a", &body(said(&text), more)).json();
+        let choice = &none["choices"][0];
+        assert_eq!(
+            (&choice["finish_reason"], &choice["message"]["tool_calls"]),
+            (&json!("stop"), &Value::Null)
+        );
+    }
+    // A run that is gone leaves a history that a new one reads.
+    let gone = json!([
+        {"role": "user", "content": text},
+        {"role": "assistant", "tool_calls": [{"id": "call_1", "type": "function",
+            "function": {"name": "get_weather", "arguments": "{\"city\":\"Oslo\"}"}}]},
+        {"role": "tool", "tool_call_id": "call_1", "content": "snow"},
+        {"role": "user", "content": "please USERRAW?"},
+    ]);
+    let late = completions(&client, "a", &body(gone, json!({}))).json();
+    let words = late["choices"][0]["message"]["content"].as_str().expect("text");
+    assert!(words.contains("please USERRAW?"), "{late}");
+    assert_eq!(continued(), 2, "{}", server.log());
+}

@@ -121,6 +121,30 @@ fn t85_a_key_is_its_tenant_on_every_route_and_brings_its_credential() {
 }
 
 #[test]
+fn t234_a_key_without_a_credential_clones_nothing_and_ends_nothing() {
+    let server = Server::start(Options::default());
+    let client = server.client();
+    let key = key(&server, "acme");
+    let body = json!({"git": {"url": "https://github.com/x/y", "token": "of-a-git-host"}}).to_string();
+    let clone =
+        |headers: &[(&str, String)]| client.request("POST", "/v1/workspaces", headers, body.as_bytes());
+    // A clone goes out, and what goes out is vouched for: that needs a credential, where other work on files needs none.
+    says(&client, &[bearer(&key), beside("one")], "hello");
+    refused(&clone(&[bearer(&key)]), 401, "credential_missing");
+    assert_eq!(get(&client, "/v1/workspaces", &[bearer(&key)]).status, 200);
+    // More servers than egress would read are refused as well, and not handed to whoever must refuse them.
+    let headers =
+        |n: usize| (0..20).map(|h| (format!("x-{n}-{h}"), json!("v".repeat(1000)))).collect::<Value>();
+    let servers =
+        (0..15).map(|n| (format!("s{n}"), json!({"url": "https://mcp.example.com/", "headers": headers(n)})));
+    let mut many = ask("hello");
+    many["mcp_servers"] = servers.collect();
+    let response = client.post(&[bearer(&key), beside("one")], many.to_string().as_bytes());
+    refused(&response, 413, "request_too_large");
+    assert_eq!(says(&client, &[bearer(&key), beside("one")], "still there"), "[embedded] still there");
+}
+
+#[test]
 fn t86_a_rotated_credential_or_key_keeps_the_workspace_of_its_tenant() {
     let server = Server::start(Options::default());
     let client = server.client();

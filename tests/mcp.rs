@@ -306,3 +306,45 @@ fn t185_a_probe_says_what_connects_and_which_tools_it_offers_and_asks_no_model()
         );
     }
 }
+
+#[test]
+fn t233_the_operators_own_token_opens_a_server_and_nobody_but_egress_has_it() {
+    let remote = Remote::start();
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("token");
+    std::fs::write(&file, format!("{SECRET}\n")).expect("written");
+    let catalog = format!(
+        "[{{name = 'corp', url = 'http://{}/mcp', token_file = '{}'}}, {{name = 'bare', url = 'http://{}/mcp'}}]",
+        remote.address,
+        file.display(),
+        remote.address
+    );
+    let options = Options::default()
+        .with("GAOLER_MCP__INTERNAL", json!([remote.address]))
+        .with("GAOLER_MCP__CATALOG", catalog);
+    // What is shown of the settings is where the token is.
+    let shown = support::gaoler().args(["config", "show"]).envs(options.settings.iter().cloned()).output();
+    let shown = String::from_utf8(shown.expect("gaoler").stdout).expect("UTF-8");
+    assert!(shown.contains(&file.display().to_string()), "{shown}");
+    let server = Server::start(options);
+    std::fs::remove_file(&file).expect("it was read at the start");
+    let servers = json!({"corp": {"catalog": "corp"}, "bare": {"catalog": "bare"}});
+    let (text, _) =
+        says(&server, &with("CALLS: mcp__corp__whoami {} ;; mcp__bare__whoami {}", servers.clone()));
+    assert!(text.contains("CALLS 1 ok") && text.contains("CALLS 2 error"), "{text}");
+    assert_eq!(text.matches("authorization").count(), 1, "{text}");
+    let look = "RUN: cat /run/gaoler/mcp.json; env; cat /proc/*/environ /proc/*/cmdline 2>/dev/null | tr '\\0' '\\n'; echo it-ran";
+    let (looked, _) = says(&server, &with(look, servers.clone()));
+    assert!(looked.contains("s0.mcp.invalid") && looked.contains("it-ran"), "{looked}");
+    // A request's own token does not take the operator's place.
+    let own = json!({"corp": {"catalog": "corp", "auth_token": "of-the-request"}});
+    let (text, _) = says(&server, &with("CALLS: mcp__corp__whoami {}", own));
+    assert!(text.contains("CALLS 1 ok"), "{text}");
+    let probed = probe(&server, &json!({"mcp_servers": servers}));
+    assert_eq!(probed.status, 200, "{probed:?}");
+    let listed = server.client().request("GET", "/v1/mcp/catalog", &[bearer("a")], b"");
+    assert_eq!(listed.json()["servers"][0], json!({"name": "corp", "description": "", "kind": "remote"}));
+    for told in [shown, looked, format!("{probed:?}"), format!("{listed:?}"), server.log()] {
+        assert!(!told.contains(SECRET), "{told}");
+    }
+}

@@ -3,10 +3,17 @@
 
 mod support;
 
-use std::io::Write;
+use std::ffi::OsStr;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::{Arc, Mutex, mpsc};
 use std::time::Instant;
 
 use serde_json::{Value, json};
+use support::traces::{Role, processes};
 use support::{Client, Options, Response, Server, ask, bearer, environment};
 
 const SESSION: &str = "6f1c0f0e-8d2b-4c7e-9a51-0c2d3e4f5a6b";
@@ -312,4 +319,308 @@ fn t121_only_https_is_cloned_and_only_through_the_levels_proxy() {
     }
     let list: Value = get(&client, "a", "/v1/workspaces").json();
     assert_eq!(list["data"].as_array().map(Vec::len), Some(1), "{list}");
+}
+
+/// What opens the private repositories of these tests.
+const OPENS: &str = "of-the-git-tests-0123456789abcdef";
+
+/// A host of repositories on loopback: git's own server side, with a login where the first part of the path says so.
+struct GitHost {
+    address: String,
+    /// The heads of all requests.
+    seen: Arc<Mutex<Vec<String>>>,
+    /// The first request below `/held` that asks for something has come, and waits for a word.
+    held: Mutex<mpsc::Receiver<mpsc::Sender<()>>>,
+    _folder: tempfile::TempDir,
+}
+
+impl GitHost {
+    fn start() -> GitHost {
+        let folder = tempfile::tempdir().expect("a folder");
+        let git = |words: &[&str]| {
+            let mut command = Command::new("git");
+            command.current_dir(folder.path()).args(["-c", "user.name=a", "-c", "user.email=a@b.c"]);
+            let output = command.args(words).output().expect("git");
+            assert!(output.status.success(), "{words:?}: {output:?}");
+        };
+        git(&["init", "-q", "-b", "main", "work"]);
+        std::fs::write(folder.path().join("work/README"), "from the host\n").expect("written");
+        // Large enough that git asks in more than one piece, and small enough for anybody.
+        let noise: Vec<u8> =
+            (0..200_000u32).flat_map(|n| n.wrapping_mul(2_654_435_761).to_le_bytes()).collect();
+        std::fs::write(folder.path().join("work/noise"), noise).expect("written");
+        for (words, name) in [("first", "v1"), ("second", "v2")] {
+            std::fs::write(folder.path().join("work/word"), words).expect("written");
+            git(&["-C", "work", "add", "."]);
+            git(&["-C", "work", "commit", "-qm", words]);
+            git(&["-C", "work", "tag", name]);
+        }
+        git(&["clone", "-q", "--bare", "work", "repository.git"]);
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let address = listener.local_addr().expect("an address").to_string();
+        let seen = Arc::<Mutex<Vec<String>>>::default();
+        let (arrived, held) = mpsc::channel();
+        let (root, heads, own) = (folder.path().to_owned(), Arc::clone(&seen), address.clone());
+        std::thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                let (root, heads, own, arrived) =
+                    (root.clone(), Arc::clone(&heads), own.clone(), arrived.clone());
+                std::thread::spawn(move || drop(answer(stream, &root, &heads, &own, &arrived)));
+            }
+        });
+        GitHost { address, seen, held: Mutex::new(held), _folder: folder }
+    }
+
+    fn url(&self, first: &str) -> String {
+        format!("http://{}/{first}/repository.git", self.address)
+    }
+
+    fn seen(&self) -> Vec<String> {
+        self.seen.lock().expect("no panic").clone()
+    }
+}
+
+/// One request to such a host.
+fn answer(
+    stream: TcpStream,
+    root: &Path,
+    heads: &Mutex<Vec<String>>,
+    own: &str,
+    arrived: &mpsc::Sender<mpsc::Sender<()>>,
+) -> std::io::Result<()> {
+    let mut reader = BufReader::new(stream.try_clone()?);
+    let mut head = String::new();
+    while !head.ends_with("\r\n\r\n") {
+        if reader.read_line(&mut head)? == 0 {
+            return Ok(());
+        }
+    }
+    let is_first = {
+        let mut heads = heads.lock().expect("no panic");
+        // git asks for names, and then for what they stand for: one of the two is held.
+        let held = |head: &String| head.starts_with("POST /held");
+        let is_first = held(&head) && !heads.iter().any(held);
+        heads.push(head.clone());
+        is_first
+    };
+    let field = |name: &str| {
+        let mut lines = head.lines().filter_map(|line| line.split_once(": "));
+        lines.find(|(found, _)| found.eq_ignore_ascii_case(name)).map(|(_, value)| value.to_owned())
+    };
+    let mut body = vec![0; field("content-length").and_then(|length| length.parse().ok()).unwrap_or(0)];
+    reader.read_exact(&mut body)?;
+    if field("transfer-encoding").is_some() {
+        loop {
+            let mut line = String::new();
+            reader.read_line(&mut line)?;
+            let length = usize::from_str_radix(line.trim(), 16).expect("a chunk's length");
+            let mut chunk = vec![0; length + 2];
+            reader.read_exact(&mut chunk)?;
+            body.extend_from_slice(&chunk[..length]);
+            if length == 0 {
+                break;
+            }
+        }
+    }
+    let mut words = head.split(' ');
+    let (method, target) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
+    let (path, query) = target.split_once('?').unwrap_or((target, ""));
+    let (first, rest) = path.trim_start_matches('/').split_once('/').unwrap_or_default();
+    let mut stream = stream;
+    let login = field("authorization").unwrap_or_default();
+    let mut tell = |status: &str, more: &str| {
+        write!(stream, "HTTP/1.1 {status}\r\n{more}content-length: 0\r\nconnection: close\r\n\r\n")
+    };
+    match first {
+        "moved" => return tell("301 Moved", &format!("location: http://{own}/private/{rest}?{query}\r\n")),
+        "away" => return tell("302 Found", &format!("location: https://example.com/{rest}?{query}\r\n")),
+        "private" | "held" if login != basic("x-access-token", OPENS) => {
+            return tell("401 Unauthorized", "www-authenticate: Basic realm=\"git\"\r\n");
+        }
+        "held" if is_first => {
+            let (go_on, word) = mpsc::channel();
+            arrived.send(go_on).expect("somebody waits");
+            let _ = word.recv();
+        }
+        _ => {}
+    }
+    let mut child = Command::new("git")
+        .args(["-c", "safe.directory=*", "http-backend"])
+        .envs([("GIT_PROJECT_ROOT", root.as_os_str()), ("GIT_HTTP_EXPORT_ALL", OsStr::new("1"))])
+        .envs([("PATH_INFO", format!("/{rest}")), ("QUERY_STRING", query.to_owned())])
+        .envs([("REQUEST_METHOD", method.to_owned()), ("CONTENT_LENGTH", body.len().to_string())])
+        .env("CONTENT_TYPE", field("content-type").unwrap_or_default())
+        .env("HTTP_CONTENT_ENCODING", field("content-encoding").unwrap_or_default())
+        .env("GIT_PROTOCOL", field("git-protocol").unwrap_or_default())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()?;
+    child.stdin.take().expect("a pipe").write_all(&body)?;
+    let output = child.wait_with_output()?.stdout;
+    let end = output.windows(4).position(|four| four == b"\r\n\r\n").expect("a head");
+    let told = String::from_utf8_lossy(&output[..end]).into_owned();
+    let status = told.lines().find_map(|line| line.strip_prefix("Status: ")).unwrap_or("200 OK");
+    let rest: String =
+        told.lines().filter(|line| !line.starts_with("Status")).map(|line| format!("{line}\r\n")).collect();
+    let length = output.len() - end - 4;
+    write!(stream, "HTTP/1.1 {status}\r\n{rest}content-length: {length}\r\nconnection: close\r\n\r\n")?;
+    stream.write_all(&output[end + 4..])
+}
+
+/// A login as it stands in a header.
+fn basic(user: &str, password: &str) -> String {
+    let line = format!("{user}:{password}");
+    let output =
+        Command::new("base64").args(["-w", "0"]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
+    let mut child = output.expect("base64");
+    child.stdin.take().expect("a pipe").write_all(line.as_bytes()).expect("written");
+    let output = child.wait_with_output().expect("its words");
+    format!("Basic {}", String::from_utf8(output.stdout).expect("UTF-8"))
+}
+
+fn clone(client: &Client, git: Value) -> Response {
+    let body = json!({ "git": git }).to_string();
+    request(client, "a", "POST", "/v1/workspaces", body.as_bytes())
+}
+
+/// The files of a workspace, by their paths.
+fn cloned(made: &Response) -> String {
+    assert_eq!(made.status, 201, "{made:?}");
+    format!("/v1/workspaces/{}/files", made.json()["id"].as_str().expect("an id"))
+}
+
+#[test]
+fn t231_a_repository_is_cloned_and_a_private_one_with_a_token_alone() {
+    if !environment().commands {
+        return;
+    }
+    let host = GitHost::start();
+    let server = Server::start(Options::default().with("GAOLER_MCP__INTERNAL", json!([host.address])));
+    let client = server.client();
+    // A public one, whole, and by a tag with one commit of history.
+    let files = cloned(&clone(&client, json!({"url": host.url("open")})));
+    assert_eq!(get(&client, "a", &format!("{files}/README")).body, b"from the host\n");
+    assert_eq!(get(&client, "a", &format!("{files}/word")).body, b"second");
+    assert_eq!(get(&client, "a", &format!("{files}/noise")).body.len(), 800_000);
+    let files = cloned(&clone(&client, json!({"url": host.url("open"), "ref": "v1", "depth": 1})));
+    assert_eq!(get(&client, "a", &format!("{files}/word")).body, b"first");
+    assert!(host.seen().iter().all(|head| !head.to_ascii_lowercase().contains("authorization:")));
+    // A private one: with its token, and with it alone.
+    let made = clone(&client, json!({"url": host.url("private"), "token": OPENS}));
+    let files = cloned(&made);
+    assert_eq!(get(&client, "a", &format!("{files}/word")).body, b"second");
+    assert_eq!(made.json()["origin"], host.url("private"));
+    for refused in
+        [json!({"url": host.url("private")}), json!({"url": host.url("private"), "token": "wrong"})]
+    {
+        let refused = clone(&client, refused);
+        assert_eq!(code(&refused), (400, "clone_failed".into()), "{refused:?}");
+        assert!(refused.complaint().contains("git.token"), "{refused:?}");
+    }
+    let user = json!({"url": host.url("private"), "token": OPENS, "username": "somebody-else"});
+    assert_eq!(code(&clone(&client, user)), (400, "clone_failed".into()));
+    let missing = clone(&client, json!({"url": format!("{}x", host.url("open")), "token": OPENS}));
+    assert_eq!(code(&missing), (400, "clone_failed".into()));
+    assert!(
+        missing.complaint().contains(&host.address) && !missing.complaint().contains("invalid/"),
+        "{missing:?}"
+    );
+    // A host that points to a place of its own is followed; one that points elsewhere is not given away.
+    cloned(&clone(&client, json!({"url": host.url("moved"), "token": OPENS})));
+    let away = clone(&client, json!({"url": host.url("away"), "token": OPENS}));
+    assert_eq!(code(&away), (400, "clone_failed".into()), "{away:?}");
+    assert!(away.complaint().contains("403") || away.complaint().contains("example.com"), "{away:?}");
+    // A place that nobody named, and a form that is wrong, are refused before anything starts.
+    let before = host.seen().len();
+    for git in [
+        json!({"url": host.url("private").replace(&host.address, "127.0.0.1:1"), "token": OPENS}),
+        json!({"url": "https://git.example.com:8443/a", "token": OPENS}),
+        json!({"url": host.url("private"), "token": "a b"}),
+        json!({"url": host.url("private"), "username": "a"}),
+    ] {
+        let refused = clone(&client, git.clone());
+        assert_eq!(code(&refused), (400, "invalid_request".into()), "{git}: {refused:?}");
+        assert!(!refused.complaint().contains(OPENS), "{refused:?}");
+    }
+    // Another host than the level's, with a token too.
+    let closed = clone(&client, json!({"url": "https://example.com/x/y", "token": OPENS}));
+    assert_eq!(code(&closed), (400, "clone_failed".into()), "{closed:?}");
+    assert!(closed.complaint().contains("403") && !closed.complaint().contains(OPENS), "{closed:?}");
+    assert_eq!(host.seen().len(), before);
+    assert!(!server.log().contains(OPENS));
+}
+
+/// Whether a process has one of these words anywhere: its command line, its environment, or its memory.
+fn has(pid: i32, words: &[&[u8]]) -> bool {
+    let finds = |bytes: &[u8]| words.iter().any(|word| bytes.windows(word.len()).any(|found| found == *word));
+    let read = |name: &str| std::fs::read(format!("/proc/{pid}/{name}")).unwrap_or_default();
+    if finds(&read("cmdline")) || finds(&read("environ")) {
+        return true;
+    }
+    let Ok(memory) = std::fs::File::open(format!("/proc/{pid}/mem")) else { return false };
+    String::from_utf8_lossy(&read("maps")).lines().any(|line| {
+        let (range, rest) = line.split_once(' ').unwrap_or_default();
+        let (from, to) = range.split_once('-').unwrap_or_default();
+        let number = |text: &str| u64::from_str_radix(text, 16).unwrap_or(0);
+        let (from, to) = (number(from), number(to));
+        // What is only reserved is as long as it likes; what came over a wire is where a process writes.
+        let mut bytes = vec![0; usize::try_from(to - from).unwrap_or(0).min(1 << 26)];
+        rest.starts_with("rw") && memory.read_at(&mut bytes, from).is_ok_and(|length| finds(&bytes[..length]))
+    })
+}
+
+/// Files below a folder that have one of these words.
+fn files_with(folder: &Path, words: &[&[u8]]) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+        let (path, kind) = (entry.path(), entry.file_type().expect("a type"));
+        if kind.is_dir() {
+            found.extend(files_with(&path, words));
+        } else if kind.is_file() {
+            let bytes = std::fs::read(&path).unwrap_or_default();
+            let finds = |word: &&[u8]| bytes.windows(word.len()).any(|found| found == *word);
+            found.extend(words.iter().any(finds).then_some(path));
+        }
+    }
+    found
+}
+
+#[test]
+fn t232_a_repositorys_token_is_never_in_the_cage_nor_in_what_was_cloned() {
+    if !environment().commands || !environment().root_user {
+        return;
+    }
+    let host = GitHost::start();
+    let server = Server::start(Options::default().with("GAOLER_MCP__INTERNAL", json!([host.address])));
+    let client = server.client();
+    let login = basic("x-access-token", OPENS);
+    let secret = login.strip_prefix("Basic ").expect("a login").to_owned();
+    let words = [OPENS.as_bytes(), secret.as_bytes()];
+    let git = json!({"url": host.url("held"), "token": OPENS});
+    let cloning = {
+        let client = server.client();
+        std::thread::spawn(move || clone(&client, git))
+    };
+    // The host has the request and says nothing: now git waits in its cage.
+    let patience = std::time::Duration::from_secs(60);
+    let go_on = host.held.lock().expect("no panic").recv_timeout(patience).expect("a request");
+    let all = processes(server.pid(), server.options.uids);
+    let caged: Vec<_> = all.iter().filter(|it| it.is_caged()).collect();
+    assert!(caged.iter().any(|it| it.name.starts_with("git")), "{caged:?}");
+    for process in &caged {
+        assert!(!has(process.pid, &words), "{process:?}");
+    }
+    // The look finds what is there: the cage's name for the host, and in egress what opens it.
+    assert!(caged.iter().any(|it| has(it.pid, &[b"s0.git.invalid"])), "{caged:?}");
+    assert!(all.iter().any(|it| it.role == Role::Egress && has(it.pid, &words)), "{all:?}");
+    go_on.send(()).expect("it waits");
+    let files = cloned(&cloning.join().expect("an answer"));
+    let config = get(&client, "a", &format!("{files}/.git/config"));
+    let config = String::from_utf8(config.body).expect("UTF-8");
+    assert!(config.contains(&format!("url = {}\n", host.url("held"))), "{config}");
+    assert!(!config.contains("invalid") && !config.contains("insteadOf"), "{config}");
+    // Nothing of it is on the disk, and the origin is: so the look works there as well.
+    assert_eq!(files_with(&server.state, &words), Vec::<PathBuf>::new());
+    assert!(!files_with(&server.state, &[host.url("held").as_bytes()]).is_empty());
+    assert!(!server.log().contains(OPENS) && !server.log().contains(&secret));
 }

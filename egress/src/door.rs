@@ -9,6 +9,7 @@ use std::os::unix::net::UnixListener as StdUnixListener;
 use std::sync::Arc;
 
 use gaoler_protocol::Serve;
+use gaoler_seal::Vault;
 use gaoler_sys::memfd;
 use rustls::ClientConfig;
 use tokio::net::{TcpListener, UnixListener, UnixStream};
@@ -39,7 +40,7 @@ pub struct Door {
 
 impl Door {
     /// Reads the descriptors after the first two: hosts, ledger, listener, and perhaps the proxy's listener and the
-    /// run's remote MCP servers.
+    /// run's remote servers, for which `remote` is how TLS is spoken and what opens the operator's tokens.
     ///
     /// # Errors
     /// Any that is missing or something else, and a proxy where the level has none.
@@ -48,7 +49,7 @@ impl Door {
         policy: &EgressPolicy,
         servers: NameServers,
         tally: Arc<Tally>,
-        tls: Arc<ClientConfig>,
+        remote: (Arc<ClientConfig>, Option<&Vault>),
         hosts: OwnedFd,
         mut fds: impl Iterator<Item = OwnedFd>,
     ) -> Result<Door> {
@@ -57,8 +58,9 @@ impl Door {
         };
         let hosts = text(hosts).ok_or_else(|| hostile("the operator's hosts are no sealed text"))?;
         let (proxy_listener, remotes) = (fds.next(), fds.next());
+        let (tls, vault) = remote;
         let (egress_mib, is_shared) = (serve.egress_mib, serve.peer_uid != 0);
-        let terms = Terms { hosts: &hosts, remotes, tls, egress_mib, is_shared };
+        let terms = Terms { hosts: &hosts, remotes, vault, tls, egress_mib, is_shared };
         let expected = Expected::new(&serve.placeholder);
         let proxy = Proxy::new(policy, terms, servers, expected, tally)
             .ok_or_else(|| hostile("the operator's hosts or the run's servers are not what they must be"))?;

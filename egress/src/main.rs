@@ -183,7 +183,8 @@ impl Broker<'_> {
             // The key that opens others' too is dropped before anybody of the cage can come.
             Some(hosts) => {
                 let tls = Arc::new(self.tls.clone());
-                Some(Door::new(&serve, &policy, servers, job.tally.clone(), tls, hosts, fds)?)
+                let (tally, vault) = (job.tally.clone(), vault.as_ref());
+                Some(Door::new(&serve, &policy, servers, tally, (tls, vault), hosts, fds)?)
             }
         };
         Ok((job, door))

@@ -1,5 +1,5 @@
-//! Remote MCP servers through the real binary, confined: the cage asks for `sN.mcp.invalid`, and what opens the server
-//! is added where the cage cannot see it. It must never reach a real network.
+//! Remote MCP servers, and hosts of repositories, through the real binary, confined: the cage asks for `sN.mcp.invalid` or
+//! `sN.git.invalid`, and what opens the server is added where the cage cannot see it. It must never reach a real network.
 #![allow(missing_docs)]
 
 mod common;
@@ -122,4 +122,53 @@ fn t05_a_server_without_its_certificate_gets_nothing_and_a_redirect_is_not_follo
     assert_eq!((reply.status, reply.header("location")), (302, Some("http://10.0.0.5/secret")), "{reply:?}");
     assert_eq!(net.seen().len(), 1);
     drop(proxied);
+}
+
+const REPOSITORY: &str = r#"[{"secure":true,"authority":"github.com:443","headers":[["authorization","Basic of-the-tenant-0123456789"]],"git":true}]"#;
+
+#[test]
+fn t06_what_opens_a_repository_goes_to_its_host_alone_wherever_that_points() {
+    let net = Net::new(&["github.com", "gitlab.com", "mcp.example.com"]);
+    let proxied = net.egress(With { remotes: Some(REPOSITORY), ..With::default() });
+    let reply = net.get("http://s0.git.invalid/a/info/refs?service=git-upload-pack");
+    assert_eq!(reply.status, 404, "{reply:?}");
+    let seen = net.seen().pop().expect("a request");
+    assert!(seen.starts_with("GET /a/info/refs?service=git-upload-pack HTTP/1.1\r\n"), "{seen}");
+    assert!(seen.contains("host: github.com\r\n"), "{seen}");
+    assert!(seen.contains("authorization: Basic of-the-tenant-0123456789\r\n"), "{seen}");
+    assert_eq!(net.called().len(), 1, "over TLS");
+    // A place of its own is told in the cage's words; another host's stays what it is, and nothing opens that.
+    let reply = net.get("http://s0.git.invalid/moved");
+    assert_eq!((reply.status, reply.header("location")), (301, Some("http://s0.git.invalid/echo?a=1")));
+    let reply = net.get("http://s0.git.invalid/away");
+    assert_eq!((reply.status, reply.header("location")), (302, Some("https://gitlab.com/echo")));
+    let (reply, stream) = net.tunnel("gitlab.com:443", "");
+    assert_eq!(reply.status, 200, "{reply:?}");
+    let echo = net.over_tls(stream, "gitlab.com", "/echo").expect("an answer");
+    assert!(echo.body.contains("host: gitlab.com"), "{echo:?}");
+    let others = net.seen().into_iter().filter(|seen| !seen.contains("host: github.com\r\n"));
+    assert!(others.clone().count() > 0 && others.into_iter().all(|seen| !seen.contains("of-the-tenant")));
+    assert!(!format!("{:?}", proxied.ledger()).contains("of-the-tenant"));
+}
+
+#[test]
+fn t07_a_repositorys_host_is_one_that_the_level_lets_through_and_no_mcp_server() {
+    let net = Net::new(&["github.com", "mcp.example.com"]);
+    let mut proxied = net.egress(With { remotes: Some(REPOSITORY), ..With::default() });
+    for url in ["http://s0.mcp.invalid/echo", "http://s1.git.invalid/echo"] {
+        assert_eq!(net.get(url).status, 403, "{url}");
+        assert_eq!(proxied.egress.hear_denied(), Denial::Host, "{url}");
+    }
+    drop(proxied);
+    for (remotes, name) in [
+        (r#"[{"secure":true,"authority":"mcp.example.com","headers":[],"git":true}]"#, "s0.git.invalid"),
+        (ONE, "s0.git.invalid"),
+    ] {
+        let mut proxied = net.egress(With { remotes: Some(remotes), ..With::default() });
+        let reply = net.get(&format!("http://{name}/echo"));
+        assert_eq!(reply.status, 403, "{remotes}: {reply:?}");
+        assert_eq!(proxied.egress.hear_denied(), Denial::Host);
+        drop(proxied);
+    }
+    assert_eq!(net.called(), [""; 0], "nobody was called");
 }

@@ -14,6 +14,8 @@ use crate::workspaces::{self, Draft};
 
 /// Bytes of what git says that are repeated.
 const SAID_BYTES_MAX: usize = 500;
+/// What git says of a login that a host does not take.
+const REFUSED: &str = "Authentication failed";
 /// What holds for every git that is run here.
 const SETTINGS: [&str; 14] = [
     "core.hooksPath=/dev/null",
@@ -32,13 +34,28 @@ const SETTINGS: [&str; 14] = [
     "gc.auto=0",
 ];
 
-/// An address that git may be given: https, a host, and nothing that could be an option, a login or a line.
-fn is_address(url: &str) -> bool {
-    let Some(rest) = url.strip_prefix("https://") else { return false };
+/// What is to be cloned.
+pub struct Wanted<'a> {
+    /// Where it is.
+    pub url: &'a str,
+    /// A branch, a tag or a commit.
+    pub reference: Option<&'a str>,
+    /// Commits; 0 = all.
+    pub depth: u32,
+    /// Scheme and host by which the cage asks for it, where egress adds what opens it.
+    pub via: Option<&'a str>,
+}
+
+/// Where an address begins: scheme and host. It is an address that git may be given: https, a host, and nothing that
+/// could be an option, a login or a line. In the clear only egress may go, where the operator lets it.
+fn base_of<'a>(url: &'a str, via: Option<&str>) -> Option<&'a str> {
+    let rest =
+        url.strip_prefix("https://").or_else(|| url.strip_prefix("http://").filter(|_| via.is_some()))?;
     let host = rest.split('/').next().unwrap_or_default();
     let plain = |b: u8| b.is_ascii_graphic() && !b"\"'\\`<>{}|^".contains(&b);
     let named = |b: u8| b.is_ascii_alphanumeric() || b".-:".contains(&b);
-    url.len() <= 2000 && url.bytes().all(plain) && !host.is_empty() && host.bytes().all(named)
+    let fits = url.len() <= 2000 && url.bytes().all(plain) && !host.is_empty() && host.bytes().all(named);
+    fits.then(|| &url[..url.len() - rest.len() + host.len()])
 }
 
 /// A branch, a tag, or a commit's whole id.
@@ -51,18 +68,17 @@ fn is_reference(name: &str) -> bool {
 }
 
 /// Clones it.
-pub fn clone(
-    top: &Folder,
-    id: &str,
-    title: Option<String>,
-    url: &str,
-    reference: Option<&str>,
-    depth: u32,
-) -> Result<Value, Failed> {
-    if !is_address(url) {
+pub fn clone(top: &Folder, id: &str, title: Option<String>, wanted: &Wanted<'_>) -> Result<Value, Failed> {
+    let Wanted { url, reference, depth, via } = *wanted;
+    let Some(base) = base_of(url, via) else {
         let message = "git.url: must be https://HOST/PATH, without a user or a password in it.";
         return Err(failed(Code::Clone, message));
-    }
+    };
+    // The repository remembers where it really is; only what is asked now takes the other way.
+    let way =
+        via.map(|via| [format!("url.{via}/.insteadOf={base}/"), "protocol.http.allow=always".to_owned()]);
+    let git =
+        |words: &[&str]| git(words, way.as_ref().map_or(&[][..], |way| &way[..]), via.map(|via| (via, base)));
     if reference.is_some_and(|it| !is_reference(it)) {
         return Err(failed(Code::Clone, "git.ref: must be the name of a branch or a tag, or a commit's id."));
     }
@@ -74,12 +90,12 @@ pub fn clone(
     git(&["init", "--quiet", "--initial-branch=main", "."])?;
     git(&["remote", "add", "--", "origin", url])?;
     let depth = format!("--depth={depth}");
-    let wanted = reference.unwrap_or("HEAD");
+    let asked = reference.unwrap_or("HEAD");
     let mut fetch = vec!["fetch", "--quiet", "--no-recurse-submodules"];
     if depth != "--depth=0" {
         fetch.push(&depth);
     }
-    fetch.extend(["--", "origin", wanted]);
+    fetch.extend(["--", "origin", asked]);
     git(&fetch)?;
     let commit = reference.is_some_and(|it| it.len() == 40 && it.bytes().all(|b| b.is_ascii_hexdigit()));
     match (reference, commit) {
@@ -90,10 +106,11 @@ pub fn clone(
     workspaces::place(top, &draft, &folder, id, Note::now(title, Some(url.to_owned())))
 }
 
-/// Runs git once.
-fn git(words: &[&str]) -> Result<(), Failed> {
+/// Runs git once, with these settings more. What it says of the first of `names` is said of the second.
+fn git(words: &[&str], more: &[String], names: Option<(&str, &str)>) -> Result<(), Failed> {
     let mut command = Command::new("git");
-    command.args(SETTINGS.iter().flat_map(|setting| ["-c", setting])).args(words);
+    let settings = SETTINGS.iter().copied().chain(more.iter().map(String::as_str));
+    command.args(settings.flat_map(|setting| ["-c", setting])).args(words);
     let none =
         [("GIT_CONFIG_NOSYSTEM", "1"), ("GIT_CONFIG_GLOBAL", "/dev/null"), ("GIT_TERMINAL_PROMPT", "0")];
     command.envs(none).env("GIT_ASKPASS", "/bin/false").env("GIT_LFS_SKIP_SMUDGE", "1");
@@ -108,6 +125,16 @@ fn git(words: &[&str]) -> Result<(), Failed> {
     }
     let said = String::from_utf8_lossy(&output.stderr);
     let last = said.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("it said nothing");
+    // It would ask for a login where nobody could answer.
+    if [REFUSED, "could not read Username", "could not read Password"]
+        .iter()
+        .any(|words| last.contains(words))
+    {
+        let message = "the host wants a login, or refuses this one: git.token opens a private repository, and must be \
+                       one of this host's that may read it.";
+        return Err(failed(Code::Clone, message));
+    }
+    let last = names.map_or(last.to_owned(), |(inside, outside)| last.replace(inside, outside));
     let last: String = last.chars().filter(|c| !c.is_control()).take(SAID_BYTES_MAX).collect();
     Err(failed(Code::Clone, format!("git {}: {last}", words.first().copied().unwrap_or_default())))
 }
@@ -119,7 +146,7 @@ mod tests {
     #[test]
     fn an_address_is_of_https_and_of_nothing_else() {
         for good in ["https://example.com/a.git", "https://example.com:8443/a/b"] {
-            assert!(is_address(good), "{good}");
+            assert!(base_of(good, None).is_some(), "{good}");
         }
         for bad in [
             "http://example.com/a",
@@ -133,8 +160,12 @@ mod tests {
             "file:///etc",
             "git@example.com:a",
         ] {
-            assert!(!is_address(bad), "{bad}");
+            assert!(base_of(bad, None).is_none(), "{bad}");
         }
+        let via = Some("http://s0.git.invalid");
+        assert_eq!(base_of("http://10.0.0.7:80/a/b", via), Some("http://10.0.0.7:80"));
+        assert_eq!(base_of("https://example.com/a/b", via), Some("https://example.com"));
+        assert_eq!(base_of("http://user:pw@10.0.0.7/a", via), None);
         for good in ["main", "v1.2.3", "feature/x", "0123456789012345678901234567890123456789"] {
             assert!(is_reference(good), "{good}");
         }

@@ -67,7 +67,15 @@ pub enum What {
     /// A new one.
     MakeWorkspace { id: String, title: Option<String> },
     /// A new one out of a repository.
-    CloneWorkspace { id: String, title: Option<String>, url: String, reference: Option<String>, depth: u32 },
+    CloneWorkspace {
+        id: String,
+        title: Option<String>,
+        url: String,
+        reference: Option<String>,
+        depth: u32,
+        /// Scheme and host by which the cage asks for it, where egress adds what opens it.
+        via: Option<String>,
+    },
     /// One of them, and what it takes.
     Workspace { id: String },
     /// Removes it; the default one is emptied.

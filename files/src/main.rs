@@ -75,9 +75,11 @@ fn answer(question: Question, input: &mut impl Read) -> Result<Outcome, Failed> 
         What::Transcript { id, limit, offset } => sessions::transcript(&top, &id, limit, offset, ttl_days),
         What::Workspaces => workspaces::list(&top),
         What::MakeWorkspace { id, title } => workspaces::make(&top, &id, title),
-        What::CloneWorkspace { id, title, url, reference, depth } => {
+        What::CloneWorkspace { id, title, url, reference, depth, via } => {
             budget(&top)?;
-            clone::clone(&top, &id, title, &url, reference.as_deref(), depth)
+            let wanted =
+                clone::Wanted { url: &url, reference: reference.as_deref(), depth, via: via.as_deref() };
+            clone::clone(&top, &id, title, &wanted)
         }
         What::Workspace { id } => workspaces::one(&top, &id, disk_bytes, disk_files),
         What::DropWorkspace { id } => workspaces::remove(&top, &id),

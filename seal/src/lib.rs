@@ -70,6 +70,10 @@ impl Vault {
     }
 }
 
+/// In the place of a tenant, for tokens of the operator's catalogue. What is sealed for it begins with the one place that
+/// the token is for, `SCHEME://HOST:PORT` and a line's end.
+pub const OFFERED: [u8; 16] = *b"operator:catalog";
+
 /// Seals a credential for a tenant. `None` for a public key that is none.
 #[must_use]
 pub fn seal(public: &[u8; KEY_BYTES], tenant: &[u8; 16], credential: &[u8]) -> Option<Vec<u8>> {

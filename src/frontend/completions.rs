@@ -5,13 +5,17 @@ use bytes::Bytes;
 use serde::Serialize;
 use serde_json::Value;
 
-use super::answer::{Answer, Done, Emit, Kind, Shown};
+use super::answer::{Answer, Done, Emit, Kind, Shown, TOOL_USE};
 use super::cli::decode::Usage;
 use super::error::ApiError;
 use super::sse::{Cost, cost};
 
 /// Between what the agent said in two turns: the dialect has one string for both.
 const BETWEEN: &str = "\n\n";
+/// The one kind of tool.
+const FUNCTION: &str = "function";
+/// The arguments of a call that has none.
+const NO_INPUT: &str = "{}";
 
 /// The whole answer.
 #[derive(Serialize)]
@@ -21,7 +25,7 @@ struct Completion<'a> {
     created: u64,
     model: &'a str,
     system_fingerprint: Option<()>,
-    choices: [Choice; 1],
+    choices: [Choice<'a>; 1],
     usage: Tokens,
     session_id: Option<String>,
     run_id: String,
@@ -32,20 +36,50 @@ struct Completion<'a> {
 }
 
 #[derive(Serialize)]
-struct Choice {
+struct Choice<'a> {
     index: u8,
-    message: Message,
+    message: Message<'a>,
     logprobs: Option<()>,
     finish_reason: &'static str,
 }
 
 #[derive(Serialize)]
-struct Message {
+struct Message<'a> {
     role: &'static str,
-    content: String,
+    /// Null where the answer is calls alone.
+    content: Option<String>,
     refusal: Option<()>,
     #[serde(skip_serializing_if = "Option::is_none")]
     reasoning_content: Option<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    tool_calls: Vec<Call<'a>>,
+}
+
+/// A call of one of the client's functions.
+#[derive(Serialize)]
+struct Call<'a> {
+    id: &'a str,
+    #[serde(rename = "type")]
+    kind: &'static str,
+    function: Function<'a>,
+}
+
+#[derive(Serialize)]
+struct Function<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    name: Option<&'a str>,
+    arguments: &'a str,
+}
+
+/// A call's beginning, or a piece of its arguments.
+#[derive(Serialize)]
+struct CallPart<'a> {
+    index: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    id: Option<&'a str>,
+    #[serde(rename = "type", skip_serializing_if = "Option::is_none")]
+    kind: Option<&'static str>,
+    function: Function<'a>,
 }
 
 /// A piece of it.
@@ -80,6 +114,8 @@ struct Delta<'a> {
     content: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     reasoning_content: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tool_calls: Option<[CallPart<'a>; 1]>,
 }
 
 #[derive(Serialize)]
@@ -113,13 +149,46 @@ pub fn events(answer: &Answer, steps: &[Emit]) -> Bytes {
                 }
                 Delta { reasoning_content: Some(text), ..Delta::default() }
             }
+            Emit::BlockStart(block, Kind::ToolUse { id, name }) => calling(CallPart {
+                index: call_of(answer, *block),
+                id: Some(id),
+                kind: Some(FUNCTION),
+                function: Function { name: Some(name), arguments: "" },
+            }),
+            Emit::Input(block, arguments) => calling(more(answer, *block, arguments)),
+            // Clients parse what the pieces make, and nothing is no JSON.
+            Emit::BlockStop(block) if is_call_without_input(answer, *block) => {
+                calling(more(answer, *block, NO_INPUT))
+            }
             // A signature is for a model that gets the turn back, and this dialect has no place for it.
-            // A client's tools are not offered in it.
-            Emit::BlockStart(..) | Emit::Signature(..) | Emit::Input(..) | Emit::BlockStop(_) => continue,
+            Emit::BlockStart(..) | Emit::Signature(..) | Emit::BlockStop(_) => continue,
         };
         chunk(&mut out, answer, delta);
     }
     out.into()
+}
+
+fn calling(call: CallPart<'_>) -> Delta<'_> {
+    Delta { tool_calls: Some([call]), ..Delta::default() }
+}
+
+fn more<'a>(answer: &Answer, block: usize, arguments: &'a str) -> CallPart<'a> {
+    CallPart {
+        index: call_of(answer, block),
+        id: None,
+        kind: None,
+        function: Function { name: None, arguments },
+    }
+}
+
+/// The number of a call among the calls, which this dialect counts by themselves.
+fn call_of(answer: &Answer, block: usize) -> usize {
+    answer.blocks.iter().take(block).filter(|shown| matches!(shown.kind, Kind::ToolUse { .. })).count()
+}
+
+fn is_call_without_input(answer: &Answer, block: usize) -> bool {
+    let shown = answer.blocks.get(block);
+    shown.is_some_and(|shown| matches!(shown.kind, Kind::ToolUse { .. }) && shown.text.trim().is_empty())
 }
 
 /// Whether the first of these steps is the first of its block's: then they are all that the block has.
@@ -189,7 +258,9 @@ fn completion<'a>(
 ) -> Completion<'a> {
     let thought = joined(&answer.blocks, &Kind::Thinking);
     let reasoning_content = Some(thought).filter(|thought| !thought.is_empty());
-    let message = Message { role: "assistant", content, refusal: None, reasoning_content };
+    let tool_calls: Vec<Call<'_>> = answer.blocks.iter().filter_map(call).collect();
+    let content = Some(content).filter(|content| tool_calls.is_empty() || !content.is_empty());
+    let message = Message { role: "assistant", content, refusal: None, reasoning_content, tool_calls };
     Completion {
         id: &answer.heading.id,
         object: "chat.completion",
@@ -203,6 +274,12 @@ fn completion<'a>(
         x_cost: None,
         x_error: None,
     }
+}
+
+fn call(block: &Shown) -> Option<Call<'_>> {
+    let Kind::ToolUse { id, name } = &block.kind else { return None };
+    let arguments = if block.text.trim().is_empty() { NO_INPUT } else { &block.text };
+    Some(Call { id, kind: FUNCTION, function: Function { name: Some(name), arguments } })
 }
 
 fn joined(blocks: &[Shown], kind: &Kind) -> String {
@@ -223,6 +300,7 @@ fn finish_reason(stop_reason: &str) -> &'static str {
     match stop_reason {
         "end_turn" | "stop_sequence" => "stop",
         "refusal" => "content_filter",
+        TOOL_USE => "tool_calls",
         // The rest say that there would have been more: tokens, turns or the model's window ran out.
         _ => "length",
     }
@@ -340,6 +418,71 @@ mod tests {
         assert!(turns > 0 && thoughts > 0, "{turns} answers of several turns, {thoughts} with thinking");
     }
 
+    /// What a client puts together of an answer's calls: id, name and arguments, by their index.
+    fn calls_heard(bytes: &[u8]) -> Vec<[String; 3]> {
+        let mut out: Vec<[String; 3]> = Vec::new();
+        for event in std::str::from_utf8(bytes).expect("UTF-8").split_terminator("\n\n") {
+            let data = event.strip_prefix("data: ").expect("an event");
+            let chunk: Value = serde_json::from_str(data).expect("JSON");
+            for call in chunk["choices"][0]["delta"]["tool_calls"].as_array().into_iter().flatten() {
+                let at = call["index"].as_u64().expect("an index") as usize;
+                if let Some(id) = call["id"].as_str() {
+                    assert_eq!((at, &call["type"]), (out.len(), &"function".into()), "{data}");
+                    let name = call["function"]["name"].as_str().expect("a name").to_owned();
+                    out.push([id.to_owned(), name, String::new()]);
+                }
+                out[at][2].push_str(call["function"]["arguments"].as_str().expect("a string"));
+            }
+        }
+        out
+    }
+
+    #[test]
+    fn a_stream_and_a_body_have_the_same_calls_of_the_clients_functions() {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/cli-events");
+        let text = std::fs::read_to_string(format!("{folder}/parallel_tools.jsonl")).expect("a recording");
+        // The CLI's own tool as if it were the client's; and once as one that takes nothing.
+        let ours = text.replace(r#""name":"Bash""#, r#""name":"mcp__client__Bash""#);
+        let bare: String = ours
+            .lines()
+            .filter(|line| !line.contains("input_json_delta"))
+            .map(|line| format!("{line}\n"))
+            .collect();
+        for (text, arguments) in [(&ours, None), (&bare, Some(NO_INPUT))] {
+            let (mut answer, mut out) = (answer().offering(true), Vec::new());
+            for line in text.lines() {
+                let Ok(event) = decode::event(line.as_bytes()) else { continue };
+                let steps = answer.feed(event);
+                out.extend_from_slice(&events(&answer, &steps));
+            }
+            let (steps, ending) = answer.finish();
+            out.extend_from_slice(&events(&answer, &steps));
+            let Ending::Done(done) = ending else { panic!("{ending:?}") };
+            let body: Value = serde_json::from_slice(&body(&answer, &done)).expect("JSON");
+            let choice = &body["choices"][0];
+            assert_eq!(
+                (&choice["finish_reason"], &choice["message"]["content"]),
+                (&"tool_calls".into(), &Value::Null)
+            );
+            let whole: Vec<[String; 3]> = choice["message"]["tool_calls"]
+                .as_array()
+                .expect("calls")
+                .iter()
+                .map(|call| {
+                    let function = &call["function"];
+                    [&call["id"], &function["name"], &function["arguments"]]
+                        .map(|word| word.as_str().expect("a string").to_owned())
+                })
+                .collect();
+            assert_eq!(calls_heard(&out), whole);
+            assert!(whole.len() > 1 && whole.iter().all(|[_, name, _]| name == "Bash"), "{whole:?}");
+            for [_, _, found] in &whole {
+                assert!(serde_json::from_str::<Value>(found).is_ok_and(|found| found.is_object()), "{found}");
+                assert!(arguments.is_none_or(|expected| expected == found), "{found}");
+            }
+        }
+    }
+
     #[test]
     fn every_reason_to_stop_has_a_word_that_clients_know() {
         let rows = [
@@ -349,6 +492,7 @@ mod tests {
             ("model_context_window_exceeded", "length"),
             ("pause_turn", "length"),
             ("refusal", "content_filter"),
+            ("tool_use", "tool_calls"),
         ];
         rows.iter().for_each(|(theirs, ours)| assert_eq!(finish_reason(theirs), *ours, "{theirs}"));
     }

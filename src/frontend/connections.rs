@@ -2,23 +2,22 @@
 //! It must never hold more of them than their bound, nor wait for a silent one without a deadline.
 
 use std::io;
+use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::{Extension, Router};
-use http::Uri;
+use axum::Router;
+use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::service::TowerToHyperService;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
-use super::head::HEAD_BYTES_MAX;
+use super::entrance::{self, HEAD_BYTES_MAX};
 use super::http::{App, router};
-use super::rates::Peer;
 use super::tls::HANDSHAKE_WAIT;
 
 /// Connections at the same time beside those of runs and of requests that wait for one, at most. Each costs a descriptor
@@ -54,8 +53,7 @@ pub async fn serve(listener: TcpListener, frontend: App) {
     loop {
         match accept(&listener, &connections).await {
             Ok((stream, peer, permit)) => {
-                let router = router.clone().layer(Extension(peer));
-                tokio::spawn(arrival(stream, permit, router, Arc::clone(&frontend)));
+                tokio::spawn(arrival(stream, peer, permit, router.clone(), Arc::clone(&frontend)));
             }
             Err(_) => tokio::time::sleep(ACCEPT_PAUSE).await,
         }
@@ -65,24 +63,32 @@ pub async fn serve(listener: TcpListener, frontend: App) {
 async fn accept(
     listener: &TcpListener,
     connections: &Arc<Semaphore>,
-) -> io::Result<(TcpStream, Peer, OwnedSemaphorePermit)> {
+) -> io::Result<(TcpStream, IpAddr, OwnedSemaphorePermit)> {
     let permit = Arc::clone(connections).acquire_owned().await.map_err(io::Error::other)?;
     let (stream, peer) = listener.accept().await?;
-    Ok((stream, Peer(peer.ip()), permit))
+    Ok((stream, peer.ip(), permit))
 }
 
 /// A connection from its first byte: under TLS where the listener has it, and never without it there.
-async fn arrival(stream: TcpStream, permit: OwnedSemaphorePermit, router: Router, frontend: App) {
+async fn arrival(
+    stream: TcpStream,
+    peer: IpAddr,
+    permit: OwnedSemaphorePermit,
+    router: Router,
+    frontend: App,
+) {
     // Small events must not wait for large segments; where this fails they only come later.
     let _ = stream.set_nodelay(true);
-    let Some(tls) = frontend.tls.clone() else { return connection(stream, permit, router, frontend).await };
+    let Some(tls) = frontend.tls.clone() else {
+        return connection(stream, peer, permit, router, frontend).await;
+    };
     // A client that fails here has been told why by its own library; a line a failure would be anybody's to write.
     if let Ok(Ok(stream)) = timeout(HANDSHAKE_WAIT, tls.accept(stream)).await {
-        connection(stream, permit, router, frontend).await;
+        connection(stream, peer, permit, router, frontend).await;
     }
 }
 
-async fn connection<S>(stream: S, permit: OwnedSemaphorePermit, router: Router, frontend: App)
+async fn connection<S>(stream: S, peer: IpAddr, permit: OwnedSemaphorePermit, router: Router, frontend: App)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -90,14 +96,14 @@ where
     // One that comes in a drain gets one answer, and the drain does not wait for it: anybody could hold it up.
     let late = *draining.borrow();
     let busy = (!late).then(|| frontend.busy.subscribe());
-    let service = tower::util::MapRequest::new(router, without_prefix);
+    let service = service_fn(|request| entrance::pass(router.clone(), &frontend, peer, request));
     let serving = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
         .keep_alive(!late)
         .header_read_timeout(HEAD_WAIT)
         .max_buf_size(BUFFER_BYTES_MAX)
         .max_headers(HEAD_FIELDS_MAX)
-        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(service));
+        .serve_connection(TokioIo::new(stream), service);
     let mut serving = std::pin::pin!(serving);
     let ended = tokio::select! {
         ended = serving.as_mut() => Some(ended),
@@ -108,17 +114,4 @@ where
         let _ = serving.await;
     }
     drop((permit, busy));
-}
-
-/// A base URL may have a prefix of its own, which a proxy in front of us may have left there.
-fn without_prefix<B>(mut request: http::Request<B>) -> http::Request<B> {
-    let path = request.uri().path();
-    let begins = ["/v1/", "/admin/v1/"];
-    let stripped = begins.iter().filter_map(|known| path.find(known)).min().filter(|&at| at > 0);
-    let whole = request.uri().path_and_query().map_or(path, |whole| whole.as_str());
-    let stripped = stripped.map(|at| whole[at..].to_string());
-    if let Some(uri) = stripped.and_then(|path| Uri::try_from(path).ok()) {
-        *request.uri_mut() = uri;
-    }
-    request
 }

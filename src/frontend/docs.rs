@@ -80,7 +80,12 @@ pub fn routes() -> Router<App> {
 async fn root(State(frontend): State<App>, headers: HeaderMap) -> Response {
     let (listen, layers) = (frontend.listen.get(), frontend.layers.get());
     let posture = guide::Posture {
-        health: posture::health(listen, layers, *frontend.draining.borrow(), frontend.admission.load()),
+        health: serde_json::json!(posture::health(
+            listen,
+            layers,
+            *frontend.draining.borrow(),
+            frontend.admission.load()
+        )),
         security: posture::security(listen, layers, &frontend.settings.level),
         base: base(&headers, frontend.tls.is_some() || frontend.settings.server.trusted_proxy),
     };

@@ -46,6 +46,8 @@ pub struct Asker {
     pub tenant: TenantKey,
     /// The bytes of a credential's file: a tenant whom nobody has seen yet must be vouched for.
     pub credential: Option<Zeroizing<Vec<u8>>>,
+    /// What egress alone is told of where a repository is; empty = nothing.
+    pub remotes: Zeroizing<Vec<u8>>,
 }
 
 /// What came of it.
@@ -65,7 +67,7 @@ pub async fn asker(frontend: &App, headers: &HeaderMap) -> Result<Asker, ApiErro
     if *frontend.draining.borrow() {
         return Err(ApiError::draining());
     }
-    Ok(Asker { tenant, credential })
+    Ok(Asker { tenant, credential, remotes: Zeroizing::default() })
 }
 
 /// Asks, with the bytes of a body where the question brings some.
@@ -75,16 +77,27 @@ pub async fn asker(frontend: &App, headers: &HeaderMap) -> Result<Asker, ApiErro
 pub async fn ask(
     frontend: &App,
     headers: &HeaderMap,
-    Asker { tenant, credential }: Asker,
+    Asker { tenant, credential, remotes }: Asker,
     kind: Kind,
     what: What,
     body: Option<Body>,
 ) -> Result<Told, ApiError> {
+    // What goes out must be vouched for. A Spawn without it would be taken for a hostile one, and end all runs.
+    if kind.has_egress() && credential.is_none() {
+        return Err(ApiError::unauthenticated(
+            "credential_missing",
+            "This goes out through egress, which needs a credential for the upstream: send x-claude-credential, or store \
+             one with PUT /v1/credential.",
+        ));
+    }
     // A run like any other, so the tenant's rate counts it.
     frontend.rates.tenant(&tenant)?;
     let bounds = (way::level(frontend, headers, None)?, way::limits(headers, &Limits::NONE)?);
-    let sealed = credential.map(|bytes| sealed("credential", &bytes)).transpose()?;
-    run(frontend, tenant, bounds, kind, what, sealed, body).await
+    // Servers come third, so that without a credential there are none.
+    let remotes = credential.is_some().then_some(remotes).filter(|remotes| !remotes.is_empty());
+    let secrets = [("credential", credential), ("remotes", remotes)];
+    let secrets = secrets.into_iter().filter_map(|(name, bytes)| Some(sealed(name, &bytes?)));
+    run(frontend, tenant, bounds, kind, what, secrets.collect::<Result<_, _>>()?, body).await
 }
 
 /// Has a tenant's old sessions removed, where the operator wants that and nobody has looked for an hour.
@@ -105,7 +118,7 @@ pub async fn sweep(frontend: &App, tenant: TenantKey) {
         swept.push((tenant.0, Instant::now()));
     }
     let level = way::level(frontend, &HeaderMap::new(), None).unwrap_or(Level::Paranoid);
-    let swept = run(frontend, tenant, (level, Limits::NONE), Kind::Sessions, What::Sweep, None, None);
+    let swept = run(frontend, tenant, (level, Limits::NONE), Kind::Sessions, What::Sweep, Vec::new(), None);
     // A tenant without a folder has no sessions, and is refused.
     let _ = timeout(SWEEP_WAIT, swept).await;
 }
@@ -121,7 +134,7 @@ async fn run(
     (level, limits): (Level, Limits),
     kind: Kind,
     what: What,
-    credential: Option<std::os::fd::OwnedFd>,
+    secrets: Vec<std::os::fd::OwnedFd>,
     body: Option<Body>,
 ) -> Result<Told, ApiError> {
     let spawn = Spawn {
@@ -141,7 +154,7 @@ async fn run(
         budget_microusd: 0,
         limits,
     };
-    let fds = std::iter::once(sealed("options", b"")?).chain(credential).collect();
+    let fds = std::iter::once(sealed("options", b"")?).chain(secrets).collect();
     let place = frontend.admission.enter(tenant, frontend.draining.subscribe(), |_| {}).await?;
     let guard = (frontend.busy.subscribe(), place);
     let refused = |refused: Refused| ApiError::refused(&refused);

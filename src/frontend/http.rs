@@ -5,26 +5,22 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::body::Body;
-use axum::extract::{Extension, Path, RawQuery, Request, State};
-use axum::middleware::{self, Next};
+use axum::extract::{Extension, Path, RawQuery, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
-use http::header::{self, HeaderName, HeaderValue};
-use http::{HeaderMap, StatusCode};
+use bytes::Bytes;
+use http::header::{self, HeaderValue};
+use http::{HeaderMap, Method, Request, StatusCode};
+use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::dialect::Dialect;
 use super::error::ApiError;
-use super::rates::Peer;
 use super::trace::Trace;
 use super::{
-    Frontend, admin, docs, head, id, identity, mcp, metrics, models, own, posture, runs, sessions, tokens,
-    way, workspaces,
+    Frontend, admin, docs, identity, mcp, metrics, models, own, posture, runs, sessions, tokens, way,
+    workspaces,
 };
-
-const REQUEST_ID: HeaderName = HeaderName::from_static("request-id");
-/// The same, where the second dialect's clients look for it.
-const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// What every handler is given.
 pub type App = Arc<Frontend>;
@@ -53,48 +49,12 @@ pub fn router(frontend: App) -> Router {
         .merge(docs::routes())
         .fallback(not_found)
         .method_not_allowed_fallback(wrong_method)
-        .layer(middleware::from_fn(head::bounded))
-        .layer(middleware::from_fn_with_state(Arc::clone(&frontend), with_request_id))
         .with_state(frontend)
 }
 
 /// A name for the request, in its answer and in the log; and the trace that it is a part of.
 #[derive(Clone)]
 pub struct RequestId(pub Arc<str>, pub Trace);
-
-/// Names the request, so that an answer and a log line can be brought together.
-async fn with_request_id(State(frontend): State<App>, mut request: Request, next: Next) -> Response {
-    let timed = metrics::Timed::begin(&request, &frontend.traces);
-    let id = RequestId(id::request().into(), timed.trace());
-    request.extensions_mut().insert(id.clone());
-    let mut response = match admitted(&frontend, &request) {
-        Err(error) => failure(&error, &id),
-        Ok(()) => next.run(request).await,
-    };
-    if let Ok(value) = HeaderValue::from_str(&id.0) {
-        response.headers_mut().insert(REQUEST_ID, value.clone());
-        response.headers_mut().insert(X_REQUEST_ID, value);
-    }
-    timed.answered(response)
-}
-
-/// What holds of a request wherever it goes. Probes are asked by machines, often, and cost nothing.
-fn admitted(frontend: &Frontend, request: &Request) -> Result<(), ApiError> {
-    if request.uri().query().is_some_and(identity::in_query) {
-        return Err(key_in_query());
-    }
-    let is_probe = ["/health", "/livez", "/readyz", "/metrics"].contains(&request.uri().path());
-    match request.extensions().get::<Peer>().filter(|_| !is_probe) {
-        Some(Peer(address)) => frontend.rates.address(*address, request.headers()),
-        None => Ok(()),
-    }
-}
-
-/// Addresses are written down wherever they pass: what was sent there is to be taken back.
-fn key_in_query() -> ApiError {
-    let message = "A key or credential was sent in the address, where logs keep it. Send it as a header, and revoke it.";
-    ApiError::new(400, "key_in_query", message).final_word()
-}
 
 /// 404, as where there is no route.
 pub async fn not_found(Extension(id): Extension<RequestId>) -> Response {
@@ -112,7 +72,32 @@ async fn wrong_method(Extension(id): Extension<RequestId>) -> Response {
     failure(&ApiError::new(405, "method_not_allowed", "This path does not know this method."), &id)
 }
 
+/// What is asked often, needs nobody's answer but ours, and so takes no further way. The routes say the same; they are
+/// asked for other methods, and where this says nothing.
+pub fn at_once<B>(frontend: &Frontend, request: &Request<B>) -> Option<Response> {
+    if request.method() != Method::GET {
+        return None;
+    }
+    match (request.uri().path(), request.uri().query()) {
+        ("/health", _) => Some(healthy(frontend)),
+        ("/livez", _) => Some(json(StatusCode::OK, &posture::live())),
+        ("/readyz", _) => Some(readied(frontend)),
+        ("/v1/models", None) if identity::at_once(frontend, request.headers()) => {
+            let page = frontend.models.get_or_init(|| {
+                let page = models::page(&frontend.settings, "").ok();
+                page.and_then(|page| serde_json::to_vec(&page).ok()).map(Bytes::from)
+            });
+            page.clone().map(|page| json_bytes(StatusCode::OK, Body::from(page)))
+        }
+        _ => None,
+    }
+}
+
 async fn health(State(frontend): State<App>) -> Response {
+    healthy(&frontend)
+}
+
+fn healthy(frontend: &Frontend) -> Response {
     let draining = *frontend.draining.borrow();
     json(
         StatusCode::OK,
@@ -130,6 +115,10 @@ async fn live() -> Response {
 }
 
 async fn ready(State(frontend): State<App>) -> Response {
+    readied(&frontend)
+}
+
+fn readied(frontend: &Frontend) -> Response {
     let draining = *frontend.draining.borrow();
     match posture::unready(frontend.listen.get(), draining) {
         None => json(StatusCode::OK, &posture::ready(None)),
@@ -211,8 +200,8 @@ async fn catalog(
     Extension(id): Extension<RequestId>,
     headers: HeaderMap,
 ) -> Response {
-    match identity::somebody(&frontend, &headers).await {
-        Ok(_) => json(StatusCode::OK, &mcp::catalog(&frontend.settings.mcp)),
+    match identity::recognized(&frontend, &headers).await {
+        Ok(()) => json(StatusCode::OK, &mcp::catalog(&frontend.settings.mcp)),
         Err(error) => failure(&error, &id),
     }
 }
@@ -231,13 +220,13 @@ async fn probe(
 
 /// What a client of either family is told once it has shown a key, or a credential of a right form. The upstream is not
 /// asked about it: names of models are no secret.
-async fn listed(
+async fn listed<T: Serialize>(
     frontend: &Frontend,
     headers: &HeaderMap,
     id: &RequestId,
-    body: impl FnOnce() -> Result<Value, ApiError>,
+    body: impl FnOnce() -> Result<T, ApiError>,
 ) -> Response {
-    match identity::somebody(frontend, headers).await.and_then(|_| body()) {
+    match identity::recognized(frontend, headers).await.and_then(|()| body()) {
         Ok(body) => json(StatusCode::OK, &body),
         Err(error) => failed(&error, &error.body_for_both(&id.0)),
     }
@@ -262,7 +251,7 @@ pub fn failed(error: &ApiError, body: &Value) -> Response {
 }
 
 /// A JSON answer.
-pub fn json(status: StatusCode, value: &Value) -> Response {
+pub fn json(status: StatusCode, value: &impl Serialize) -> Response {
     json_bytes(status, Body::from(serde_json::to_vec(value).unwrap_or_default()))
 }
 

@@ -102,12 +102,38 @@ pub async fn shown(frontend: &Frontend, headers: &HeaderMap) -> Result<Shown, Ap
     }
 }
 
-async fn credential(frontend: &Frontend, credential: Credential) -> Result<Shown, ApiError> {
+/// Whether a request shows a key that is known, or a credential of a right form. It is enough where nothing is told
+/// that is somebody's; whose a credential is need not be looked up.
+///
+/// # Errors
+/// As [`somebody`].
+pub async fn recognized(frontend: &Frontend, headers: &HeaderMap) -> Result<(), ApiError> {
+    match tenant::shown(headers) {
+        Some(token) if !token.starts_with(KEY_PREFIX) => {
+            Credential::parse(token)?;
+            key_not_required(frontend)
+        }
+        _ => somebody(frontend, headers).await.map(drop),
+    }
+}
+
+/// The same, where nobody need be asked. `false` says nothing: [`recognized`] is to be asked.
+pub fn at_once(frontend: &Frontend, headers: &HeaderMap) -> bool {
+    let token = tenant::shown(headers).filter(|token| !token.starts_with(KEY_PREFIX));
+    token.is_some_and(|token| !frontend.settings.identity.require_key && Credential::parse(token).is_ok())
+}
+
+fn key_not_required(frontend: &Frontend) -> Result<(), ApiError> {
     if frontend.settings.identity.require_key {
         let message = "This server asks for a tenant key (gaol_t_…) as `authorization: Bearer` or `x-api-key`, with the \
                        credential in x-claude-credential, in the body, or stored.";
         return Err(ApiError::unauthenticated("key_required", message));
     }
+    Ok(())
+}
+
+async fn credential(frontend: &Frontend, credential: Credential) -> Result<Shown, ApiError> {
+    key_not_required(frontend)?;
     let digest = Hex(credential.digest(&frontend.secret).to_vec());
     match frontend.ledger.ask(Some(Proof::Credential { digest }), Question::Who).await? {
         Answer::Who(Who::Tenant(grant)) => Ok(Shown::Credential(credential, Some(grant))),

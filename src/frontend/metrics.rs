@@ -7,8 +7,7 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use axum::body::{Body, Bytes, HttpBody};
-use axum::extract::{MatchedPath, Request};
-use http::Response;
+use http::{Request, Response};
 use hyper::body::{Frame, SizeHint};
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::encoding::text::encode;
@@ -164,6 +163,23 @@ impl Metrics {
 
 static METRICS: LazyLock<Metrics> = LazyLock::new(Metrics::new);
 
+/// The routes that the document names: whatever else is asked for is `other`, or a stranger could make labels.
+static ROUTES: LazyLock<matchit::Router<&'static str>> = LazyLock::new(|| {
+    let mut routes = matchit::Router::new();
+    for path in openapi::paths() {
+        // The document knows no parameter that is all of the rest of a path.
+        let pattern = path.strip_suffix("/{path}").map(|folder| format!("{folder}/{{*path}}"));
+        // A path that contradicts another one cannot be routed either, and a test asks for each.
+        let _ = routes.insert(pattern.as_deref().unwrap_or(path), path);
+    }
+    routes
+});
+
+/// The label of a path.
+fn route(path: &str) -> &'static str {
+    ROUTES.at(path).map_or("other", |found| *found.value)
+}
+
 /// A request on its way. Where it is dropped, its time is over.
 pub struct Timed {
     route: &'static str,
@@ -173,13 +189,9 @@ pub struct Timed {
 }
 
 impl Timed {
-    /// A request whose head is there. Where no route answers it, it is `other`.
-    pub fn begin(request: &Request, traces: &trace::Traces) -> Timed {
-        let route = request.extensions().get::<MatchedPath>();
-        // The document knows no parameter that is all of the rest of a path.
-        let route = route.map(|route| route.as_str().replace("{*", "{"));
-        let known = |path: &&str| route.as_deref() == Some(*path);
-        let route = openapi::paths().find(known).unwrap_or("other");
+    /// A request whose head is there.
+    pub fn begin<B>(request: &Request<B>, traces: &trace::Traces) -> Timed {
+        let route = route(request.uri().path());
         let span = traces.begin(request.method(), route, request.headers());
         Timed { route, begun: Instant::now(), span }
     }
@@ -190,11 +202,11 @@ impl Timed {
     }
 
     /// Counts the answer, and goes with its body to the end.
-    pub fn answered(mut self, response: Response<Body>) -> Response<Body> {
+    pub fn answered(mut self, response: Response<Body>) -> Response<TimedBody> {
         self.span.answered(&response);
         let labels = Answered { route: self.route, status: response.status().as_u16().into() };
         METRICS.requests.get_or_create(&labels).inc();
-        response.map(|body| Body::new(TimedBody { body, _timed: self }))
+        response.map(|body| TimedBody { body, _timed: self })
     }
 }
 
@@ -206,7 +218,7 @@ impl Drop for Timed {
 }
 
 /// A body that nothing is changed of.
-struct TimedBody {
+pub struct TimedBody {
     body: Body,
     _timed: Timed,
 }
@@ -315,4 +327,21 @@ pub fn text(listen: Option<&Listen>, layers: Option<&Layers>, draining: bool) ->
     // A String takes everything that is written to it.
     let _ = encode(&mut text, &METRICS.registry);
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_path_of_the_document_has_a_label_and_nothing_else_has() {
+        for path in openapi::paths() {
+            // With a value for each parameter, and more than one part for what is all of the rest.
+            let asked = path.replace("{path}", "a/b").replace('{', "v").replace('}', "");
+            assert_eq!(route(&asked), path, "{asked}");
+        }
+        for path in ["", "/v1", "/v1/messages/", "/v1/message", "/docs/x.js", "*"] {
+            assert_eq!(route(path), "other", "{path}");
+        }
+    }
 }

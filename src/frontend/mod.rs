@@ -10,9 +10,9 @@ mod completions;
 mod connections;
 mod dialect;
 mod docs;
+mod entrance;
 mod error;
 mod files;
-mod head;
 mod http;
 mod id;
 pub mod identity;
@@ -26,6 +26,7 @@ mod own;
 mod posture;
 mod prove;
 mod rates;
+mod repository;
 mod run;
 mod runs;
 mod sessions;
@@ -46,6 +47,7 @@ use std::process::ExitCode;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, OnceLock};
 
+use bytes::Bytes;
 use nix::sys::signal::{SigSet, Signal};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio_rustls::TlsAcceptor;
@@ -88,6 +90,8 @@ pub struct Frontend {
     draining: watch::Sender<bool>,
     /// One receiver a run that is alive, and a connection of before a drain: drained is who has none left.
     busy: watch::Sender<()>,
+    /// The first page of the models, as it is sent.
+    models: OnceLock<Option<Bytes>>,
     /// What the listener's connections begin with.
     tls: Option<TlsAcceptor>,
     /// Who asked how often.
@@ -242,6 +246,7 @@ pub async fn converse(control: OwnedFd, settings: Settings, secrets: Secrets) {
         supervisor,
         layers: OnceLock::new(),
         listen: OnceLock::new(),
+        models: OnceLock::new(),
         draining: watch::Sender::new(false),
         busy: watch::Sender::new(()),
         bodies: Arc::new(Semaphore::new(way::BODIES_KIB_MAX)),

@@ -3,7 +3,7 @@
 
 use std::borrow::Cow;
 
-use serde_json::{Value, json};
+use serde::Serialize;
 
 use gaoler_policy::settings::Settings;
 
@@ -16,11 +16,34 @@ const PAGE_MAX: usize = 1000;
 pub const ALIASES: [(&str, &str); 3] =
     [("opus", "Claude Opus"), ("sonnet", "Claude Sonnet"), ("haiku", "Claude Haiku")];
 
-/// `GET /v1/models`: one page, in a form that both families of clients read.
+/// A page of the list, in a form that both families of clients read.
+#[derive(Debug, Serialize)]
+pub struct Page<'a> {
+    object: &'static str,
+    data: Vec<Model<'a>>,
+    has_more: bool,
+    first_id: Option<&'a str>,
+    last_id: Option<&'a str>,
+}
+
+/// One model of it.
+#[derive(Debug, Serialize)]
+pub struct Model<'a> {
+    #[serde(rename = "type")]
+    kind: &'static str,
+    id: &'a str,
+    display_name: &'a str,
+    created_at: &'static str,
+    object: &'static str,
+    created: u32,
+    owned_by: &'static str,
+}
+
+/// `GET /v1/models`: one page.
 ///
 /// # Errors
 /// 400 for a bound that is none, or for an id that is not in the list.
-pub fn page(settings: &Settings, query: &str) -> Result<Value, ApiError> {
+pub fn page<'a>(settings: &'a Settings, query: &str) -> Result<Page<'a>, ApiError> {
     let asked = Asked::parse(query)?;
     let models = listed(settings);
     let place = |name: &str, id: &str| {
@@ -45,22 +68,21 @@ pub fn page(settings: &Settings, query: &str) -> Result<Value, ApiError> {
             (&models[begin..end], end < models.len())
         }
     };
-    let data: Vec<Value> = rows.iter().map(|(id, name)| entry(id, name)).collect();
-    let id = |row: Option<&(&str, &str)>| row.map(|(id, _)| (*id).to_string());
-    Ok(json!({
-        "object": "list",
-        "data": data,
-        "has_more": has_more,
-        "first_id": id(rows.first()),
-        "last_id": id(rows.last()),
-    }))
+    let id = |row: Option<&(&'a str, &'a str)>| row.map(|(id, _)| *id);
+    Ok(Page {
+        object: "list",
+        data: rows.iter().map(|(id, name)| entry(id, name)).collect(),
+        has_more,
+        first_id: id(rows.first()),
+        last_id: id(rows.last()),
+    })
 }
 
 /// `GET /v1/models/{id}`.
 ///
 /// # Errors
 /// 404 for one that is not in the list.
-pub fn one(settings: &Settings, id: &str) -> Result<Value, ApiError> {
+pub fn one<'a>(settings: &'a Settings, id: &str) -> Result<Model<'a>, ApiError> {
     match listed(settings).into_iter().find(|(listed, _)| *listed == id) {
         Some((id, name)) => Ok(entry(id, name)),
         None => Err(ApiError::new(
@@ -80,16 +102,16 @@ fn listed(settings: &Settings) -> Vec<(&str, &str)> {
 }
 
 /// The API has the epoch where a day is not known, and what an alias stands for changes.
-fn entry(id: &str, name: &str) -> Value {
-    json!({
-        "type": "model",
-        "id": id,
-        "display_name": name,
-        "created_at": "1970-01-01T00:00:00Z",
-        "object": "model",
-        "created": 0,
-        "owned_by": "anthropic",
-    })
+fn entry<'a>(id: &'a str, display_name: &'a str) -> Model<'a> {
+    Model {
+        kind: "model",
+        id,
+        display_name,
+        created_at: "1970-01-01T00:00:00Z",
+        object: "model",
+        created: 0,
+        owned_by: "anthropic",
+    }
 }
 
 /// What a query asks for.
@@ -124,6 +146,7 @@ impl Asked<'_> {
 mod tests {
     use super::*;
     use gaoler_policy::settings::{ListedModel, Models};
+    use serde_json::json;
 
     fn settings() -> Settings {
         let model = |id: &str, name: &str| ListedModel { id: id.into(), display_name: name.into() };
@@ -149,7 +172,9 @@ mod tests {
             ("before_id=opus", &[], false),
         ];
         for (query, ids, has_more) in rows {
-            let page = page(&settings(), query).unwrap_or_else(|e| panic!("{query}: {}", e.message));
+            let settings = settings();
+            let page = page(&settings, query).unwrap_or_else(|e| panic!("{query}: {}", e.message));
+            let page = json!(page);
             let data = page["data"].as_array().expect("a list");
             let found: Vec<&str> = data.iter().filter_map(|model| model["id"].as_str()).collect();
             assert_eq!((found.as_slice(), &page["has_more"]), (*ids, &json!(has_more)), "{query}");
@@ -178,16 +203,17 @@ mod tests {
 
     #[test]
     fn a_model_has_both_families_fields_and_a_name() {
-        let model = one(&settings(), "claude-b[1m]").expect("listed");
+        let settings = settings();
+        let model = one(&settings, "claude-b[1m]").expect("listed");
         assert_eq!(
-            model,
+            json!(model),
             json!({
                 "type": "model", "id": "claude-b[1m]", "display_name": "claude-b[1m]",
                 "created_at": "1970-01-01T00:00:00Z", "object": "model", "created": 0, "owned_by": "anthropic",
             })
         );
-        assert_eq!(one(&settings(), "sonnet").expect("an alias")["display_name"], "Claude Sonnet");
-        assert_eq!(one(&settings(), "claude-c").expect_err("not listed").status, 404);
+        assert_eq!(one(&settings, "sonnet").expect("an alias").display_name, "Claude Sonnet");
+        assert_eq!(one(&settings, "claude-c").expect_err("not listed").status, 404);
     }
 
     #[test]

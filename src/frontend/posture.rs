@@ -1,28 +1,52 @@
 //! What /health, /livez, /readyz and /v1/security say: whether runs are taken, the tier, the guarantees and the layers, as the supervisor tried them.
 //! It must never claim more than a row says, and an absent row is an absent layer.
 
+use serde::Serialize;
 use serde_json::{Value, json};
 
 use gaoler_policy::settings::Levels;
 use gaoler_protocol::{Layers, Level, Listen};
 
-/// `GET /health`.
+/// `GET /health`. Asked often, so it is written from types.
+#[derive(Serialize)]
+pub struct Health {
+    status: &'static str,
+    version: &'static str,
+    security_level: &'static str,
+    tier: Option<&'static str>,
+    level: &'static str,
+    runs: Load,
+    embedded: bool,
+}
+
+#[derive(Serialize)]
+struct Load {
+    running: usize,
+    waiting: usize,
+}
+
+/// What `GET /health` says.
 pub fn health(
     listen: Option<&Listen>,
     layers: Option<&Layers>,
     draining: bool,
-    load: (usize, usize),
-) -> Value {
+    (running, waiting): (usize, usize),
+) -> Health {
     let level = listen.map_or(Level::Balanced, |listen| listen.level);
-    json!({
-        "status": if draining { "draining" } else { "healthy" },
-        "version": env!("CARGO_PKG_VERSION"),
-        "security_level": level.name().to_ascii_uppercase(),
-        "tier": listen.map(|listen| listen.tier.name()).or(layers.map(|layers| layers.tier.name())),
-        "level": level.name(),
-        "runs": { "running": load.0, "waiting": load.1 },
-        "embedded": listen.is_some_and(|listen| listen.embedded),
-    })
+    Health {
+        status: if draining { "draining" } else { "healthy" },
+        version: env!("CARGO_PKG_VERSION"),
+        // As the predecessor wrote them.
+        security_level: match level {
+            Level::Paranoid => "PARANOID",
+            Level::Balanced => "BALANCED",
+            Level::Developer => "DEVELOPER",
+        },
+        tier: listen.map(|listen| listen.tier.name()).or(layers.map(|layers| layers.tier.name())),
+        level: level.name(),
+        runs: Load { running, waiting },
+        embedded: listen.is_some_and(|listen| listen.embedded),
+    }
 }
 
 /// `GET /livez`: whoever can say this is alive.

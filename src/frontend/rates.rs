@@ -52,10 +52,6 @@ pub struct Rates {
     trusted_proxy: bool,
 }
 
-/// Where a connection came from.
-#[derive(Debug, Clone, Copy)]
-pub struct Peer(pub IpAddr);
-
 impl Rates {
     /// As the settings say.
     pub fn new(settings: &Settings) -> Rates {

@@ -11,6 +11,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use uuid::Uuid;
+use zeroize::Zeroize;
 
 use gaoler_files::{PAGE_MAX, TITLE_CHARS_MAX, What};
 use gaoler_protocol::Kind;
@@ -132,11 +133,14 @@ pub fn word(query: &str, name: &str) -> Option<String> {
 
 /// A small body, which is a JSON object or nothing.
 pub async fn fields(frontend: &App, body: Body) -> Result<Map<String, Value>, ApiError> {
-    let (bytes, _budget) = way::read(body, frontend).await?;
+    let (mut bytes, _budget) = way::read(body, frontend).await?;
     if bytes.is_empty() {
         return Ok(Map::new());
     }
-    match serde_json::from_slice(&bytes) {
+    let read = serde_json::from_slice(&bytes);
+    // It may hold a token.
+    bytes.as_mut().zeroize();
+    match read {
         Ok(Value::Object(fields)) => Ok(fields),
         _ => Err(ApiError::invalid("The body must be a JSON object.")),
     }

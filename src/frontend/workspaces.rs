@@ -12,18 +12,19 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use gaoler_files::{DEPTH_MAX, Format, TREE_MAX, What};
+use gaoler_policy::settings::Mcp;
 use gaoler_protocol::{Kind, WORKSPACE_DEFAULT};
 use uuid::Uuid;
+use zeroize::Zeroizing;
 
 use super::error::ApiError;
-use super::files::{self, Told};
+use super::files::{self, Asker, Told};
 use super::http::{App, RequestId, failure};
+use super::repository::Repository;
 use super::sessions::{Deleted, Page, answer, fields, form, number, part, title, word};
 
 /// The workspace that is always there.
 const DEFAULT: &str = "default";
-/// Commits of a repository, at most.
-const CLONE_DEPTH_MAX: u64 = 1_000_000;
 /// Entries of a tree where nobody says how many.
 const TREE: u64 = 1000;
 
@@ -221,38 +222,29 @@ async fn make(
 ) -> Response {
     let result = async {
         let asker = files::asker(&frontend, &headers).await?;
-        let fields = fields(&frontend, body).await?;
-        let (kind, what) = made(&fields)?;
+        let mut fields = fields(&frontend, body).await?;
+        let (kind, what, remotes) = made(&mut fields, &frontend.settings.mcp)?;
+        let asker = Asker { remotes, ..asker };
         form::<Workspace>(files::ask(&frontend, &headers, asker, kind, what, None).await?)
     };
     answer(StatusCode::CREATED, result.await, &request)
 }
 
-/// What a body asks to be made.
-fn made(fields: &Map<String, Value>) -> Result<(Kind, What), ApiError> {
+/// What a body asks to be made, and what only egress is told of it.
+fn made(
+    fields: &mut Map<String, Value>,
+    settings: &Mcp,
+) -> Result<(Kind, What, Zeroizing<Vec<u8>>), ApiError> {
     let (id, title) = (fresh(), title(fields)?);
-    let git = match fields.get("git") {
-        None | Some(Value::Null) => return Ok((Kind::Files, What::MakeWorkspace { id, title })),
+    let git = match fields.remove("git") {
+        None | Some(Value::Null) => {
+            return Ok((Kind::Files, What::MakeWorkspace { id, title }, Zeroizing::default()));
+        }
         Some(Value::Object(git)) => git,
         Some(_) => return Err(ApiError::invalid("git: must be an object.")),
     };
-    let text = |name: &str| match git.get(name) {
-        None | Some(Value::Null) => Ok(None),
-        Some(Value::String(text)) if text.len() <= 2000 => Ok(Some(text.clone())),
-        Some(_) => Err(ApiError::invalid(format!("git.{name}: must be a string of at most 2000 bytes."))),
-    };
-    let url = text("url")?.ok_or_else(|| ApiError::invalid("git.url: field required."))?;
-    let reference = text("ref")?;
-    let depth = match git.get("depth") {
-        None | Some(Value::Null) => 0,
-        Some(depth) => {
-            let wrong = || {
-                ApiError::invalid(format!("git.depth: must be a whole number from 0 to {CLONE_DEPTH_MAX}."))
-            };
-            depth.as_u64().filter(|depth| *depth <= CLONE_DEPTH_MAX).ok_or_else(wrong)? as u32
-        }
-    };
-    Ok((Kind::Fetch, What::CloneWorkspace { id, title, url, reference, depth }))
+    let Repository { url, reference, depth, via, remotes } = Repository::parse(git, settings)?;
+    Ok((Kind::Fetch, What::CloneWorkspace { id, title, url, reference, depth, via }, remotes))
 }
 
 async fn one(

@@ -25,6 +25,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use gaoler_protocol::Denial;
+use gaoler_seal::Vault;
 use hyper::body::Incoming;
 use hyper::http::request::Parts;
 use hyper::server::conn::http1;
@@ -67,7 +68,7 @@ const COPY_BYTES: usize = 32 * 1024;
 /// Bytes in a MiB.
 const MIB: u64 = 1 << 20;
 
-/// What a run's proxy needs. Nothing of the credential is among it; of what opens the run's MCP servers, all.
+/// What a run's proxy needs. Nothing of the credential is among it; of what opens the run's other servers, all.
 pub struct Proxy {
     policy: ProxyPolicy,
     head_bytes_max: u64,
@@ -88,7 +89,7 @@ pub struct Proxy {
 struct Way<'a> {
     to: Destination,
     row: RowId,
-    /// The MCP server that the cage has a name of its own for.
+    /// The server that the cage has a name of its own for.
     remote: Option<&'a Remote>,
 }
 
@@ -96,8 +97,10 @@ struct Way<'a> {
 pub struct Terms<'a> {
     /// The operator's hosts, one a line.
     pub hosts: &'a str,
-    /// The run's remote MCP servers, sealed.
+    /// The run's remote servers, sealed.
     pub remotes: Option<OwnedFd>,
+    /// What opens the operator's tokens for those.
+    pub vault: Option<&'a Vault>,
     /// How TLS is spoken with those.
     pub tls: Arc<ClientConfig>,
     /// MiB at most; 0 for the level's.
@@ -120,7 +123,7 @@ impl Proxy {
         let list = List::new(&proxy, terms.hosts)?;
         Some(Proxy {
             remotes: match terms.remotes {
-                Some(fd) => Remotes::read(fd, &list)?,
+                Some(fd) => Remotes::read(fd, &list, terms.vault)?,
                 None => Remotes::default(),
             },
             tls: terms.tls,
@@ -238,6 +241,7 @@ impl Proxy {
             Some(_) if head.method == Method::CONNECT || to.port != forward::HTTP_PORT => {
                 return Err(Refused::Shape);
             }
+            Some(remote) if !remote.is_allowed(&self.list) => return refuse(Some(&remote.to), Refused::Host),
             Some(remote) => remote.to.clone(),
             None if !self.list.names(&to) => return refuse(Some(&to), Refused::Host),
             None => to,

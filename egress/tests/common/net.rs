@@ -425,6 +425,8 @@ fn serve(mut stream: impl Read + Write, seen: &Mutex<Vec<String>>, files: &Path)
     }
     match path {
         "/redirect" => answer("302 Found", "location: http://10.0.0.5/secret\r\n", b"elsewhere"),
+        "/moved" => answer("301 Moved Permanently", &format!("location: https://{host}/echo?a=1\r\n"), b""),
+        "/away" => answer("302 Found", "location: https://gitlab.com/echo\r\n", b""),
         "/switch" => {
             let _ = stream
                 .write_all(b"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: x\r\n\r\n");

@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 use super::errors;
 use super::messages::{constant, described, exact, ignored, object, one_of, run_headers, run_parameters};
 use super::openapi::{Group, nullable, schema};
+use crate::frontend::job::tools::{NAME_BYTES_MAX, TOOLS_MAX};
 use crate::frontend::job::{BLOCKS_MAX, MESSAGES_MAX};
 
 /// The group.
@@ -27,6 +28,7 @@ pub fn group() -> Group {
             ("CompletionsUser", spoken(&["user"], content(schema("CompletionsPart")), json!({}))),
             ("CompletionsAssistant", assistant()),
             ("CompletionsTool", tool()),
+            ("CompletionsFunction", function()),
             ("CompletionsPart", one_of(&["TextBlock", "CompletionsImage"])),
             ("CompletionsImage", image()),
             ("Completion", completion()),
@@ -49,8 +51,8 @@ fn path() -> Value {
         "operationId": "completions",
         "summary": "Ask the agent, as a chat completion",
         "description": "For clients that speak no other dialect; the run, its cage and its bounds are those of \
-            `POST /v1/messages`. The tools are the agent's own, so a call of the client's is never answered; `n` above 1 and a \
-            forced `tool_choice` are refused, and what else has no effect is named in `x-gaoler-ignored`.",
+            `POST /v1/messages`. The agent's own tools run in its cage and are never shown; calls of yours come as `tool_calls`. \
+            `n` above 1 is refused, and what else has no effect is named in `x-gaoler-ignored`.",
         "security": [{"bearer": []}, {"api_key": []}],
         "parameters": parameters,
         "requestBody": {
@@ -121,7 +123,28 @@ fn request() -> Value {
             "mcp_servers": of_messages("mcp_servers"),
             "skip_mcp_permissions": of_messages("skip_mcp_permissions"),
             "n": nullable(json!({"type": "integer", "const": 1})),
-            "tool_choice": nullable(json!({"type": "string", "enum": ["auto", "none"]})),
+            "tools": nullable(json!({
+                "description": "Your own functions. The model's calls of them come as `tool_calls` with the `finish_reason` \
+                    `tool_calls`; send a message of the role `tool` for each within 5 minutes and the same run goes on, later \
+                    and a new one begins out of the history. Tools of other kinds have no effect.",
+                "type": "array", "maxItems": TOOLS_MAX, "items": schema("CompletionsFunction"),
+            })),
+            "tool_choice": nullable(json!({
+                "description": "`none` offers no tools. `required` and a function's name cannot be promised: they count as `auto`, \
+                    and are named.",
+                "anyOf": [
+                    {"type": "string", "enum": ["none", "auto", "required"]},
+                    object(
+                        "",
+                        &["type"],
+                        json!({"type": {"type": "string", "enum": ["function", "custom", "allowed_tools"]}}),
+                    ),
+                ],
+            })),
+            "parallel_tool_calls": nullable(json!({
+                "description": "false cannot be promised, and is named.", "type": "boolean", "default": true,
+            })),
+            "functions": ignored(json!({})),
             "function_call": nullable(json!({"type": "string", "enum": ["auto", "none"]})),
             "max_tokens": ignored(nullable(number())),
             "max_completion_tokens": ignored(nullable(number())),
@@ -169,6 +192,43 @@ fn tool() -> Value {
     spoken(&["tool"], json!({"type": ["string", "array", "null"]}), id)
 }
 
+fn function() -> Value {
+    let function = object(
+        "",
+        &["name"],
+        json!({
+            "name": {"type": "string", "pattern": format!("^[A-Za-z0-9_-]{{1,{NAME_BYTES_MAX}}}$")},
+            "description": nullable(json!({"type": "string"})),
+            "parameters": nullable(json!({"description": "The JSON schema of its arguments.", "type": "object"})),
+            "strict": nullable(json!({"description": "true cannot be promised, and is named.", "type": "boolean"})),
+        }),
+    );
+    json!({
+        "description": "A function of the client's.",
+        "type": "object",
+        "required": ["type"],
+        "properties": {
+            "type": {"type": "string", "description": "`function`; other kinds have no effect."},
+        },
+        "if": {"properties": {"type": {"const": "function"}}},
+        "then": {"required": ["function"], "properties": {"function": function}},
+    })
+}
+
+fn call() -> Value {
+    exact(
+        "A call of one of your functions.",
+        json!({
+            "id": {"type": "string"},
+            "type": {"const": "function"},
+            "function": exact("", json!({
+                "name": {"type": "string"},
+                "arguments": {"description": "JSON.", "type": "string"},
+            })),
+        }),
+    )
+}
+
 fn image() -> Value {
     object(
         "Nothing is fetched from a URL: send the bytes, `data:image/png;base64,...`.",
@@ -184,7 +244,7 @@ fn image() -> Value {
 }
 
 fn finish_reasons() -> Value {
-    json!(["stop", "length", "content_filter"])
+    json!(["stop", "length", "content_filter", "tool_calls"])
 }
 
 fn completion() -> Value {
@@ -206,7 +266,11 @@ fn completion() -> Value {
                         "additionalProperties": false,
                         "properties": {
                             "role": {"const": "assistant"},
-                            "content": {"description": "All turns of the agent.", "type": "string"},
+                            "content": {
+                                "description": "All turns of the agent; null where there are calls alone.",
+                                "type": ["string", "null"],
+                            },
+                            "tool_calls": {"type": "array", "minItems": 1, "items": call()},
                             "refusal": {"type": "null"},
                             "reasoning_content": {"description": "Where `thinking` asks for it.", "type": "string"},
                         },
@@ -235,6 +299,22 @@ fn chunk() -> Value {
             "role": {"const": "assistant"},
             "content": {"type": "string"},
             "reasoning_content": {"type": "string"},
+            "tool_calls": {"type": "array", "minItems": 1, "maxItems": 1, "items": {
+                "type": "object",
+                "required": ["index", "function"],
+                "additionalProperties": false,
+                "properties": {
+                    "index": {"type": "integer", "minimum": 0},
+                    "id": {"description": "In a call's first piece, as its type and name.", "type": "string"},
+                    "type": {"const": "function"},
+                    "function": {
+                        "type": "object",
+                        "required": ["arguments"],
+                        "additionalProperties": false,
+                        "properties": {"name": {"type": "string"}, "arguments": {"type": "string"}},
+                    },
+                },
+            }},
         },
     });
     let mut chunk = exact(
@@ -251,7 +331,7 @@ fn chunk() -> Value {
                     "index": {"const": 0},
                     "delta": delta,
                     "logprobs": {"type": "null"},
-                    "finish_reason": {"type": ["string", "null"], "enum": ["stop", "length", "content_filter", null]},
+                    "finish_reason": {"type": ["string", "null"], "enum": ["stop", "length", "content_filter", "tool_calls", null]},
                 }),
             )},
         }),

@@ -469,6 +469,54 @@ fn the_schema_takes_what_the_parser_takes() {
     }
 }
 
+#[test]
+fn the_schema_of_completions_takes_the_tools_that_its_parser_takes() {
+    let validator = validator("CompletionsRequest");
+    let check = |field: &str, takes: bool| {
+        let text = format!(r#"{{{field},"messages":[{{"role":"user","content":"hi"}}]}}"#);
+        let value: Value = serde_json::from_str(&text).expect("JSON");
+        let parsed = job::completions::parse(text.as_bytes(), None);
+        assert_eq!(parsed.is_ok(), takes, "the parser: {text}: {:?}", parsed.err());
+        let errors: Vec<String> = validator.iter_errors(&value).map(|error| error.to_string()).collect();
+        assert_eq!(errors.is_empty(), takes, "the schema: {text}: {errors:?}");
+    };
+    for good in [
+        r#""tools":null,"tool_choice":null,"parallel_tool_calls":null,"functions":null"#,
+        r#""tools":[]"#,
+        r#""tools":[{"type":"function","function":{"name":"a-b_C"}}]"#,
+        r#""tools":[{"type":"function","function":{"name":"a","description":null,"parameters":null,"strict":null}}]"#,
+        r#""tools":[{"type":"function","function":{"name":"a","parameters":{"type":"object"},"strict":true}}]"#,
+        r#""tools":[{"type":"custom","custom":{"name":"grammar"}}]"#,
+        r#""tool_choice":"none""#,
+        r#""tool_choice":"required""#,
+        r#""tool_choice":{"type":"function","function":{"name":"a"}}"#,
+        r#""tool_choice":{"type":"allowed_tools","allowed_tools":{"mode":"auto","tools":[]}}"#,
+        r#""parallel_tool_calls":false"#,
+        r#""functions":[{"name":"a"}],"function_call":"auto""#,
+    ] {
+        check(good, true);
+    }
+    for bad in [
+        r#""tools":{}"#,
+        r#""tools":[7]"#,
+        r#""tools":[{}]"#,
+        r#""tools":[{"type":7}]"#,
+        r#""tools":[{"type":"function"}]"#,
+        r#""tools":[{"type":"function","function":{}}]"#,
+        r#""tools":[{"type":"function","function":{"name":"a b"}}]"#,
+        r#""tools":[{"type":"function","function":{"name":"a","parameters":[]}}]"#,
+        r#""tools":[{"type":"function","function":{"name":"a","strict":"yes"}}]"#,
+        r#""tool_choice":"any""#,
+        r#""tool_choice":{}"#,
+        r#""tool_choice":{"type":"tool"}"#,
+        r#""tool_choice":7"#,
+        r#""parallel_tool_calls":"no""#,
+        r#""function_call":{"name":"a"}"#,
+    ] {
+        check(bad, false);
+    }
+}
+
 fn posture(base: &str, embedded: bool) -> guide::Posture {
     guide::Posture {
         health: json!({"version": "1", "status": "healthy", "embedded": embedded}),

@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 
 use super::openapi::{Group, answers, request_id, schema};
 use super::sessions::{in_path, in_query, operation, page, with_body};
+use crate::frontend::repository::SECRET_BYTES_MAX;
 
 /// The group.
 pub fn group() -> Group {
@@ -77,8 +78,9 @@ fn list() -> Value {
 }
 
 fn make() -> Value {
-    let about = "Empty, or out of a git repository: `https://` alone, from a host that the level's proxy lets through, \
-        without a login. Submodules are not fetched, and no hook is run.";
+    let about = "Empty, or out of a git repository: `https://` alone, from a host that the level's proxy lets through. \
+        What opens a private one is `git.token`: egress adds it to what is asked of that host, and no process of the cage \
+        has it. Submodules are not fetched, and no hook is run.";
     let done = ("201", answers("The new workspace.", "Workspace"));
     with_body(operation("makeWorkspace", "Make a workspace", about, done, vec![]), false, "WorkspaceRequest")
 }
@@ -259,6 +261,15 @@ fn request_schema() -> Value {
                     "url": {"description": "`https://HOST/PATH`, without a login.", "type": "string", "maxLength": 2000},
                     "ref": {"description": "A branch, a tag, or a commit's whole id.", "type": ["string", "null"], "maxLength": 2000},
                     "depth": {"description": "Commits; 0 = all.", "type": ["integer", "null"], "minimum": 0, "maximum": 1_000_000},
+                    "token": {
+                        "description": "What opens a private repository, as a password beside `username`. It is kept nowhere, and for \
+                            a host on port 443 alone.",
+                        "type": ["string", "null"], "minLength": 1, "maxLength": SECRET_BYTES_MAX, "pattern": "^[!-~]+$", "writeOnly": true,
+                    },
+                    "username": {
+                        "description": "Beside `token`; most hosts look at the token alone. `x-access-token` where it is left out.",
+                        "type": ["string", "null"], "minLength": 1, "maxLength": SECRET_BYTES_MAX, "pattern": "^[!-9;-~]+$",
+                    },
                 },
             },
         },

@@ -6,12 +6,14 @@ use uuid::Uuid;
 
 use gaoler_protocol::Effort;
 
+use super::tools::{self, Tool};
 use super::wishes::parse_schema;
 use super::{
     BLOCKS_MAX, Block, IMAGE_TYPES, Ignored, Job, Media, Role, Turn, Words, add_turn, append_paragraph,
     boolean, common, fields, is_base64, job, messages, no_session, object, parse_system, parse_tokens_max,
     required_string, session, string, take, tool_id, unsigned, with_prompt, within, wrong,
 };
+use crate::frontend::cli::client::name_calls;
 use crate::frontend::error::ApiError;
 
 /// Parses a body. `in_header` is what the header `x-session-id` says.
@@ -29,11 +31,77 @@ pub fn parse(body: &[u8], in_header: Option<&str>) -> Result<Job, ApiError> {
     parse_tokens_max(&mut fields, "max_completion_tokens", &mut ignored)?;
     let schema = parse_response_format(&mut fields)?;
     refuse_what_would_be_read(&mut fields, &mut ignored)?;
+    let tools = parse_tools(&mut fields, &mut ignored)?;
     leave_out_what_asks_for_nothing(&mut fields);
     let mut system = String::new();
     let (turns, prompt) = parse_messages(messages(&mut fields)?, &mut system, &mut ignored)?;
     let words = Words { session, system, effort, schema, turns, prompt, usage_last };
-    Ok(job(fields, common, words, ignored))
+    let mut job = job(fields, common, words, ignored);
+    // The model knows them by the CLI's names, in what it said before as well.
+    job.earlier.iter_mut().for_each(|turn| name_calls(&mut turn.blocks, &tools));
+    job.wishes.tools = tools;
+    Ok(job)
+}
+
+/// The client's functions, and whether they are offered. No call can be promised, nor how many come at once, nor that
+/// its arguments follow the schema: what asks for that is named.
+fn parse_tools(fields: &mut Map<String, Value>, ignored: &mut Ignored) -> Result<Vec<Tool>, ApiError> {
+    let tools = tools::listed(take(fields, "tools"), ignored, parse_function)?;
+    if boolean(take(fields, "parallel_tool_calls"), "parallel_tool_calls")? == Some(false) {
+        ignored.name("parallel_tool_calls");
+    }
+    let wrong_choice = || ApiError::invalid("tool_choice: must be none, auto, required or name a function.");
+    let choice = match take(fields, "tool_choice") {
+        Some(Value::Object(mut choice)) => {
+            let kind = required_string(take(&mut choice, "type"), "tool_choice.type")?;
+            // All of these insist on a call, or on some of the tools alone.
+            match kind.as_str() {
+                "function" | "custom" | "allowed_tools" => "required".to_owned(),
+                _ => return Err(wrong_choice()),
+            }
+        }
+        None => "auto".to_owned(),
+        Some(Value::String(choice)) => choice,
+        Some(other) => return Err(wrong("tool_choice", "a string or an object", &other)),
+    };
+    match choice.as_str() {
+        "auto" => Ok(tools),
+        "none" => Ok(Vec::new()),
+        "required" => {
+            ignored.name("tool_choice");
+            Ok(tools)
+        }
+        _ => Err(wrong_choice()),
+    }
+}
+
+/// One tool; `None` for one of another kind than a function.
+fn parse_function(
+    mut tool: Map<String, Value>,
+    path: &str,
+    ignored: &mut Ignored,
+) -> Result<Option<Tool>, ApiError> {
+    if required_string(take(&mut tool, "type"), &format!("{path}.type"))? != "function" {
+        ignored.name("tools");
+        return Ok(None);
+    }
+    let path = format!("{path}.function");
+    let function = object(take(&mut tool, "function"), &path)?;
+    let mut function = function.ok_or_else(|| ApiError::invalid(format!("{path}: field required.")))?;
+    let name = tools::name_of(take(&mut function, "name"), &format!("{path}.name"))?;
+    let description = string(take(&mut function, "description"), &format!("{path}.description"))?;
+    // A function without parameters is one of none.
+    let schema = object(take(&mut function, "parameters"), &format!("{path}.parameters"))?;
+    let schema = schema.filter(|schema| !schema.is_empty()).unwrap_or_else(|| {
+        [("type", Value::from("object")), ("properties", Value::Object(Map::new()))]
+            .map(|(name, value)| (name.to_owned(), value))
+            .into_iter()
+            .collect()
+    });
+    if boolean(take(&mut function, "strict"), &format!("{path}.strict"))? == Some(true) {
+        ignored.name("tools.strict");
+    }
+    Ok(Some(Tool { name, description: description.unwrap_or_default(), schema }))
 }
 
 /// The header is gaoler's own, and must be right. Other clients have a `session_id` in the body for purposes of
@@ -103,7 +171,7 @@ fn take_if(fields: &mut Map<String, Value>, name: &str, is: impl Fn(&Value) -> b
 }
 
 /// What a program would look for in the answer, and fail where it is not there, is refused. What an answer may
-/// lack by the API's own rules is ignored and named: `tools` are of this kind, for a model may always answer in
+/// lack by the API's own rules is ignored and named: `functions` are of this kind, for a model may always answer in
 /// words, and so are `logprobs` and a `response_format` without a schema.
 fn refuse_what_would_be_read(fields: &mut Map<String, Value>, ignored: &mut Ignored) -> Result<(), ApiError> {
     match unsigned(take(fields, "n"), "n")? {
@@ -115,19 +183,17 @@ fn refuse_what_would_be_read(fields: &mut Map<String, Value>, ignored: &mut Igno
             ));
         }
     }
-    for name in ["tool_choice", "function_call"] {
-        match take(fields, name) {
-            None => {}
-            Some(Value::String(choice)) if choice == "auto" || choice == "none" => ignored.name(name),
-            Some(_) => {
-                return Err(ApiError::invalid(format!(
-                    "{name}: the tools are the agent's own here, so no call can be promised; leave it out or \
-                     send \"auto\"."
-                )));
-            }
+    // The old way to offer tools, which has neither ids nor more than one call: `tools` is what it became.
+    match take(fields, "function_call") {
+        None => Ok(()),
+        Some(Value::String(choice)) if choice == "auto" || choice == "none" => {
+            ignored.name("function_call");
+            Ok(())
         }
+        Some(_) => Err(ApiError::invalid(
+            "function_call: functions are not offered here, so no call can be promised; send tools instead.",
+        )),
     }
-    Ok(())
 }
 
 /// Fields that clients send with what they would get anyway.

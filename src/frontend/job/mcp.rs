@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 use zeroize::Zeroizing;
 
 use gaoler_policy::settings::{Mcp, OfferedServer};
-use gaoler_protocol::{Level, Tier};
+use gaoler_protocol::{Level, REMOTES_BYTES_MAX, Tier};
 
 use super::{BodyCredential, Ignored, boolean, object, string, take, wrong};
 use crate::frontend::error::ApiError;
@@ -81,6 +81,9 @@ struct Remote<'a> {
     secure: bool,
     authority: String,
     headers: Vec<(&'a str, &'a str)>,
+    /// The operator's token for it, which nobody but egress can open.
+    #[serde(skip_serializing_if = "str::is_empty")]
+    sealed: &'a str,
 }
 
 /// What a request to try servers says.
@@ -332,12 +335,14 @@ impl Servers {
             let entry = match asked {
                 Asked::Local { command, args, env } => local(command, args, env),
                 Asked::Remote { url, transport, headers } => {
-                    remote(&mut remotes, url, transport, headers, &path, settings, level)?
+                    let opens = Opens { headers, sealed: "" };
+                    remote(&mut remotes, url, transport, opens, &path, settings, level)?
                 }
                 Asked::Offered { name, headers } => match offered(settings, name) {
                     Some(it) if it.command.is_empty() => {
                         let transport = transport(&it.transport).unwrap_or("http");
-                        remote(&mut remotes, &it.url, transport, headers, &path, settings, level)?
+                        let opens = Opens { headers, sealed: &it.token_file };
+                        remote(&mut remotes, &it.url, transport, opens, &path, settings, level)?
                     }
                     Some(it) => local(&it.command, &it.args, &it.env),
                     None => {
@@ -358,6 +363,11 @@ impl Servers {
             true => Zeroizing::default(),
             false => Zeroizing::new(serde_json::to_vec(&remotes).unwrap_or_default()),
         };
+        // What egress would not read, the supervisor would take for a hostile Spawn, and end all runs.
+        if remotes.len() > REMOTES_BYTES_MAX {
+            let message = format!("mcp_servers: more than {REMOTES_BYTES_MAX} bytes of headers and tokens.");
+            return Err(ApiError::new(413, "request_too_large", message));
+        }
         Ok(Settled { names: self.list.iter().map(|(name, _)| name.clone()).collect(), config, remotes })
     }
 }
@@ -370,12 +380,18 @@ fn local(command: &str, args: &[String], env: &BTreeMap<String, String>) -> Valu
     json!({"type": "stdio", "command": command, "args": args, "env": env})
 }
 
+/// What opens a remote server: what the request says, and the operator's token, sealed.
+struct Opens<'a> {
+    headers: &'a [Header],
+    sealed: &'a str,
+}
+
 /// A remote server, under the name that the cage has for it.
 fn remote<'a>(
     remotes: &mut Vec<Remote<'a>>,
     url: &str,
     transport: &'static str,
-    headers: &'a [Header],
+    Opens { headers, sealed }: Opens<'a>,
     path: &str,
     settings: &Mcp,
     level: Level,
@@ -394,6 +410,7 @@ fn remote<'a>(
         secure: place.secure,
         authority: place.authority,
         headers: headers.iter().map(|it| (it.name.as_str(), it.value.as_str())).collect(),
+        sealed,
     });
     Ok(json!({"type": transport, "url": inside}))
 }
@@ -529,6 +546,10 @@ mod tests {
             Err((403, "mcp_unavailable"))
         );
         let check = |servers: &str| settle(servers, &settings(), Level::Developer, Tier::Kernel);
+        let large = "v".repeat(WORD_BYTES_MAX);
+        let headers: Map<String, Value> = (0..17).map(|n| (format!("x-{n}"), json!(large))).collect();
+        let large = json!({"a": {"url": "https://a.example", "headers": headers}}).to_string();
+        assert_eq!(check(&large), Err((413, "request_too_large")));
         assert_eq!(check(r#"{"a":{"catalog":"other"}}"#), Err((400, "invalid_request")));
         assert_eq!(check(r#"{"a":{"url":"http://10.0.0.1/"}}"#), Err((400, "invalid_request")));
     }

@@ -62,14 +62,7 @@ pub fn settle(job: &mut Job) {
 /// # Errors
 /// 400 with the path of what is wrong.
 pub(super) fn tools(fields: &mut Map<String, Value>, ignored: &mut Ignored) -> Result<Vec<Tool>, ApiError> {
-    let listed = match take(fields, "tools") {
-        None => Vec::new(),
-        Some(Value::Array(listed)) if listed.len() <= TOOLS_MAX => listed,
-        Some(Value::Array(_)) => {
-            return Err(ApiError::invalid(format!("tools: at most {TOOLS_MAX} tools are accepted.")));
-        }
-        Some(other) => return Err(wrong("tools", "an array", &other)),
-    };
+    let tools = listed(take(fields, "tools"), ignored, parse_tool)?;
     let offers = match take(fields, "tool_choice") {
         None => true,
         Some(Value::Object(mut choice)) => {
@@ -85,12 +78,36 @@ pub(super) fn tools(fields: &mut Map<String, Value>, ignored: &mut Ignored) -> R
         }
         Some(other) => return Err(wrong("tool_choice", "an object", &other)),
     };
+    Ok(if offers { tools } else { Vec::new() })
+}
+
+/// How a dialect writes one tool: its object, its path, and where to name what has no effect. `None` is one that
+/// cannot be had here.
+pub(super) type Reads = fn(Map<String, Value>, &str, &mut Ignored) -> Result<Option<Tool>, ApiError>;
+
+/// The tools of a list, in either dialect.
+///
+/// # Errors
+/// 400 with the path of what is wrong.
+pub(super) fn listed(
+    value: Option<Value>,
+    ignored: &mut Ignored,
+    reads: Reads,
+) -> Result<Vec<Tool>, ApiError> {
+    let listed = match value {
+        None => Vec::new(),
+        Some(Value::Array(listed)) if listed.len() <= TOOLS_MAX => listed,
+        Some(Value::Array(_)) => {
+            return Err(ApiError::invalid(format!("tools: at most {TOOLS_MAX} tools are accepted.")));
+        }
+        Some(other) => return Err(wrong("tools", "an array", &other)),
+    };
     let mut tools = Vec::new();
     let (mut names, mut bytes) = (HashSet::new(), 0);
     for (i, tool) in listed.into_iter().enumerate() {
         let path = format!("tools[{i}]");
         let Value::Object(tool) = tool else { return Err(wrong(&path, "an object", &tool)) };
-        let Some(tool) = parse_tool(tool, &path, ignored)? else { continue };
+        let Some(tool) = reads(tool, &path, ignored)? else { continue };
         if !names.insert(tool.name.clone()) {
             return Err(ApiError::invalid(format!("{path}.name: another tool has this name.")));
         }
@@ -101,7 +118,20 @@ pub(super) fn tools(fields: &mut Map<String, Value>, ignored: &mut Ignored) -> R
         }
         tools.push(tool);
     }
-    Ok(if offers { tools } else { Vec::new() })
+    Ok(tools)
+}
+
+/// A tool's name, which becomes a part of a name of the CLI's.
+pub(super) fn name_of(value: Option<Value>, path: &str) -> Result<String, ApiError> {
+    let name = required_string(value, path)?;
+    let plain = |b: u8| b.is_ascii_alphanumeric() || b == b'_' || b == b'-';
+    match (1..=NAME_BYTES_MAX).contains(&name.len()) && name.bytes().all(plain) {
+        true => Ok(name),
+        false => {
+            let message = format!("{path}: must have 1 to {NAME_BYTES_MAX} of A-Z, a-z, 0-9, _ and -.");
+            Err(ApiError::invalid(message))
+        }
+    }
 }
 
 /// One tool; `None` for one of the API's own kinds.
@@ -114,12 +144,7 @@ fn parse_tool(
         ignored.name("tools");
         return Ok(None);
     }
-    let name = required_string(take(&mut tool, "name"), &format!("{path}.name"))?;
-    let plain = |b: u8| b.is_ascii_alphanumeric() || b == b'_' || b == b'-';
-    if !(1..=NAME_BYTES_MAX).contains(&name.len()) || !name.bytes().all(plain) {
-        let message = format!("{path}.name: must have 1 to {NAME_BYTES_MAX} of A-Z, a-z, 0-9, _ and -.");
-        return Err(ApiError::invalid(message));
-    }
+    let name = name_of(take(&mut tool, "name"), &format!("{path}.name"))?;
     let description = string(take(&mut tool, "description"), &format!("{path}.description"))?;
     let schema = match take(&mut tool, "input_schema") {
         Some(Value::Object(schema)) => schema,

@@ -210,8 +210,10 @@ sections! {
         args: Vec<String> = Vec::new(),
         /// Its environment. No secrets: every run that uses it can read them.
         env: BTreeMap<String, String> = BTreeMap::new(),
-        /// The URL of a remote server; the token is the request's.
+        /// The URL of a remote server.
         url: String = String::new(),
+        /// The file with its token. Processes are told that token in its place, sealed to egress.
+        token_file: String = String::new(),
         /// `http` or `sse`.
         transport: String = "http".into(),
     }

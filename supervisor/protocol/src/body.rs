@@ -67,13 +67,12 @@ impl Kind {
         matches!(self, Kind::Cli | Kind::Fetch)
     }
 
-    /// How many descriptors come with it: options, and a credential. One that is gaoler's own program needs it for a
-    /// new tenant only.
+    /// How many descriptors come with it: options, a credential, and servers for egress. One that has none needs the
+    /// credential for a new tenant only.
     pub fn fds(self) -> std::ops::RangeInclusive<usize> {
         match self {
             Kind::Exec => 1..=1,
-            Kind::Cli => 2..=3,
-            Kind::Fetch => 2..=2,
+            Kind::Cli | Kind::Fetch => 2..=3,
             Kind::Files | Kind::Sessions => 1..=2,
         }
     }
@@ -718,7 +717,7 @@ pub const CREDENTIAL_BYTES_MAX: usize = 16 * 1024;
 /// have any address, and no tool may reach it.
 pub const INTERNAL_MARK: &str = "mcp ";
 
-/// A memfd of remote MCP servers: JSON that egress reads. At most this many bytes.
+/// A memfd of remote servers: JSON that egress reads. At most this many bytes.
 pub const REMOTES_BYTES_MAX: usize = 256 * 1024;
 
 /// The options memfd of a run is a list of sections: `tag u8, length u32 LE, bytes`. Its parser is pid 1 of

@@ -109,7 +109,7 @@ messages! {
     /// S to F: here is the listening socket; from now on tenants may come.
     4 Listen(Listen) fds 1..=1;
     /// F to S: start a run. Fds: `[options, credential, remotes]`, the second as [`Kind::fds`] says, the third the remote
-    /// MCP servers of a kind cli that names some, for egress alone.
+    /// servers of a request that names some (MCP, a repository's host), for egress alone.
     5 Spawn(Spawn) fds 1..=3;
     /// S to F: the run has passed its gate. Fds: stdin (write), stdout (read), stderr (read), lease, report,
     /// ledger (read; lines of JSON that egress writes, one a destination, at the run's end).

@@ -217,12 +217,12 @@ def a_session_remembers_and_only_its_own_tenants():
 
 @check
 def fields_without_effect_are_named():
-    tool = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
+    function = {"name": "weather", "parameters": {"type": "object"}}
     response = client().chat.completions.with_raw_response.create(
-        model=MODEL, messages=said("ECHO: warm"), temperature=0.5, tools=[tool], tool_choice="auto"
+        model=MODEL, messages=said("ECHO: warm"), temperature=0.5, functions=[function], function_call="auto"
     )
     named = response.headers["x-gaoler-ignored"].split(",")
-    expect(sorted(named), ["temperature", "tool_choice", "tools"])
+    expect(sorted(named), ["function_call", "functions", "temperature"])
     expect(text_of(response.parse()), "[embedded] warm")
 
 
@@ -282,6 +282,63 @@ def a_chat_front_end_is_understood():
     expect((chunks[-1]["choices"], chunks[-1]["usage"]["completion_tokens"] > 0), ([], True))
     for name in ["session_id", "chat_id", "user", "background_tasks"]:
         assert name in named.split(","), named
+
+
+FUNCTION = {
+    "type": "function",
+    "function": {
+        "name": "get_weather",
+        "description": "The weather of a city",
+        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+    },
+}
+
+
+def weather_calls(cities):
+    return "CALLS: " + " ;; ".join(f"mcp__client__get_weather {json.dumps({'city': city})}" for city in cities)
+
+
+def created(**options):
+    return client().chat.completions.create(model=MODEL, tools=[FUNCTION], **options).choices[0]
+
+
+def streamed(**options):
+    with client().chat.completions.stream(model=MODEL, tools=[FUNCTION], **options) as stream:
+        kinds = [event.type for event in stream]
+        choice = stream.get_final_completion().choices[0]
+    if choice.message.tool_calls:
+        assert "tool_calls.function.arguments.done" in kinds, kinds
+    return choice
+
+
+@check
+def a_tool_loop_ends_with_the_models_answer():
+    for asked_by in [created, streamed]:
+        messages, asked = said(weather_calls(["Oslo", "Rome"])), []
+        while True:
+            choice = asked_by(messages=messages)
+            messages.append(choice.message.to_dict())
+            if choice.finish_reason != "tool_calls":
+                break
+            for call in choice.message.tool_calls:
+                expect((call.type, call.function.name), ("function", "get_weather"))
+                city = json.loads(call.function.arguments)["city"]
+                asked.append(city)
+                messages.append({"role": "tool", "tool_call_id": call.id, "content": "sunny in " + city})
+        expect(asked, ["Oslo", "Rome"])
+        expect(choice.finish_reason, "stop")
+        answer = "[embedded] CALLS 1 ok:\nsunny in Oslo\nCALLS 2 ok:\nsunny in Rome"
+        expect(choice.message.content, answer)
+
+
+@check
+def a_choice_that_insists_on_a_call_is_named_and_none_offers_no_tools():
+    raw = client().chat.completions.with_raw_response.create(
+        model=MODEL, messages=said("hello"), tools=[FUNCTION], tool_choice="required", parallel_tool_calls=False
+    )
+    expect(raw.headers["x-gaoler-ignored"], "parallel_tool_calls,tool_choice")
+    choice = created(messages=said(weather_calls(["Oslo"])), tool_choice="none")
+    expect((choice.finish_reason, choice.message.tool_calls), ("stop", None))
 
 
 @check

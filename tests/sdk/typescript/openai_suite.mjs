@@ -94,6 +94,47 @@ check("earlier turns reach the model", async () => {
   );
 });
 
+const calls = (cities) =>
+  `CALLS: ${cities.map((city) => `mcp__client__get_weather ${JSON.stringify({ city })}`).join(" ;; ")}`;
+const parameters = { type: "object", properties: { city: { type: "string" } }, required: ["city"] };
+const tools = [{ type: "function", function: { name: "get_weather", description: "The weather", parameters } }];
+const sunny = "[embedded] CALLS 1 ok:\nsunny in Oslo\nCALLS 2 ok:\nsunny in Rome";
+
+check("a tool loop ends with the model's answer, whole and as a stream", async () => {
+  const api = () => client().chat.completions;
+  for (const next of [
+    (body) => api().create(body),
+    (body) => api().stream(body).finalChatCompletion(),
+  ]) {
+    const messages = [{ role: "user", content: calls(["Oslo", "Rome"]) }];
+    const asked = [];
+    for (;;) {
+      const [choice] = (await next({ model, tools, messages })).choices;
+      messages.push(choice.message);
+      if (choice.finish_reason !== "tool_calls") break;
+      for (const call of choice.message.tool_calls) {
+        assert.deepEqual([call.type, call.function.name], ["function", "get_weather"]);
+        const { city } = JSON.parse(call.function.arguments);
+        asked.push(city);
+        messages.push({ role: "tool", tool_call_id: call.id, content: `sunny in ${city}` });
+      }
+    }
+    assert.deepEqual(asked, ["Oslo", "Rome"]);
+    assert.equal(messages.at(-1).content, sunny);
+  }
+});
+
+check("the SDK's own tool runner works, whole and as a stream", async () => {
+  for (const stream of [false, true]) {
+    const asked = [];
+    const run = ({ city }) => (asked.push(city), `sunny in ${city}`);
+    const one = { type: "function", function: { ...tools[0].function, parse: JSON.parse, function: run } };
+    const body = say(calls(["Oslo", "Rome"]), { tools: [one], stream });
+    assert.equal(await client().chat.completions.runTools(body).finalContent(), sunny);
+    assert.deepEqual(asked, ["Oslo", "Rome"]);
+  }
+});
+
 check("errors have their classes, codes and fields", async () => {
   const stranger = client(`sk-ant-oat01-refused-${randomUUID()}`);
   const call = () => stranger.chat.completions.create(say("hello"));

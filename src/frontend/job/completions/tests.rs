@@ -89,10 +89,38 @@ fn a_bad_request_names_the_path_of_what_is_wrong() {
         400,
         "reasoning_effort: must be none, minimal, low, medium, high, xhigh or max.",
     );
-    let choice =
-        "the tools are the agent's own here, so no call can be promised; leave it out or send \"auto\".";
-    check(&with(r#""tool_choice":"required""#), 400, &format!("tool_choice: {choice}"));
-    check(&with(r#""function_call":{"name":"f"}"#), 400, &format!("function_call: {choice}"));
+    check(
+        &with(r#""function_call":{"name":"f"}"#),
+        400,
+        "function_call: functions are not offered here, so no call can be promised; send tools instead.",
+    );
+    let choice = "tool_choice: must be none, auto, required or name a function.";
+    check(&with(r#""tool_choice":"any""#), 400, choice);
+    check(&with(r#""tool_choice":{"type":"tool"}"#), 400, choice);
+    check(&with(r#""tool_choice":{}"#), 400, "tool_choice.type: field required.");
+    check(&with(r#""tool_choice":true"#), 400, "tool_choice: must be a string or an object, not a boolean.");
+    check(&with(r#""parallel_tool_calls":0"#), 400, "parallel_tool_calls: must be a boolean, not a number.");
+    let tool = |function: &str| with(&format!(r#""tools":[{{"type":"function","function":{function}}}]"#));
+    check(&with(r#""tools":{}"#), 400, "tools: must be an array, not an object.");
+    check(&with(r#""tools":[7]"#), 400, "tools[0]: must be an object, not a number.");
+    check(&with(r#""tools":[{}]"#), 400, "tools[0].type: field required.");
+    check(&with(r#""tools":[{"type":"function"}]"#), 400, "tools[0].function: field required.");
+    check(&tool("{}"), 400, "tools[0].function.name: field required.");
+    let form = "tools[0].function.name: must have 1 to 64 of A-Z, a-z, 0-9, _ and -.";
+    check(&tool(r#"{"name":"a b"}"#), 400, form);
+    check(&tool(r#"{"name":"Bash(ls)"}"#), 400, form);
+    check(
+        &tool(r#"{"name":"a","parameters":[]}"#),
+        400,
+        "tools[0].function.parameters: must be an object, not an array.",
+    );
+    check(
+        &tool(r#"{"name":"a","strict":1}"#),
+        400,
+        "tools[0].function.strict: must be a boolean, not a number.",
+    );
+    let twice = r#"{"type":"function","function":{"name":"a"}}"#;
+    check(&with(&format!(r#""tools":[{twice},{twice}]"#)), 400, "tools[1].name: another tool has this name.");
     check(
         &with(r#""security_level":"LAX""#),
         400,
@@ -108,7 +136,17 @@ fn what_has_no_effect_is_named_and_what_asks_for_nothing_is_not() {
     check("", "");
     check(r#""temperature":0.5,"seed":7,"stop":null"#, "seed,temperature");
     check(r#""max_tokens":5,"max_completion_tokens":5"#, "max_tokens,max_completion_tokens");
-    check(r#""tools":[{}],"tool_choice":"auto""#, "tool_choice,tools");
+    let function = r#"{"type":"function","function":{"name":"f"}}"#;
+    check(&format!(r#""tools":[{function}],"tool_choice":"auto","parallel_tool_calls":true"#), "");
+    check(&format!(r#""tools":[{function}],"tool_choice":"none","parallel_tool_calls":null"#), "");
+    check(&format!(r#""tools":[{function}],"tool_choice":"required""#), "tool_choice");
+    let named = r#"{"type":"function","function":{"name":"f"}}"#;
+    check(&format!(r#""tools":[{function}],"tool_choice":{named}"#), "tool_choice");
+    check(r#""tools":[{"type":"custom","custom":{"name":"g"}}]"#, "tools");
+    check(r#""tools":[{"type":"function","function":{"name":"f","strict":true}}]"#, "tools.strict");
+    check(r#""tools":[{"type":"function","function":{"name":"f","strict":false}}]"#, "");
+    check(r#""parallel_tool_calls":false"#, "parallel_tool_calls");
+    check(r#""functions":[{"name":"f"}],"function_call":"auto""#, "function_call,functions");
     check(r#""logprobs":true,"top_logprobs":2"#, "logprobs,top_logprobs");
     check(r#""n":1,"logprobs":false,"store":false,"modalities":["text"]"#, "");
     check(r#""response_format":{"type":"text"}"#, "");
@@ -163,6 +201,27 @@ fn a_conversation_is_the_same_in_both_dialects() {
                 {"type":"tool_use","id":"t2","name":"g","input":{}}]},
                 {"role":"user","content":[{"type":"tool_result","tool_use_id":"t1","content":"one"},
                 {"type":"tool_result","tool_use_id":"t2"},{"type":"text","text":"and?"}]}]}"#
+                .to_string(),
+        ),
+        (
+            with(r#""tools":[{"type":"function","function":{"name":"f","description":"d","parameters":{"type":"object"}}},
+                {"type":"function","function":{"name":"g"}}]"#),
+            with(r#""tools":[{"name":"f","description":"d","input_schema":{"type":"object"}},
+                {"name":"g","input_schema":{"type":"object","properties":{}}}]"#),
+        ),
+        (
+            with(r#""tool_choice":"none","tools":[{"type":"function","function":{"name":"f"}}]"#),
+            with(r#""tool_choice":{"type":"none"},"tools":[{"name":"f","input_schema":{}}]"#),
+        ),
+        // A call is known by the CLI's name for it; its result alone is what a run waits for.
+        (
+            r#"{"tools":[{"type":"function","function":{"name":"f"}}],"messages":[{"role":"user","content":"q"},
+                {"role":"assistant","content":null,"tool_calls":[{"id":"t1","type":"function","function":{"name":"f",
+                "arguments":"{}"}}]},{"role":"tool","tool_call_id":"t1","content":[{"type":"text","text":"one"}]}]}"#
+                .to_string(),
+            r#"{"tools":[{"name":"f","input_schema":{"type":"object","properties":{}}}],"messages":[
+                {"role":"user","content":"q"},{"role":"assistant","content":[{"type":"tool_use","id":"t1","name":"f",
+                "input":{}}]},{"role":"user","content":[{"type":"tool_result","tool_use_id":"t1","content":"one"}]}]}"#
                 .to_string(),
         ),
         (with(r#""reasoning_effort":"xhigh""#), with(r#""output_config":{"effort":"xhigh"}"#)),
