@@ -18,10 +18,10 @@ use gaoler_protocol::{
     Conversation, Effort, Exit, Kind, LEASE_DONE, Level, Limits, Model, Refused, Spawn, TenantKey,
 };
 use gaoler_sys::memfd;
-use zeroize::Zeroizing;
 
 use super::error::{ApiError, repeatable};
 use super::http::App;
+use super::identity::Holder;
 use super::run::Talk;
 use super::{answer, id, identity, log, metrics, way};
 
@@ -40,14 +40,6 @@ const SWEEP_EVERY: Duration = Duration::from_secs(3600);
 /// Tenants whose last look is remembered.
 const SWEPT_MAX: usize = 4096;
 
-/// Whose files are asked for.
-pub struct Asker {
-    /// The capability.
-    pub tenant: TenantKey,
-    /// The bytes of a credential's file: a tenant whom nobody has seen yet must be vouched for.
-    pub credential: Option<Zeroizing<Vec<u8>>>,
-}
-
 /// What came of it.
 pub enum Told {
     /// An answer in one line.
@@ -60,12 +52,12 @@ pub enum Told {
 ///
 /// # Errors
 /// 401 where it is none; 503 in a drain.
-pub async fn asker(frontend: &App, headers: &HeaderMap) -> Result<Asker, ApiError> {
-    let (tenant, credential) = identity::holder(frontend, headers).await?;
+pub async fn asker(frontend: &App, headers: &HeaderMap) -> Result<Holder, ApiError> {
+    let holder = identity::holder(frontend, headers).await?;
     if *frontend.draining.borrow() {
         return Err(ApiError::draining());
     }
-    Ok(Asker { tenant, credential })
+    Ok(holder)
 }
 
 /// Asks, with the bytes of a body where the question brings some.
@@ -75,20 +67,20 @@ pub async fn asker(frontend: &App, headers: &HeaderMap) -> Result<Asker, ApiErro
 pub async fn ask(
     frontend: &App,
     headers: &HeaderMap,
-    Asker { tenant, credential }: Asker,
+    Holder { tenant, allowance, credential }: Holder,
     kind: Kind,
     what: What,
     body: Option<Body>,
 ) -> Result<Told, ApiError> {
     // A run like any other, so the tenant's rate counts it.
-    frontend.rates.tenant(&tenant)?;
+    frontend.rates.tenant(&tenant, &allowance)?;
     let bounds = (way::level(frontend, headers, None)?, way::limits(headers, &Limits::NONE)?);
     let sealed = credential.map(|bytes| sealed("credential", &bytes)).transpose()?;
-    run(frontend, tenant, bounds, kind, what, sealed, body).await
+    run(frontend, (tenant, allowance.tenant_max), bounds, kind, what, sealed, body).await
 }
 
 /// Has a tenant's old sessions removed, where the operator wants that and nobody has looked for an hour.
-pub async fn sweep(frontend: &App, tenant: TenantKey) {
+pub async fn sweep(frontend: &App, tenant: TenantKey, most: Option<u64>) {
     static SWEPT: Mutex<Vec<([u8; 32], Instant)>> = Mutex::new(Vec::new());
     if frontend.settings.sessions.ttl_days == 0 {
         return;
@@ -105,7 +97,7 @@ pub async fn sweep(frontend: &App, tenant: TenantKey) {
         swept.push((tenant.0, Instant::now()));
     }
     let level = way::level(frontend, &HeaderMap::new(), None).unwrap_or(Level::Paranoid);
-    let swept = run(frontend, tenant, (level, Limits::NONE), Kind::Sessions, What::Sweep, None, None);
+    let swept = run(frontend, (tenant, most), (level, Limits::NONE), Kind::Sessions, What::Sweep, None, None);
     // A tenant without a folder has no sessions, and is refused.
     let _ = timeout(SWEEP_WAIT, swept).await;
 }
@@ -117,7 +109,7 @@ fn sealed(name: &str, bytes: &[u8]) -> Result<std::os::fd::OwnedFd, ApiError> {
 
 async fn run(
     frontend: &App,
-    tenant: TenantKey,
+    (tenant, most): (TenantKey, Option<u64>),
     (level, limits): (Level, Limits),
     kind: Kind,
     what: What,
@@ -142,7 +134,7 @@ async fn run(
         limits,
     };
     let fds = std::iter::once(sealed("options", b"")?).chain(credential).collect();
-    let place = frontend.admission.enter(tenant, frontend.draining.subscribe(), |_| {}).await?;
+    let place = frontend.admission.enter(tenant, most, frontend.draining.subscribe(), |_| {}).await?;
     let guard = (frontend.busy.subscribe(), place);
     let refused = |refused: Refused| ApiError::refused(&refused);
     let mut run = frontend.supervisor.spawn(spawn, fds).await.map_err(refused)?;

@@ -142,7 +142,8 @@ async fn figures(State(frontend): State<App>, id: Extension<RequestId>) -> Respo
         return not_found(id).await;
     }
     let draining = *frontend.draining.borrow();
-    let text = metrics::text(frontend.listen.get(), frontend.layers.get(), draining);
+    let (listen, layers) = (frontend.listen.get(), frontend.layers.get());
+    let text = metrics::text(listen, layers, draining, &frontend.admission);
     let mut response = Body::from(text).into_response();
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(metrics::KIND));
     response

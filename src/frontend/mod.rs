@@ -5,6 +5,7 @@ mod admin;
 mod admission;
 mod answer;
 mod books;
+mod budget;
 pub mod cli;
 mod completions;
 mod connections;
@@ -24,6 +25,7 @@ mod metrics;
 mod models;
 mod own;
 mod posture;
+mod prices;
 mod prove;
 mod rates;
 mod run;
@@ -42,7 +44,7 @@ use std::convert::Infallible;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::process::ExitCode;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use nix::sys::signal::{SigSet, Signal};
@@ -56,6 +58,7 @@ use gaoler_seal::KEY_BYTES;
 use gaoler_sys::{channel, memfd};
 
 use admission::Admission;
+use budget::Budgets;
 use ledger::Ledger;
 pub use prove::Check;
 use rates::Rates;
@@ -85,12 +88,16 @@ pub struct Frontend {
     layers: OnceLock<Layers>,
     listen: OnceLock<Listen>,
     draining: watch::Sender<bool>,
+    /// The supervisor has begun the drain, and there is no way back.
+    ending: AtomicBool,
     /// One receiver a run that is alive, and a connection of before a drain: drained is who has none left.
     busy: watch::Sender<()>,
     /// What the listener's connections begin with.
     tls: Option<TlsAcceptor>,
     /// Who asked how often.
     rates: Rates,
+    /// Who may use how much.
+    budgets: Arc<Budgets>,
     /// Who may start a run, and who waits.
     admission: Arc<Admission>,
     /// KiB that bodies may take together.
@@ -222,6 +229,7 @@ pub async fn converse(control: OwnedFd, settings: Settings, secrets: Secrets) {
         vault: secrets.vault,
         admission: Admission::new(&settings.runs),
         rates: Rates::new(&settings),
+        budgets: Budgets::new(&settings),
         settings,
         secret: Secret::new(secrets.server),
         tls: secrets.tls,
@@ -229,6 +237,7 @@ pub async fn converse(control: OwnedFd, settings: Settings, secrets: Secrets) {
         layers: OnceLock::new(),
         listen: OnceLock::new(),
         draining: watch::Sender::new(false),
+        ending: AtomicBool::new(false),
         busy: watch::Sender::new(()),
         bodies: Arc::new(Semaphore::new(way::BODIES_KIB_MAX)),
         runs: Arc::default(),
@@ -310,7 +319,11 @@ impl Control {
                 tokio::spawn(connections::serve(listener, Arc::clone(frontend)));
             }
             Message::Drain(_) => {
-                frontend.draining.send_replace(true);
+                // Under the lock of the drain, so that no end of another drain comes between.
+                frontend.draining.send_modify(|draining| {
+                    frontend.ending.store(true, Ordering::Relaxed);
+                    *draining = true;
+                });
                 let (frontend, notices) = (Arc::clone(frontend), notices.clone());
                 tokio::spawn(async move {
                     frontend.busy.closed().await;
