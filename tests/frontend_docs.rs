@@ -370,7 +370,7 @@ async fn d07_metrics_count_what_happened_and_no_label_is_a_tenants() {
     for line in [
         "gaoler_draining 0",
         "gaoler_queue_waiting 0",
-        "gaoler_queue_longest_wait_seconds 0",
+        "gaoler_queue_longest_wait_seconds 0.0",
         "# TYPE gaoler_egress_bytes counter",
         "# EOF",
     ] {

@@ -837,7 +837,10 @@ fn t216_of_many_runs_at_once_no_more_begin_than_the_budget_has_room_for() {
         held.into_iter().for_each(|it| refused(it, 429, "budget_reserved"));
         ended.into_iter().for_each(|it| refused(it, 500, "cancelled_by_operator"));
         let left = left(&acme);
-        assert!((9_000_000..=10_000_000).contains(&left), "round {round}: only what was used is gone: {left}");
+        assert!(
+            (9_000_000..=10_000_000).contains(&left),
+            "round {round}: only what was used is gone: {left}"
+        );
     }
     // A start that fails gives back what it held; and so does what nobody waits for.
     let before = left(&acme);

@@ -330,7 +330,7 @@ fn t213_a_migration_that_is_killed_anywhere_leaves_one_version_or_the_other() {
     let file = |name: &str| std::fs::read(folder.path().join(name)).expect("a file");
     let (database, log) = (file("ledger.db"), file("ledger.db-wal"));
     let mut found = [0; 3];
-    for length in (0..=log.len()).step_by(1024).chain([log.len()]) {
+    for length in (0..=log.len()).step_by(256).chain([log.len()]) {
         let cut = tempfile::tempdir().expect("a folder");
         std::fs::write(cut.path().join("ledger.db"), &database).expect("written");
         std::fs::write(cut.path().join("ledger.db-wal"), &log[..length]).expect("written");

@@ -252,8 +252,8 @@ sections! {
         cost_per_day_usd: f64 = 0.0,
         /// Of a month.
         cost_per_month_usd: f64 = 0.0,
-        /// Tokens that a live run is taken to use.
-        reserve_tokens: u32 = 20_000,
+        /// Tokens that a live run is taken to use: the CLI's first request alone has some 30,000.
+        reserve_tokens: u32 = 50_000,
     }
 
     /// What tokens cost.
