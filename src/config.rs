@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
-use gaoler_policy::settings::{ListedModel, OfferedServer, Settings};
+use gaoler_policy::settings::{ListedModel, OfferedServer, Price, Settings};
 use gaoler_protocol::{Level, Tier};
 use toml::{Table, Value};
 
@@ -20,6 +20,9 @@ const TEST_PREFIX: &str = "GAOLER_TEST_";
 const FILE_BYTES_MAX: u64 = 1024 * 1024;
 /// Models that an operator may list. Every client reads the whole list.
 const MODELS_MAX: usize = 100;
+/// Dollars of a budget, and of a million tokens, at most.
+const USD_MAX: f64 = 1e9;
+const PRICE_MAX: f64 = 100_000.0;
 /// Bytes of a model's name.
 const MODEL_NAME_BYTES_MAX: usize = 100;
 
@@ -153,10 +156,10 @@ impl Layers {
 
     fn set(&mut self, key: &str, value: Value, place: String) -> Result<(), Wrong> {
         let expected = self.default_of(key).map_or("", Value::type_str);
-        let value = match (expected, value) {
-            // 0 and 1 are parts of a whole too.
-            ("float", Value::Integer(whole @ 0..=1)) => Value::Float(whole as f64),
-            (_, value) => value,
+        let value = match value {
+            // People write 5 for 5.0.
+            Value::Integer(whole) if expected == "float" => Value::Float(whole as f64),
+            value => value,
         };
         if value.type_str() != expected {
             return Err(Wrong(format!(
@@ -189,6 +192,7 @@ impl Layers {
             Value::Integer(n) => u32::try_from(*n).is_err(),
             Value::Array(list) if list.iter().any(Value::is_table) => match key {
                 "models.list" => value.clone().try_into::<Vec<ListedModel>>().is_err(),
+                "prices.list" => value.clone().try_into::<Vec<Price>>().is_err(),
                 "mcp.catalog" => value.clone().try_into::<Vec<OfferedServer>>().is_err(),
                 _ => true,
             },
@@ -327,6 +331,22 @@ fn check(mut settings: Settings, place: &dyn Fn(&str) -> String) -> Result<Setti
     if let Err(what) = models(&s.models.list) {
         return wrong("models.list", what);
     }
+    if let Err(what) = prices(&s.prices.list) {
+        return wrong("prices.list", what);
+    }
+    let budget = &s.budget;
+    for (key, usd) in [
+        ("budget.cost_per_day_usd", budget.cost_per_day_usd),
+        ("budget.cost_per_month_usd", budget.cost_per_month_usd),
+    ] {
+        if !(0.0..=USD_MAX).contains(&usd) {
+            return wrong(key, format!("{usd} is not between 0 and {USD_MAX}"));
+        }
+        if usd > 0.0 && s.prices.list.is_empty() {
+            let what = "nothing says what a token costs; write prices.list, or 0 here";
+            return wrong(key, what.into());
+        }
+    }
     if let Err((key, what)) = mcp::check(&s.mcp) {
         return wrong(key, what);
     }
@@ -354,6 +374,7 @@ fn check(mut settings: Settings, place: &dyn Fn(&str) -> String) -> Result<Setti
         ("rates.address_per_minute", s.rates.address_per_minute),
         ("budget.tokens_per_day", s.budget.tokens_per_day),
         ("budget.tokens_per_month", s.budget.tokens_per_month),
+        ("budget.reserve_tokens", s.budget.reserve_tokens),
         ("ledger.usage_days", s.ledger.usage_days),
     ];
     for (key, value) in numbers {
@@ -397,6 +418,33 @@ fn models(list: &[ListedModel]) -> Result<(), String> {
         if display_name.len() > MODEL_NAME_BYTES_MAX || display_name.chars().any(char::is_control) {
             return Err(format!(
                 "entry {at}: display_name must be one line of at most {MODEL_NAME_BYTES_MAX} bytes"
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Prices, each of another beginning of models' names, and of every kind of token.
+fn prices(list: &[Price]) -> Result<(), String> {
+    if list.len() > MODELS_MAX {
+        return Err(format!("{} entries; at most {MODELS_MAX} are kept", list.len()));
+    }
+    for (at, price) in list.iter().enumerate() {
+        let Price { model, input, output, cache_write, cache_read } = price;
+        let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b".-".contains(&b);
+        if !model.starts_with("claude-") || !model.bytes().all(plain) || model.len() > MODEL_NAME_BYTES_MAX {
+            return Err(format!(
+                "entry {at}: `{model}` is not what a model's name begins with, such as claude-sonnet-"
+            ));
+        }
+        if list[..at].iter().any(|other| other.model == *model) {
+            return Err(format!("entry {at}: `{model}` is there already"));
+        }
+        let kinds =
+            [("input", input), ("output", output), ("cache_write", cache_write), ("cache_read", cache_read)];
+        if let Some((kind, _)) = kinds.iter().find(|(_, usd)| !(0.0..=PRICE_MAX).contains(*usd)) {
+            return Err(format!(
+                "entry {at}: {kind}: write the dollars of a million tokens, from 0 to {PRICE_MAX}"
             ));
         }
     }
@@ -634,7 +682,8 @@ mod tests {
                 &[],
                 Some("[sever]\nlisten = 'x'"),
                 "FILE: unknown key `sever`; the sections are budget, cli, \
-              credentials, identity, isolation, ledger, level, mcp, models, rates, runs, server, sessions, state, telemetry, uids, upstream",
+              credentials, identity, isolation, ledger, level, mcp, models, prices, rates, runs, server, sessions, state, \
+              telemetry, uids, upstream",
             ),
             (
                 None,
@@ -740,6 +789,36 @@ mod tests {
                 &[("GAOLER_LEVEL__HOSTS", "['a.example:443', 'b']")],
                 None,
                 "GAOLER_LEVEL__HOSTS: entry 1: `b` is not HOST:PORT or *.DOMAIN:PORT, such as example.com:443",
+            ),
+            (
+                None,
+                &[("GAOLER_BUDGET__COST_PER_DAY_USD", "5")],
+                None,
+                "GAOLER_BUDGET__COST_PER_DAY_USD: nothing says what a token costs; write prices.list, or 0 here",
+            ),
+            (
+                None,
+                &[("GAOLER_BUDGET__COST_PER_MONTH_USD", "-0.5")],
+                None,
+                "GAOLER_BUDGET__COST_PER_MONTH_USD: -0.5 is not between 0 and 1000000000",
+            ),
+            (
+                None,
+                &[],
+                Some("[[prices.list]]\nmodel = 'claude-'\ninput = 3\noutput = 15.5\ncache_write = 1"),
+                "FILE: prices.list: entry 0: cache_read: write the dollars of a million tokens, from 0 to 100000",
+            ),
+            (
+                None,
+                &[],
+                Some("[[prices.list]]\nmodel = 'sonnet'"),
+                "FILE: prices.list: entry 0: `sonnet` is not what a model's name begins with, such as claude-sonnet-",
+            ),
+            (
+                None,
+                &[("GAOLER_PRICES__LIST", "[{ model = 'claude-', input = 'x' }]")],
+                None,
+                "GAOLER_PRICES__LIST: invalid type: string \"x\", expected f64 in `prices.list.input`",
             ),
             (
                 None,

@@ -161,7 +161,7 @@ fn accompany(
         }
     };
     report.exit = Some(exit);
-    report.egress = ledger::read(&ledger);
+    report.egress = ledger::read(&ledger).destinations;
     if let Some(number) = signal {
         return Ok(STATUS_SIGNAL + number);
     }

@@ -16,6 +16,7 @@ use serde_json::{Value, json};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
+use crate::allowance;
 use crate::frontend::identity;
 
 /// For `gaoler key --help`.
@@ -35,6 +36,8 @@ Exit codes: 0 done, 1 not done (the reason is on stderr), 2 a flag or a setting 
 pub const TENANT: &str = "\
 Examples:
   sudo gaoler tenant list
+  sudo gaoler tenant limits acme      what it may, where that is not what the settings say
+  sudo gaoler tenant limits acme tokens_per_day=2000000 tenant_max=4 cost_per_day_usd=default
   sudo gaoler tenant remove acme      its keys, its stored credential and its links; files and usage stay
 
 Exit codes: 0 done, 1 not done (the reason is on stderr), 2 a flag or a setting that cannot be honoured";
@@ -115,6 +118,14 @@ pub struct Create {
 pub enum TenantDeed {
     /// List tenants
     List,
+    /// Show what a tenant may, or change it: NAME=NUMBER, or NAME=default for what the settings say of everybody
+    Limits {
+        /// By name or id
+        name: String,
+        /// tenant_per_minute, tenant_max, tokens_per_day, tokens_per_month, cost_per_day_usd, cost_per_month_usd
+        #[arg(value_name = "NAME=NUMBER")]
+        changes: Vec<String>,
+    },
     /// Forget a tenant's keys, stored credential and links
     Remove {
         /// By name or id
@@ -189,6 +200,30 @@ pub fn act(settings: &Settings, place: &Where, deed: &Deed) -> Result<String, St
                             tenant.keys.to_string(),
                             stored.into(),
                             tenant.links.to_string(),
+                        ]
+                    }),
+                )),
+            }
+        }
+        Deed::Tenant(TenantDeed::Limits { name, changes }) => {
+            let found = match ledger.ask(&Question::Allowance { tenant: name.clone() })? {
+                Answer::Allowance(allowance) => allowance,
+                other => return Err(unexpected(&other)),
+            };
+            let allowance = allowance::change(&found, changes)?;
+            if allowance != found {
+                ledger.ask(&Question::Allow { tenant: name.clone(), allowance })?;
+            }
+            let form = allowance::json(&allowance);
+            let rows = form.as_object().into_iter().flatten();
+            match place.json {
+                true => Ok(line(&form)),
+                false => Ok(table(
+                    &["LIMIT", "VALUE"],
+                    rows.map(|(name, value)| {
+                        [
+                            name.clone(),
+                            if value.is_null() { "(the server's)".into() } else { value.to_string() },
                         ]
                     }),
                 )),

@@ -32,6 +32,8 @@ pub enum Kind {
     Switch,
     /// A number within these bounds.
     Number(u32, u32),
+    /// Dollars, as a decimal.
+    Usd,
     /// First and count of uids.
     Range,
     /// A part of a whole, 0 to 1.
@@ -141,6 +143,25 @@ pub const KNOBS: &[Knob] = &[
         "",
         Kind::Number(0, u32::MAX),
         "the same of a month; days and months are UTC's",
+    ),
+    knob(
+        "budget.cost_per_day_usd",
+        "",
+        Kind::Usd,
+        "dollars of one tenant, for what egress counted, at `prices.list`; `0` = any sum",
+    ),
+    knob("budget.cost_per_month_usd", "", Kind::Usd, "the same of a month"),
+    knob(
+        "budget.reserve_tokens",
+        "",
+        Kind::Number(0, 100_000_000),
+        "that each live run of a tenant is taken to use, beside what was used; in dollars at its model's dearest price",
+    ),
+    knob(
+        "prices.list",
+        "",
+        Kind::Tables(&["model", "input", "output", "cache_write", "cache_read"]),
+        "dollars of a million tokens, by what a model's name begins with, such as `claude-sonnet-`",
     ),
     knob("ledger.runs_days", "", Kind::Number(1, 3660), "days that the record of one run is kept"),
     knob("ledger.usage_days", "", Kind::Number(1, 3660), "days that the sums of a tenant's day are kept"),
@@ -352,6 +373,7 @@ pub fn schema() -> Json {
             Kind::Text => json!({"type": "string"}),
             Kind::Word(words) => json!({"type": "string", "enum": words}),
             Kind::Switch => json!({"type": "boolean"}),
+            Kind::Usd => json!({"type": "number", "minimum": 0}),
             Kind::Number(low, high) => json!({"type": "integer", "minimum": low, "maximum": high}),
             Kind::Part => json!({"type": "number", "minimum": 0, "maximum": 1}),
             Kind::Range => {
@@ -379,6 +401,7 @@ fn tables(keys: &[&str]) -> Json {
     let bare = |key: &str| key.trim_end_matches('?').to_owned();
     let required: Vec<String> = keys.iter().filter(|key| !key.ends_with('?')).map(|key| bare(key)).collect();
     let kind = |name: &str| match name {
+        "input" | "output" | "cache_write" | "cache_read" => json!({"type": "number", "minimum": 0}),
         "args" => json!({"type": "array", "items": {"type": "string"}}),
         "env" => json!({"type": "object", "additionalProperties": {"type": "string"}}),
         _ => json!({"type": "string"}),
@@ -423,6 +446,7 @@ mod tests {
                 Kind::Text => value.is_str(),
                 Kind::Word(words) => value.as_str().is_some_and(|word| words.contains(&word)),
                 Kind::Switch => value.is_bool(),
+                Kind::Usd => value.is_float(),
                 Kind::Number(low, high) => {
                     value.as_integer().is_some_and(|n| (i64::from(low)..=i64::from(high)).contains(&n))
                 }

@@ -9,11 +9,25 @@ use serde_json::{Map, Value};
 
 /// Bytes of a ledger: what a pipe holds.
 const LEDGER_BYTES_MAX: usize = 64 * 1024;
-/// Lines of it: egress names 256 destinations and sums up the rest.
-const LINES_MAX: usize = 260;
+/// Lines of it: egress names 16 models and 256 destinations, and sums up the rest.
+const LINES_MAX: usize = 280;
+
+/// What a run's egress wrote.
+#[derive(Debug, Default)]
+pub struct Ledger {
+    /// What each model took, as the upstream said.
+    pub models: Vec<Map<String, Value>>,
+    /// A line for each destination.
+    pub destinations: Vec<Map<String, Value>>,
+}
 
 /// The lines of a ledger, read when its run has ended. What is not an object on a line is left out.
-pub fn read(ledger: &OwnedFd) -> Vec<Map<String, Value>> {
+pub fn read(ledger: &OwnedFd) -> Ledger {
+    let (models, destinations) = lines(ledger).into_iter().partition(|line| line.contains_key("model"));
+    Ledger { models, destinations }
+}
+
+fn lines(ledger: &OwnedFd) -> Vec<Map<String, Value>> {
     // The writer is gone; a read that would wait all the same is the end.
     if let Ok(flags) = fcntl(ledger, FcntlArg::F_GETFL) {
         let _ = fcntl(ledger, FcntlArg::F_SETFL(OFlag::from_bits_retain(flags) | OFlag::O_NONBLOCK));
@@ -50,12 +64,12 @@ mod tests {
     fn a_ledger_is_read_to_its_end_and_no_further() {
         let (ledger, mut writer) = std::io::pipe().expect("a pipe");
         writer
-            .write_all(b"{\"host\":\"a\",\"port\":443}\nno JSON\n[1]\n\n{\"host\":\"b\"}\n{\"cu")
+            .write_all(b"{\"model\":\"claude-a\"}\n{\"host\":\"a\",\"port\":443}\nno JSON\n[1]\n\n{\"host\":\"b\"}\n{\"cu")
             .expect("written");
-        let lines = read(&ledger.into());
+        let Ledger { models, destinations: lines } = read(&ledger.into());
         // The writer lives still, and nobody waits for it.
         drop(writer);
-        assert_eq!(lines.len(), 2, "{lines:?}");
+        assert_eq!((models.len(), lines.len()), (1, 2), "{lines:?}");
         assert_eq!((&lines[0]["host"], &lines[1]["host"]), (&"a".into(), &"b".into()));
 
         let (ledger, mut writer) = std::io::pipe().expect("a pipe");
@@ -63,7 +77,7 @@ mod tests {
         let ledger = ledger.into();
         let mut most = 0;
         while most < LINES_MAX {
-            let lines = read(&ledger).len();
+            let lines = read(&ledger).destinations.len();
             assert!(lines <= LINES_MAX);
             most = most.max(lines);
         }

@@ -3,6 +3,7 @@
 
 #![forbid(unsafe_code)]
 
+mod allowance;
 pub mod command;
 pub mod config;
 pub mod doctor;

@@ -367,7 +367,13 @@ async fn d07_metrics_count_what_happened_and_no_label_is_a_tenants() {
     more("gaoler_run_seconds_count{level=\"balanced\"}", 3.0);
     more("gaoler_limits_hit_total{limit=\"memory\"}", 1.0);
     assert!(text.contains("gaoler_server{version=\""), "{text}");
-    for line in ["gaoler_draining 0", "# TYPE gaoler_egress_bytes counter", "# EOF"] {
+    for line in [
+        "gaoler_draining 0",
+        "gaoler_queue_waiting 0",
+        "gaoler_queue_longest_wait_seconds 0.0",
+        "# TYPE gaoler_egress_bytes counter",
+        "# EOF",
+    ] {
         assert!(text.lines().any(|found| found == line), "{line}\n{text}");
     }
     for secret in ["tenants-own", "no-such-path", "sk-ant"] {

@@ -474,11 +474,16 @@ fn t98_an_operator_keeps_tenants_and_keys_over_http_and_nobody_else_does() {
         ("GET", "/admin/v1/tenants"),
         ("POST", "/admin/v1/tenants"),
         ("DELETE", "/admin/v1/tenants/acme"),
+        ("GET", "/admin/v1/tenants/acme/limits"),
+        ("PUT", "/admin/v1/tenants/acme/limits"),
         ("GET", "/admin/v1/keys"),
         ("POST", "/admin/v1/keys"),
         ("DELETE", "/admin/v1/keys/0000000000000000"),
         ("GET", "/admin/v1/usage"),
         ("GET", "/admin/v1/runs"),
+        ("GET", "/admin/v1/runs/live"),
+        ("POST", "/admin/v1/runs/00000000000000000000000000000000/cancel"),
+        ("DELETE", "/admin/v1/drain"),
         ("POST", "/admin/v1/drain"),
     ];
     for (method, path) in routes {
@@ -607,4 +612,285 @@ fn t101_a_tenant_that_has_used_its_tokens_waits_for_another_day() {
     // Somebody else has a budget of their own.
     assert_eq!(says(&client, &[support::bearer("two")], "hello"), "[embedded] hello");
     refused(&runs(&client, &[support::bearer("two")], "hello"), 429, "budget_exhausted");
+}
+
+fn admin(server: &Server) -> String {
+    said(server, &["key", "create", "--admin"])["key"].as_str().expect("a key").to_owned()
+}
+
+/// The live runs, as the operator sees them, once they are so many.
+fn live(client: &Client, admin: &str, state: &str, count: usize) -> Vec<Value> {
+    until("live runs", || {
+        let list = get(client, "/admin/v1/runs/live", &[bearer(admin)]).json();
+        let rows = list["data"].as_array().expect("a list").clone();
+        (rows.iter().filter(|row| row["state"] == state).count() == count).then_some(rows)
+    })
+}
+
+#[test]
+fn t210_an_operator_sees_live_runs_and_ends_one_that_runs_and_one_that_waits() {
+    let options = Options::default().with("GAOLER_RUNS__TENANT_MAX", 1);
+    let server = Server::start(options);
+    let client = server.client();
+    let (admin, acme) = (admin(&server), key(&server, "acme"));
+    assert_eq!(live(&client, &admin, "running", 0), Vec::<Value>::new());
+    let cancel = |run: &Value| {
+        let path = format!("/admin/v1/runs/{}/cancel", run["run"].as_str().expect("an id"));
+        client.request("POST", &path, &[bearer(&admin)], b"")
+    };
+    let asks = |name| {
+        let (client, headers) = (client.clone(), [bearer(&acme), beside(name)]);
+        std::thread::spawn(move || runs(&client, &headers, "RUN: sleep 300"))
+    };
+    let first = asks("one");
+    let running = live(&client, &admin, "running", 1).remove(0);
+    let second = asks("two");
+    let rows = live(&client, &admin, "queued", 1);
+    let waiting = rows.iter().find(|row| row["state"] == "queued").expect("one that waits").clone();
+    let me = get(&client, "/v1/me", &[bearer(&acme)]).json();
+    for row in &rows {
+        assert_eq!((&row["tenant"], &row["key"]), (&me["id"], &me["key"]), "{row}");
+        assert_eq!((&row["endpoint"], &row["level"]), (&json!("/v1/messages"), &json!("balanced")), "{row}");
+        assert!(row["since"].is_string() && !row.to_string().contains("sleep"), "{row}");
+    }
+    assert_eq!((&waiting["queue_position"], &running["queue_position"]), (&json!(1), &Value::Null));
+    let others = get(&client, "/admin/v1/runs/live?tenant=nobody", &[bearer(&admin)]).json();
+    assert_eq!(others["data"], json!([]));
+    // Nobody but the operator, and no other id.
+    let path = format!("/admin/v1/runs/{}/cancel", running["run"].as_str().expect("an id"));
+    refused(&client.request("POST", &path, &[bearer(&acme)], b""), 403, "key_insufficient");
+    for wrong in ["0".repeat(32), "x".into()] {
+        refused(&cancel(&json!({ "run": wrong })), 404, "run_not_found");
+    }
+    assert_eq!(cancel(&waiting).json()["type"], "run_cancelled");
+    let told = second.join().expect("an answer");
+    refused(&told, 500, "cancelled_by_operator");
+    assert_eq!(told.header("x-should-retry"), Some("false"), "{told:?}");
+    assert_eq!(live(&client, &admin, "running", 1).len(), 1, "the other one goes on");
+    assert_eq!(cancel(&running).status, 200);
+    refused(&first.join().expect("an answer"), 500, "cancelled_by_operator");
+    live(&client, &admin, "running", 0);
+    refused(&cancel(&running), 404, "run_not_found");
+    until("the record", || {
+        let runs = get(&client, "/admin/v1/runs", &[bearer(&admin)]).json();
+        (runs["data"][0]["outcome"] == "cancelled_by_operator").then_some(())
+    });
+    assert_eq!(says(&client, &[bearer(&acme), beside("one")], "hello"), "[embedded] hello");
+}
+
+#[test]
+fn t211_a_drain_ends_by_the_word_that_began_it_and_one_of_the_supervisors_does_not() {
+    let mut server = Server::start(Options::default());
+    let client = server.client();
+    let (admin, acme) = (admin(&server), key(&server, "acme"));
+    let drain = |method: &str| client.request(method, "/admin/v1/drain", &[bearer(&admin)], b"");
+    assert_eq!(drain("DELETE").json()["status"], "healthy", "there is none");
+    assert_eq!(drain("POST").json()["status"], "draining");
+    refused(&runs_of_drained(&client), 503, "draining");
+    assert_eq!(drain("DELETE").json()["status"], "healthy");
+    assert_eq!(get(&client, "/readyz", &[]).status, 200);
+    assert_eq!(says(&client, &[bearer(&acme), beside("one")], "hello"), "[embedded] hello");
+    let (asks, headers) = (client.clone(), [bearer(&acme), beside("one")]);
+    let last = std::thread::spawn(move || runs(&asks, &headers, "RUN: sleep 300"));
+    let run = live(&client, &admin, "running", 1).remove(0);
+    server.signal(nix::sys::signal::Signal::SIGTERM);
+    until("the drain", || (get(&client, "/readyz", &[]).status == 503).then_some(()));
+    refused(&drain("DELETE"), 409, "drain_final");
+    refused(&runs_of_drained(&client), 503, "draining");
+    // A run that keeps the server from its end can be ended in a drain, too.
+    let path = format!("/admin/v1/runs/{}/cancel", run["run"].as_str().expect("an id"));
+    assert_eq!(client.request("POST", &path, &[bearer(&admin)], b"").status, 200);
+    refused(&last.join().expect("an answer"), 500, "cancelled_by_operator");
+    assert_eq!(server.wait().code(), Some(0));
+}
+
+#[test]
+fn t214_a_tenants_own_limits_are_in_force_for_its_next_request_and_for_nobody_else() {
+    let server = Server::start(Options::default());
+    let client = server.client();
+    let (admin, acme, other) = (admin(&server), key(&server, "acme"), key(&server, "other"));
+    let path = "/admin/v1/tenants/acme/limits";
+    let limit = |limits: Value| client.request("PUT", path, &[bearer(&admin)], limits.to_string().as_bytes());
+    let none = get(&client, path, &[bearer(&admin)]).json();
+    assert_eq!(
+        (&none["limits"]["tokens_per_day"], &none["limits"]["tenant_max"]),
+        (&Value::Null, &Value::Null)
+    );
+    let missing = client.request("GET", "/admin/v1/tenants/nobody/limits", &[bearer(&admin)], b"");
+    refused(&missing, 404, "not_found");
+    refused(
+        &client.request("PUT", "/admin/v1/tenants/nobody/limits", &[bearer(&admin)], b"{}"),
+        404,
+        "not_found",
+    );
+    for wrong in [
+        json!([]),
+        json!({"x": 1}),
+        json!({"tenant_max": 0}),
+        json!({"tokens_per_day": -1}),
+        json!({"cost_per_day_usd": 1e300}),
+    ] {
+        refused(&limit(wrong), 400, "invalid_request");
+    }
+    assert_eq!(says(&client, &[bearer(&acme), beside("one")], "hello"), "[embedded] hello");
+    // Tokens: what it has used is more than that.
+    assert_eq!(limit(json!({"tokens_per_day": 1})).json()["limits"]["tokens_per_day"], 1);
+    refused(&runs(&client, &[bearer(&acme), beside("one")], "hello"), 429, "budget_exhausted");
+    assert_eq!(says(&client, &[bearer(&other), beside("one")], "hello"), "[embedded] hello");
+    let used = get(&client, "/v1/usage", &[bearer(&acme)]).json();
+    assert_eq!(
+        (&used["limits"]["tokens_per_day"], &used["left"]["tokens_per_day"]),
+        (&json!(1), &json!(0)),
+        "{used}"
+    );
+    let used = get(&client, "/v1/usage", &[bearer(&other)]).json();
+    assert_eq!(
+        (&used["limits"]["tokens_per_day"], &used["left"]["tokens_per_day"]),
+        (&Value::Null, &Value::Null)
+    );
+    // A rate, by the command line, beside the server. What is not named stays as it was.
+    let said = |words: &[&str]| said(&server, &[&["tenant", "limits", "acme"], words].concat());
+    assert_eq!(said(&["tenant_per_minute=1"])["tokens_per_day"], 1);
+    assert_eq!(said(&["tokens_per_day=default"])["tenant_per_minute"], 1);
+    assert_eq!(says(&client, &[bearer(&acme), beside("one")], "hello"), "[embedded] hello");
+    refused(&runs(&client, &[bearer(&acme), beside("one")], "hello"), 429, "rate_limited");
+    refused(&get(&client, "/v1/sessions", &[bearer(&acme)]), 429, "rate_limited");
+    assert_eq!(get(&client, "/v1/sessions", &[bearer(&other)]).status, 200);
+    for wrong in [
+        &["tenant", "limits", "acme", "x=1"][..],
+        &["tenant", "limits", "nobody"],
+        &["tenant", "limits", "acme", "tenant_max"],
+    ] {
+        assert_eq!(command(&server, wrong).status.code(), Some(1), "{wrong:?}");
+    }
+    // Runs at a time.
+    assert_eq!(limit(json!({"tenant_max": 1})).json()["limits"]["tenant_per_minute"], Value::Null);
+    let (asks, headers) = (client.clone(), [bearer(&acme), beside("one")]);
+    let first = std::thread::spawn(move || runs(&asks, &headers, "RUN: sleep 300"));
+    let running = live(&client, &admin, "running", 1).remove(0);
+    let (asks, headers) = (client.clone(), [bearer(&acme), beside("two")]);
+    let second = std::thread::spawn(move || runs(&asks, &headers, "hello"));
+    live(&client, &admin, "queued", 1);
+    assert_eq!(says(&client, &[bearer(&other), beside("one")], "hello"), "[embedded] hello");
+    let path = format!("/admin/v1/runs/{}/cancel", running["run"].as_str().expect("an id"));
+    assert_eq!(client.request("POST", &path, &[bearer(&admin)], b"").status, 200);
+    refused(&first.join().expect("an answer"), 500, "cancelled_by_operator");
+    assert_eq!(second.join().expect("an answer").text(), "[embedded] hello", "its place is free again");
+}
+
+const PRICES: &str = "[{ model = 'claude-', input = 300, output = 1500, cache_write = 375, cache_read = 30 }, \
+                       { model = 'claude-sonnet-', input = 3, output = 15, cache_write = 3.75, cache_read = 0.3 }]";
+
+#[test]
+fn t215_a_run_costs_what_egress_counted_of_each_model_and_a_budget_of_money_holds() {
+    let server = Server::start(Options::default().with("GAOLER_PRICES__LIST", PRICES));
+    let client = server.client();
+    let (admin, acme) = (admin(&server), key(&server, "acme"));
+    let mut body = ask("hello");
+    body["model"] = json!("sonnet");
+    let asks = || client.post(&[bearer(&acme), beside("one")], body.to_string().as_bytes());
+    assert_eq!(asks().text(), "[embedded] hello");
+    let used = get(&client, "/v1/usage", &[bearer(&acme)]).json();
+    let day = &used["data"][0];
+    let tokens = |name: &str| day[name].as_u64().expect("a number");
+    // Thousandths of a millionth of a dollar. No request was of another model, so none has the dearer price.
+    let thousandths = 3000 * tokens("input_tokens")
+        + 15_000 * tokens("output_tokens")
+        + 3750 * tokens("cache_creation_input_tokens")
+        + 300 * tokens("cache_read_input_tokens");
+    assert!(thousandths > 0, "{used}");
+    let expected = json!(thousandths.div_ceil(1000) as f64 / 1e6);
+    assert_eq!(day["cost_usd"], expected, "{used}");
+    assert_eq!(get(&client, "/admin/v1/runs", &[bearer(&admin)]).json()["data"][0]["cost_usd"], expected);
+    assert_eq!(get(&client, "/admin/v1/usage", &[bearer(&admin)]).json()["data"][0]["cost_usd"], expected);
+    let limits = json!({"cost_per_day_usd": 0.000001}).to_string();
+    let limit = |server: &Server, admin: &str| {
+        let client = server.client();
+        client.request("PUT", "/admin/v1/tenants/acme/limits", &[bearer(admin)], limits.as_bytes())
+    };
+    assert_eq!(limit(&server, &admin).json()["limits"]["cost_per_day_usd"], json!(0.000001));
+    refused(&asks(), 429, "budget_exhausted");
+    let used = get(&client, "/v1/usage", &[bearer(&acme)]).json();
+    assert_eq!(
+        (&used["left"]["cost_per_day_usd"], &used["left"]["tokens_per_day"]),
+        (&json!(0.0), &Value::Null)
+    );
+    // Where nothing has a price, a budget of money lets nobody through, and nobody is told a cost.
+    let server = Server::start(Options::default());
+    let client = server.client();
+    let (admin, acme) = (self::admin(&server), key(&server, "acme"));
+    let asks = || client.post(&[bearer(&acme), beside("one")], body.to_string().as_bytes());
+    assert_eq!(asks().text(), "[embedded] hello");
+    let used = get(&client, "/v1/usage", &[bearer(&acme)]).json();
+    assert_eq!(used["data"][0]["cost_usd"], Value::Null, "{used}");
+    assert_eq!(limit(&server, &admin).status, 200);
+    refused(&asks(), 403, "model_unpriced");
+}
+
+#[test]
+fn t216_of_many_runs_at_once_no_more_begin_than_the_budget_has_room_for() {
+    let options = Options::default().with("GAOLER_BUDGET__TOKENS_PER_DAY", 10_000_000);
+    let server = Server::start(options.with("GAOLER_BUDGET__RESERVE_TOKENS", 3_000_000));
+    let client = server.client();
+    let (admin, acme, other) = (admin(&server), key(&server, "acme"), key(&server, "other"));
+    let left = |key: &str| {
+        let used = get(&client, "/v1/usage", &[bearer(key)]).json();
+        used["left"]["tokens_per_day"].as_u64().expect("a number")
+    };
+    assert_eq!(left(&acme), 10_000_000);
+    // The fifth would begin with 4 * 3,000,000 held. Twice: what has ended gives back what it held.
+    for round in 0..2 {
+        let asking: Vec<_> = (0..8)
+            .map(|_| {
+                let (client, headers) = (client.clone(), [bearer(&acme), beside("one")]);
+                std::thread::spawn(move || runs(&client, &headers, "RUN: sleep 300"))
+            })
+            .collect();
+        let running = live(&client, &admin, "running", 4);
+        until("the others", || (asking.iter().filter(|it| it.is_finished()).count() == 4).then_some(()));
+        assert_eq!(running.len(), 4, "{running:?}");
+        assert_eq!(left(&acme), 0, "round {round}");
+        assert_eq!(left(&other), 10_000_000, "another tenant's is its own");
+        for run in &running {
+            let path = format!("/admin/v1/runs/{}/cancel", run["run"].as_str().expect("an id"));
+            assert_eq!(client.request("POST", &path, &[bearer(&admin)], b"").status, 200);
+        }
+        let answers: Vec<Response> = asking.into_iter().map(|it| it.join().expect("an answer")).collect();
+        let (held, ended): (Vec<_>, Vec<_>) = answers.iter().partition(|it| it.status == 429);
+        assert_eq!((held.len(), ended.len()), (4, 4));
+        held.into_iter().for_each(|it| refused(it, 429, "budget_reserved"));
+        ended.into_iter().for_each(|it| refused(it, 500, "cancelled_by_operator"));
+        let left = left(&acme);
+        assert!(
+            (9_000_000..=10_000_000).contains(&left),
+            "round {round}: only what was used is gone: {left}"
+        );
+    }
+    // A start that fails gives back what it held; and so does what nobody waits for.
+    let before = left(&acme);
+    let bad = ("x-claude-credential", "sk-ant-oat01-refused-00000000".to_owned());
+    let fresh = key(&server, "fresh");
+    refused(&runs(&client, &[bearer(&fresh), bad], "hello"), 401, "credential_refused");
+    assert_eq!((left(&fresh), left(&acme)), (10_000_000, before));
+    // With less than one run is taken to use, one begins all the same; who asks for the same again joins it.
+    said(&server, &["tenant", "limits", "other", "tokens_per_day=1000000"]);
+    let named = |client: &Client| {
+        let (client, headers) =
+            (client.clone(), [bearer(&other), beside("one"), ("idempotency-key", "k".to_owned())]);
+        std::thread::spawn(move || {
+            runs(&client, &headers, "RUN: until test -e go; do sleep 0.1; done; echo gone")
+        })
+    };
+    let first = named(&client);
+    live(&client, &admin, "running", 1);
+    let second = named(&client);
+    refused(&runs(&client, &[bearer(&other), beside("one")], "hello"), 429, "budget_reserved");
+    let run = live(&client, &admin, "running", 1).remove(0);
+    let path = format!("/admin/v1/runs/{}/cancel", run["run"].as_str().expect("an id"));
+    assert_eq!(client.request("POST", &path, &[bearer(&admin)], b"").status, 200);
+    for answer in [first, second] {
+        refused(&answer.join().expect("an answer"), 500, "cancelled_by_operator");
+    }
+    until("its end", || (left(&other) > 900_000).then_some(()));
+    assert_eq!(says(&client, &[bearer(&other), beside("one")], "hello"), "[embedded] hello");
 }

@@ -23,19 +23,19 @@ pub enum Fault {
     Model,
 }
 
-/// Inspects a body.
+/// Inspects a body. Gives the model that it names, if it names one.
 ///
 /// # Errors
 /// Why it may not go on.
-pub fn inspect(bytes: &[u8], policy: &EgressPolicy) -> Result<(), Fault> {
-    let mut fault = None;
+pub fn inspect(bytes: &[u8], policy: &EgressPolicy) -> Result<Option<String>, Fault> {
+    let (mut fault, mut model) = (None, None);
     let mut json = serde_json::Deserializer::from_slice(bytes);
-    let node = Node { place: Place::Top, policy, fault: &mut fault };
+    let node = Node { place: Place::Top, policy, fault: &mut fault, model: &mut model };
     let read = node.deserialize(&mut json).and_then(|()| json.end());
     match (read, fault) {
         (Err(_), _) => Err(Fault::Shape),
         (Ok(()), Some(fault)) => Err(fault),
-        (Ok(()), None) => Ok(()),
+        (Ok(()), None) => Ok(model),
     }
 }
 
@@ -99,6 +99,8 @@ struct Node<'a> {
     policy: &'a EgressPolicy,
     /// The first thing that may not go on.
     fault: &'a mut Option<Fault>,
+    /// The model, once it was seen. A key comes once.
+    model: &'a mut Option<String>,
 }
 
 impl<'de> DeserializeSeed<'de> for Node<'_> {
@@ -127,7 +129,7 @@ impl<'de> Visitor<'de> for Node<'_> {
             if keys.len() >= KEYS_MAX || !keys.insert(key) {
                 return Err(A::Error::custom("a key twice, or too many keys"));
             }
-            map.next_value_seed(Node { place, policy: self.policy, fault: &mut *self.fault })?;
+            map.next_value_seed(self.below(place))?;
         }
         Ok(())
     }
@@ -136,9 +138,7 @@ impl<'de> Visitor<'de> for Node<'_> {
         self.word_only();
         self.object_only()?;
         let place = self.place.element();
-        while list.next_element_seed(Node { place, policy: self.policy, fault: &mut *self.fault })?.is_some()
-        {
-        }
+        while list.next_element_seed(self.below(place))?.is_some() {}
         Ok(())
     }
 
@@ -149,6 +149,10 @@ impl<'de> Visitor<'de> for Node<'_> {
             Place::Model if !fits || !self.policy.allows_model(text) => Fault::Model,
             Place::ToolType if !fits || !self.policy.allows_tool(Some(text)) => Fault::Policy,
             Place::SourceType if !fits || self.policy.denies_source(text) => Fault::Policy,
+            Place::Model => {
+                *self.model = Some(text.to_owned());
+                return Ok(());
+            }
             _ => return Ok(()),
         };
         self.fault.get_or_insert(fault);
@@ -178,6 +182,11 @@ impl<'de> Visitor<'de> for Node<'_> {
 }
 
 impl Node<'_> {
+    /// A value within this one.
+    fn below(&mut self, place: Place) -> Node<'_> {
+        Node { place, policy: self.policy, fault: &mut *self.fault, model: &mut *self.model }
+    }
+
     fn object_only<E: Error>(&self) -> Result<(), E> {
         match self.place {
             Place::Top => Err(E::custom("not an object")),
@@ -204,7 +213,7 @@ mod tests {
     use crate::policy::BALANCED;
 
     fn inspected(body: &[u8]) -> Result<(), Fault> {
-        inspect(body, &BALANCED)
+        inspect(body, &BALANCED).map(drop)
     }
 
     fn check(body: &str, expected: Result<(), Fault>) {
@@ -265,6 +274,11 @@ mod tests {
         let input = r#"{"type":"tool_use","input":{"source":{"type":"url"},"mcp_servers":[]}}"#;
         check(&block(input), Ok(()));
         check(r#"{"model":"claude-sonnet-5"}"#, Ok(()));
+        assert_eq!(
+            inspect(br#"{"a":{"model":"x"},"model":"claude-sonnet-5"}"#, &BALANCED),
+            Ok(Some("claude-sonnet-5".into()))
+        );
+        assert_eq!(inspect(br#"{"messages":[{"model":"claude-x"}]}"#, &BALANCED), Ok(None));
         check(r#"{"model":"other"}"#, Err(Fault::Model));
         check(r#"{"model":["claude-sonnet-5"]}"#, Err(Fault::Policy));
     }

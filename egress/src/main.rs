@@ -27,7 +27,7 @@ mod upstream;
 
 use std::cell::{Cell, RefCell};
 use std::convert::Infallible;
-use std::io::{Error, ErrorKind, Result};
+use std::io::{Error, ErrorKind, Result, Write};
 use std::os::fd::{OwnedFd, RawFd};
 use std::os::unix::fs::FileExt;
 use std::process::ExitCode;
@@ -244,7 +244,11 @@ impl Broker<'_> {
 
     /// Closes the door, tells where the run went, and then how much went.
     async fn end(&self, told: Told, tally: &Tally, door: Option<Door>) -> Result<()> {
-        if let Some(Door { proxy, ledger, .. }) = door {
+        if let Some(Door { proxy, mut ledger, .. }) = door {
+            // First, so that they have room: each is shorter than what a pipe takes whole.
+            for line in tally.lines() {
+                let _ = ledger.write_all(&line);
+            }
             proxy.write_ledger(ledger);
         }
         match told {

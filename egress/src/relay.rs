@@ -27,7 +27,7 @@ use crate::meter::{Meter, Usage};
 use crate::placeholder::Expected;
 use crate::refusal::Refusal;
 use crate::scan::{self, Scan};
-use crate::tally::Tally;
+use crate::tally::{ModelId, Tally};
 use crate::upstream::{self, HttpClient};
 
 /// How long the cage may take for a body; it comes over a socket of this machine.
@@ -108,7 +108,7 @@ impl Job {
             Route::Forward(path) => path,
         };
         let (bytes, permit) = self.read(&head.headers, incoming).await?;
-        body::inspect(&bytes, &self.policy).map_err(|fault| match fault {
+        let model = body::inspect(&bytes, &self.policy).map_err(|fault| match fault {
             Fault::Shape => Refusal::denied(400, Denial::Body, "the body is not one plain JSON object"),
             Fault::Policy => {
                 Refusal::denied(403, Denial::Body, "the level of this run does not allow what it asks for")
@@ -120,7 +120,7 @@ impl Job {
         if self.tally.totals().requests >= self.requests_max {
             return Err(Refusal::denied(429, Denial::Quota, "this run has made all its requests"));
         }
-        self.tally.sent(bytes.len());
+        let model = self.tally.sent(bytes.len(), model.as_deref().unwrap_or_default());
         // From here on there is an answer to count, whatever becomes of it.
         let ended = Ended(self.tally.clone());
         let response = timeout(self.silence, self.client.request(self.outgoing(&head, path, bytes)?)).await;
@@ -131,7 +131,7 @@ impl Job {
             Ok(Ok(response)) => response,
         };
         self.tally.answered(upstream::status(&response));
-        self.back(response, id, ended).await
+        self.back(response, id, model, ended).await
     }
 
     /// The body of a request, and the memory that was set aside for it.
@@ -170,6 +170,7 @@ impl Job {
         &self,
         response: Response<Incoming>,
         id: &str,
+        model: ModelId,
         ended: Ended,
     ) -> Result<Response<Answer>, Refusal> {
         let (mut head, body) = response.into_parts();
@@ -195,6 +196,7 @@ impl Job {
             scan: Scan::new(self.needle.clone()),
             meter: is_stream.then(Meter::default),
             usage: Usage::default(),
+            model,
             bytes_max: self.policy.response_bytes_max,
             tally: self.tally.clone(),
             id: id.to_owned(),
@@ -230,6 +232,8 @@ struct Passing {
     /// Reads the counts of a stream; an answer that is held whole is read at its end.
     meter: Option<Meter>,
     usage: Usage,
+    /// Whose counts these are.
+    model: ModelId,
     bytes_max: u64,
     tally: Arc<Tally>,
     id: String,
@@ -276,7 +280,7 @@ impl Passing {
 
     fn take(&mut self, data: Bytes) -> Result<Bytes, Stop> {
         let now = self.meter.as_mut().map_or(self.usage, |meter| meter.take(&data));
-        let all = self.tally.received(data.len(), self.usage, now);
+        let all = self.tally.received(self.model, data.len(), self.usage, now);
         self.usage = now;
         let stop = |tally: &Tally, denial, stop| {
             tally.deny(denial);
@@ -310,7 +314,7 @@ impl Passing {
             }
         }
         out.extend_from_slice(&self.scan.finish());
-        self.tally.received(0, Usage::default(), Usage::of_message(&out));
+        self.tally.received(self.model, 0, Usage::default(), Usage::of_message(&out));
         Ok(out.freeze())
     }
 }

@@ -14,6 +14,15 @@ pub const DENIALS_MAX: u32 = 256;
 /// must not be able to end a run, and an honest tool may ask for a host that is not listed again and again.
 const REFUSALS_MAX: u32 = 256;
 
+/// Models that are counted by themselves; all others share the last row. An honest CLI uses two.
+const MODELS_MAX: usize = 16;
+/// The name of that row. No price is of it.
+const OTHERS: &str = "(others)";
+
+/// A row of the models.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ModelId(usize);
+
 /// The counts of one run.
 pub struct Tally {
     inner: Mutex<Inner>,
@@ -22,6 +31,7 @@ pub struct Tally {
 
 struct Inner {
     totals: Totals,
+    models: Vec<(String, Usage)>,
     untold: Vec<Denial>,
     counted: bool,
     denials: u32,
@@ -39,7 +49,8 @@ impl Tally {
     /// Nothing yet.
     pub fn new(run: RunId) -> Tally {
         let totals = Totals::none(run);
-        let inner = Inner { totals, untold: Vec::new(), counted: false, denials: 0, refusals: 0 };
+        let inner =
+            Inner { totals, models: Vec::new(), untold: Vec::new(), counted: false, denials: 0, refusals: 0 };
         Tally { inner: Mutex::new(inner), changed: Notify::new() }
     }
 
@@ -52,11 +63,20 @@ impl Tally {
         self.lock().totals
     }
 
-    /// One request goes upstream, with this many bytes.
-    pub fn sent(&self, bytes: usize) {
-        let totals = &mut self.lock().totals;
+    /// One request goes upstream, with this many bytes, to this model. Its answer's counts are that row's.
+    pub fn sent(&self, bytes: usize, model: &str) -> ModelId {
+        let Inner { totals, models, .. } = &mut *self.lock();
         totals.requests = totals.requests.saturating_add(1);
         totals.bytes_up = totals.bytes_up.saturating_add(bytes as u64);
+        let known = models.iter().position(|(name, _)| name == model);
+        ModelId(known.unwrap_or_else(|| {
+            match models.len() {
+                ..MODELS_MAX => models.push((model.to_owned(), Usage::default())),
+                MODELS_MAX => models.push((OTHERS.into(), Usage::default())),
+                _ => {}
+            }
+            models.len() - 1
+        }))
     }
 
     /// The upstream has answered with this status.
@@ -65,15 +85,39 @@ impl Tally {
     }
 
     /// So many bytes of an answer came; its counts were `before` and are `now`. Gives all bytes so far.
-    pub fn received(&self, bytes: usize, before: Usage, now: Usage) -> u64 {
-        let totals = &mut self.lock().totals;
+    pub fn received(&self, ModelId(model): ModelId, bytes: usize, before: Usage, now: Usage) -> u64 {
+        let Inner { totals, models, .. } = &mut *self.lock();
         let change = |total: u64, before: u64, now: u64| total.saturating_sub(before).saturating_add(now);
         totals.bytes_down = totals.bytes_down.saturating_add(bytes as u64);
         totals.input_tokens = change(totals.input_tokens, before.input, now.input);
         totals.output_tokens = change(totals.output_tokens, before.output, now.output);
         totals.cache_write_tokens = change(totals.cache_write_tokens, before.cache_write, now.cache_write);
         totals.cache_read_tokens = change(totals.cache_read_tokens, before.cache_read, now.cache_read);
+        let row = &mut models[model].1;
+        row.input = change(row.input, before.input, now.input);
+        row.output = change(row.output, before.output, now.output);
+        row.cache_write = change(row.cache_write, before.cache_write, now.cache_write);
+        row.cache_read = change(row.cache_read, before.cache_read, now.cache_read);
         totals.bytes_down
+    }
+
+    /// A line for each model, for whoever prices them.
+    pub fn lines(&self) -> Vec<Vec<u8>> {
+        let line = |(name, usage): &(String, Usage)| {
+            let Usage { input, output, cache_write, cache_read } = usage;
+            // Of a string and numbers alone: this cannot fail.
+            let mut line = serde_json::to_vec(&serde_json::json!({
+                "model": name,
+                "input_tokens": input,
+                "output_tokens": output,
+                "cache_write_tokens": cache_write,
+                "cache_read_tokens": cache_read,
+            }))
+            .unwrap_or_default();
+            line.push(b'\n');
+            line
+        };
+        self.lock().models.iter().map(line).collect()
     }
 
     /// An answer is over, one way or another: the supervisor shall hear the totals.
@@ -156,9 +200,33 @@ mod tests {
         let tally = Tally::new(RunId([1; 16]));
         let (first, second) =
             (Usage { output: 1, ..Usage::default() }, Usage { output: 50, ..Usage::default() });
-        tally.received(10, Usage::default(), first);
-        tally.received(10, first, second);
+        let model = tally.sent(1, "claude-a");
+        tally.received(model, 10, Usage::default(), first);
+        tally.received(model, 10, first, second);
         let totals = tally.totals();
         assert_eq!((totals.output_tokens, totals.bytes_down), (50, 20));
+    }
+
+    #[test]
+    fn each_model_has_its_counts_up_to_a_bound() {
+        let tally = Tally::new(RunId([1; 16]));
+        let one = Usage { input: 1, output: 2, cache_write: 3, cache_read: 4 };
+        for round in 0..2 {
+            for number in 0..MODELS_MAX + 5 {
+                let model = tally.sent(1, &format!("claude-{number}"));
+                tally.received(model, 0, Usage::default(), one);
+            }
+            assert_eq!(tally.totals().input_tokens, (round + 1) * (MODELS_MAX as u64 + 5));
+        }
+        let lines = tally.lines();
+        let read = |line: &Vec<u8>| serde_json::from_slice::<serde_json::Value>(line).expect("JSON");
+        assert_eq!(lines.len(), MODELS_MAX + 1);
+        assert_eq!(
+            read(&lines[0]),
+            serde_json::json!({"model": "claude-0", "input_tokens": 2, "output_tokens": 4,
+                "cache_write_tokens": 6, "cache_read_tokens": 8})
+        );
+        let last = read(&lines[MODELS_MAX]);
+        assert_eq!((&last["model"], &last["input_tokens"]), (&OTHERS.into(), &10.into()));
     }
 }

@@ -117,6 +117,9 @@ fn t15_the_real_cli_leaves_the_proxy_to_its_tools() {
     let totals = proxied.egress.revoke();
     assert_eq!((totals.denials, totals.requests), (0, 3), "{totals:?}");
     let lines = proxied.lines();
-    assert_eq!(lines.len(), 1, "{lines:?}");
-    assert_eq!((&lines[0]["host"], &lines[0]["connections"]), (&"github.com".into(), &1.into()));
+    assert_eq!(lines.len(), 2, "{lines:?}");
+    assert!(lines[0]["model"].as_str().is_some_and(|model| model.starts_with("claude-")), "{lines:?}");
+    let counted = [totals.input_tokens, totals.output_tokens].map(serde_json::Value::from);
+    assert_eq!([&lines[0]["input_tokens"], &lines[0]["output_tokens"]], [&counted[0], &counted[1]]);
+    assert_eq!((&lines[1]["host"], &lines[1]["connections"]), (&"github.com".into(), &1.into()));
 }

@@ -2,8 +2,8 @@
 //! It must never answer with a secret but to whoever has proved to be its tenant, nor change anything halfway.
 
 use gaoler_ledger_wire::{
-    Answer, Counted, Grant, Hex, KeptCredential, KeyKind, KeyRow, NAME_BYTES_MAX, Proof, Question, ROWS_MAX,
-    Refusal, RunRecord, RunRow, SEALED_BYTES_MAX, TenantRow, UsageDay, Who,
+    Allowance, Answer, Counted, Grant, Hex, KeptCredential, KeyKind, KeyRow, NAME_BYTES_MAX, Proof, Question,
+    ROWS_MAX, Refusal, RunRecord, RunRow, SEALED_BYTES_MAX, TenantRow, UsageDay, Who,
 };
 use rusqlite::types::Value;
 use rusqlite::{Connection, ErrorCode, OptionalExtension, Row, params, params_from_iter};
@@ -51,6 +51,7 @@ pub fn writes(question: &Question) -> bool {
         | Question::Runs { .. }
         | Question::Tenants { .. }
         | Question::Keys { .. }
+        | Question::Allowance { .. }
         | Question::Integrity => false,
         Question::KeepCredential { .. }
         | Question::DropCredential
@@ -59,6 +60,7 @@ pub fn writes(question: &Question) -> bool {
         | Question::Record(_)
         | Question::CreateTenant { .. }
         | Question::RemoveTenant { .. }
+        | Question::Allow { .. }
         | Question::CreateKey { .. }
         | Question::RevokeKey { .. } => true,
     }
@@ -160,6 +162,8 @@ impl Book {
                 let id = self.tenant(&tenant)?.ok_or(Refusal::NotFound)?;
                 self.one("DELETE FROM tenants WHERE id = ?1", params![id])
             }
+            Question::Allowance { tenant } => self.allowance(&tenant),
+            Question::Allow { tenant, allowance } => self.allow(&tenant, &allowance),
             Question::CreateKey { id, hash, kind, tenant, make_tenant, label, expires_at } => {
                 let owner = self.owner(kind, tenant.as_deref(), make_tenant)?;
                 check(is_hex(&id, 16) && hash.0.len() == 32 && is_label(&label))?;
@@ -244,8 +248,11 @@ impl Book {
     }
 
     fn grant(&self, tenant: &str, key: Option<&String>, expires_at: Option<i64>) -> Result<Who, Refusal> {
-        let sql = "SELECT name, secret, sealed, scheme, vault, stored_at FROM tenants \
-                   LEFT JOIN credentials ON tenant = id WHERE id = ?1";
+        let columns = Allowance::COLUMNS.join(", ");
+        let sql = format!(
+            "SELECT name, secret, sealed, scheme, vault, stored_at, {columns} FROM tenants \
+             LEFT JOIN credentials c ON c.tenant = id LEFT JOIN allowances a ON a.tenant = id WHERE id = ?1"
+        );
         let read = |row: &Row<'_>| -> rusqlite::Result<Grant> {
             let credential = match row.get::<_, Option<Vec<u8>>>(2)? {
                 None => None,
@@ -263,9 +270,10 @@ impl Book {
                 key: key.cloned(),
                 expires_at,
                 credential,
+                allowance: allowance(row, 6)?,
             })
         };
-        let grant = self.database.prepare(sql).and_then(|mut sql| sql.query_row([tenant], read));
+        let grant = self.database.prepare(&sql).and_then(|mut sql| sql.query_row([tenant], read));
         Ok(Who::Tenant(Box::new(grant.map_err(|error| refused("grant", &error))?)))
     }
 
@@ -456,6 +464,25 @@ impl Book {
         Ok(Answer::Keys(keys?))
     }
 
+    fn allowance(&self, tenant: &str) -> Answered {
+        let id = self.tenant(tenant)?.ok_or(Refusal::NotFound)?;
+        let sql = format!("SELECT {} FROM allowances WHERE tenant = ?1", Allowance::COLUMNS.join(", "));
+        let found = self.rows(&sql, vec![id.into()], |row| allowance(row, 0))?;
+        Ok(Answer::Allowance(found.first().copied().unwrap_or_default()))
+    }
+
+    fn allow(&self, tenant: &str, allowance: &Allowance) -> Answered {
+        check(allowance.wrong().is_none())?;
+        let id = self.tenant(tenant)?.ok_or(Refusal::NotFound)?;
+        let figures = allowance.figures().into_iter().map(|figure| figure.map_or(Value::Null, Value::from));
+        let values: Vec<Value> = std::iter::once(id.into()).chain(figures).collect();
+        let places = vec!["?"; values.len()].join(", ");
+        let columns = Allowance::COLUMNS.join(", ");
+        let sql = format!("INSERT OR REPLACE INTO allowances (tenant, {columns}) VALUES ({places})");
+        self.run(&sql, params_from_iter(values))?;
+        Ok(Answer::Done)
+    }
+
     fn owner(&self, kind: KeyKind, tenant: Option<&str>, make: bool) -> Result<Option<String>, Refusal> {
         match (kind, tenant) {
             (KeyKind::Admin, None) => Ok(None),
@@ -546,6 +573,14 @@ impl Book {
 fn counted(row: &Row<'_>, first: usize) -> rusqlite::Result<Counted> {
     let mut at = first;
     Counted::read(|| {
+        at += 1;
+        row.get(at - 1)
+    })
+}
+
+fn allowance(row: &Row<'_>, first: usize) -> rusqlite::Result<Allowance> {
+    let mut at = first;
+    Allowance::read(|| {
         at += 1;
         row.get(at - 1)
     })

@@ -35,6 +35,8 @@ pub fn permits(asker: &Asker, question: &Question) -> bool {
         | Question::CreateTenant { .. }
         | Question::Tenants { .. }
         | Question::RemoveTenant { .. }
+        | Question::Allowance { .. }
+        | Question::Allow { .. }
         | Question::CreateKey { .. }
         | Question::Keys { .. }
         | Question::RevokeKey { .. } => admin,
@@ -45,7 +47,7 @@ pub fn permits(asker: &Asker, question: &Question) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use gaoler_ledger_wire::{Grant, Hex, KeyKind};
+    use gaoler_ledger_wire::{Allowance, Grant, Hex, KeyKind};
 
     #[test]
     fn nobody_asks_for_more_than_what_is_theirs() {
@@ -56,6 +58,7 @@ mod tests {
             key: None,
             expires_at: None,
             credential: None,
+            allowance: Allowance::default(),
         };
         let tenant = || Asker::Frontend(Who::Tenant(Box::new(grant.clone())));
         let (admin, nobody) = (Asker::Frontend(Who::Admin), Asker::Frontend(Who::Unlinked));
@@ -86,6 +89,8 @@ mod tests {
             Question::CreateTenant { name: text() },
             Question::Tenants { after: None, limit: 1 },
             Question::RemoveTenant { tenant: text() },
+            Question::Allowance { tenant: text() },
+            Question::Allow { tenant: text(), allowance: Allowance::default() },
             create,
             Question::Keys { tenant: None, after: None, limit: 1 },
             Question::RevokeKey { id: text() },

@@ -14,7 +14,9 @@ const APPLICATION: i32 = 0x6761_6f6c;
 const BUSY: Duration = Duration::from_secs(5);
 
 /// What makes each version out of the one before.
-const VERSIONS: [&str; 1] = ["
+const VERSIONS: [&str; 2] = [VERSION_1, VERSION_2];
+
+const VERSION_1: &str = "
 CREATE TABLE tenants (
     id TEXT PRIMARY KEY NOT NULL,
     name TEXT NOT NULL UNIQUE,
@@ -89,7 +91,22 @@ CREATE TABLE usage (
     PRIMARY KEY (day, tenant)
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX usage_of_tenant ON usage (tenant, day);
-"];
+";
+
+/// What a tenant may, and what runs cost.
+const VERSION_2: &str = "
+CREATE TABLE allowances (
+    tenant TEXT PRIMARY KEY NOT NULL REFERENCES tenants (id) ON DELETE CASCADE,
+    tenant_per_minute INTEGER,
+    tenant_max INTEGER,
+    tokens_per_day INTEGER,
+    tokens_per_month INTEGER,
+    cost_per_day_microusd INTEGER,
+    cost_per_month_microusd INTEGER
+) STRICT, WITHOUT ROWID;
+ALTER TABLE runs ADD COLUMN cost_microusd INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE usage ADD COLUMN cost_microusd INTEGER NOT NULL DEFAULT 0;
+";
 
 /// Opens the database in this folder, makes it where there is none, and brings it to this program's version.
 ///
@@ -179,7 +196,7 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         open(folder.path()).expect("made").pragma_update(None, "user_version", 99).expect("set");
         let why = open(folder.path()).expect_err("later");
-        assert!(why.contains("has version 99 and this gaoler knows 1"), "{why}");
+        assert!(why.contains("has version 99 and this gaoler knows 2"), "{why}");
         let other = tempfile::tempdir().expect("a folder");
         let foreign = Connection::open(other.path().join(FILE)).expect("made");
         foreign.execute_batch("CREATE TABLE theirs (x)").expect("a table");

@@ -9,12 +9,13 @@ use std::time::Duration;
 
 use command_fds::{CommandFdExt, FdMapping};
 use gaoler_ledger_wire::{
-    Answer, Asked, Counted, FRAME_BYTES_MAX, Hex, KeyKind, Proof, Question, Refusal, RunRecord, Told, Who,
-    decode, encode,
+    Allowance, Answer, Asked, Counted, FRAME_BYTES_MAX, Hex, KeyKind, Proof, Question, Refusal, RunRecord,
+    Told, Who, decode, encode,
 };
 use gaoler_protocol::{FRAME_BYTES, Message, Role};
 use gaoler_sys::channel;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use rusqlite::Connection;
 
 /// How long anything may take before a test says that it hangs.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -244,6 +245,100 @@ fn t83_a_ledger_refuses_what_is_no_question_and_a_database_of_a_later_version() 
     let refused = alone(later.path(), "ask", Some(&Question::Integrity));
     let said = String::from_utf8_lossy(&refused.stderr);
     assert!(!refused.status.success() && said.contains("has version 99"), "{said}");
+}
+
+/// A database of the first version, with what it may hold, as its log leaves it: never written back.
+const VERSION_1: &str = include_str!("version-1.sql");
+
+fn version_1(folder: &Path) {
+    let database = Connection::open(folder.join("ledger.db")).expect("a database");
+    database.pragma_update(None, "journal_mode", "wal").expect("a mode");
+    database.execute_batch(VERSION_1).expect("the first version");
+}
+
+/// Which version a database has, and whether it is that and nothing between.
+fn version(folder: &Path) -> i64 {
+    let database = Connection::open(folder.join("ledger.db")).expect("a database");
+    let number = |sql: &str| database.query_row(sql, [], |row| row.get::<_, i64>(0)).expect(sql);
+    let version = number("PRAGMA user_version");
+    let tables = number("SELECT count(*) FROM sqlite_schema WHERE name = 'allowances'");
+    let columns = ["runs", "usage"].map(|table| {
+        let sql = "SELECT count(*) FROM pragma_table_info('{}') WHERE name = 'cost_microusd'";
+        number(&sql.replace("{}", table))
+    });
+    assert_eq!((tables, columns), (version - 1, [version - 1; 2]), "version {version}");
+    let rows = ["tenants", "keys", "credentials", "links", "runs", "usage"]
+        .map(|table| number(&format!("SELECT count(*) FROM {table}")));
+    assert_eq!(rows, [1, 2, 1, 1, 2, 1], "nothing is lost");
+    version
+}
+
+#[test]
+fn t212_a_database_of_the_first_version_is_brought_to_this_one_with_all_that_it_holds() {
+    let folder = tempfile::tempdir().expect("a folder");
+    version_1(folder.path());
+    assert_eq!(version(folder.path()), 1);
+    let mut ledger = Ledger::start(folder.path());
+    let proof = Proof::Key { id: format!("{:016x}", 1), hash: Hex(vec![1; 32]) };
+    let Ok(Answer::Who(Who::Tenant(grant))) = ledger.ask(Some(proof.clone()), Question::Who) else {
+        panic!("the key is known")
+    };
+    assert_eq!((grant.name.as_str(), &grant.secret), ("acme", &Hex(vec![7; 32])));
+    assert_eq!(grant.credential.expect("kept").sealed, Hex(vec![9; 4]));
+    assert_eq!(grant.allowance, Allowance::default());
+    let question = Question::Usage { tenant: Some("tn_acme".into()), before: None, limit: 50 };
+    let Ok(Answer::Usage(days)) = ledger.ask(None, question) else { panic!("no usage") };
+    let counted =
+        Counted { wall_us: 1, requests: 2, denials: 3, input_tokens: 4, output_tokens: 5, ..days[0].counted };
+    assert_eq!((days[0].runs, days[0].counted, counted.cost_microusd), (2, counted, 0));
+    let allowance = Allowance { tokens_per_day: Some(9), ..Allowance::default() };
+    let allow = Question::Allow { tenant: "acme".into(), allowance };
+    assert_eq!(root(folder.path(), &allow), Ok(Answer::Done));
+    let Ok(Answer::Who(Who::Tenant(grant))) = ledger.ask(Some(proof), Question::Who) else { panic!("a key") };
+    assert_eq!(grant.allowance, allowance, "in force for the next request");
+    drop(ledger);
+    assert_eq!(version(folder.path()), 2);
+}
+
+#[test]
+fn t213_a_migration_that_is_killed_anywhere_leaves_one_version_or_the_other() {
+    // Killed by the clock, wherever that finds it.
+    let mut killed = [0; 3];
+    for step in 0..KILLS {
+        let folder = tempfile::tempdir().expect("a folder");
+        version_1(folder.path());
+        let uid = nix::unistd::geteuid().to_string();
+        let mut child = Command::new(env!("CARGO_BIN_EXE_gaoler-ledger"))
+            .args(["--folder", folder.path().to_str().expect("text"), "--uid", &uid, "ask"])
+            .env_clear()
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .spawn()
+            .expect("a ledger");
+        let question = encode(&Question::Integrity).expect("a frame");
+        child.stdin.take().expect("a pipe").write_all(&question).expect("written");
+        std::thread::sleep(Duration::from_micros(u64::from(step) * 400));
+        child.kill().expect("killed");
+        child.wait().expect("reaped");
+        killed[usize::try_from(version(folder.path())).expect("small")] += 1;
+    }
+    assert_eq!(killed[1] + killed[2], KILLS, "{killed:?}");
+    // Whatever part of its log had reached the disk.
+    let folder = tempfile::tempdir().expect("a folder");
+    version_1(folder.path());
+    Ledger::start(folder.path()).kill();
+    let file = |name: &str| std::fs::read(folder.path().join(name)).expect("a file");
+    let (database, log) = (file("ledger.db"), file("ledger.db-wal"));
+    let mut found = [0; 3];
+    for length in (0..=log.len()).step_by(256).chain([log.len()]) {
+        let cut = tempfile::tempdir().expect("a folder");
+        std::fs::write(cut.path().join("ledger.db"), &database).expect("written");
+        std::fs::write(cut.path().join("ledger.db-wal"), &log[..length]).expect("written");
+        found[usize::try_from(version(cut.path())).expect("small")] += 1;
+        assert_eq!(root(cut.path(), &Question::Integrity), Ok(Answer::Integrity(vec![])), "{length}");
+        assert_eq!(version(cut.path()), 2, "the next start ends it: {length}");
+    }
+    assert!(found[1] > 10 && found[2] > 0, "{found:?} of {} bytes", log.len());
 }
 
 #[test]

@@ -1,5 +1,8 @@
-//! The operator's routes: tenants, keys, runs that were, usage, and the end of new runs. Each needs an admin key.
+//! The operator's routes: tenants, keys, runs that are and were, usage, and the end of new runs. Each needs an admin key.
 //! It must never answer with a secret but with a key that was made by that very request.
+
+use std::collections::HashSet;
+use std::sync::atomic::Ordering;
 
 use axum::Router;
 use axum::body::{Body, to_bytes};
@@ -11,15 +14,20 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
-use gaoler_ledger_wire::{Answer, KeyKind, Proof, Question, Refusal, RunRow};
+use gaoler_ledger_wire::{Allowance, Answer, KeyKind, Proof, Question, Refusal, RunRow};
+
+use gaoler_protocol::RunId;
 
 use super::Frontend;
 use super::error::ApiError;
 use super::http::{App, RequestId};
 use super::identity::{self, Shown};
 use super::ledger::{refused, unavailable};
-use super::own::{Page, answered, day, moment};
+use super::own::{Page, answered, cost, day, moment};
+use super::runs::http::{date, end, position};
+use super::runs::{self, Log, Stage, Why};
 use super::way::now_ms;
+use crate::allowance;
 use crate::keeper::{key_json, tenant_json};
 
 /// Bytes of a body here, at most.
@@ -34,11 +42,14 @@ pub fn routes() -> Router<App> {
     Router::new()
         .route("/admin/v1/tenants", get(tenants).post(create_tenant))
         .route("/admin/v1/tenants/{tenant}", delete(remove_tenant))
+        .route("/admin/v1/tenants/{tenant}/limits", get(limits).put(allow))
         .route("/admin/v1/keys", get(keys).post(create_key))
         .route("/admin/v1/keys/{id}", delete(revoke_key))
         .route("/admin/v1/usage", get(usage))
-        .route("/admin/v1/runs", get(runs))
-        .route("/admin/v1/drain", post(drain))
+        .route("/admin/v1/runs", get(recorded))
+        .route("/admin/v1/runs/live", get(live))
+        .route("/admin/v1/runs/{run}/cancel", post(cancel))
+        .route("/admin/v1/drain", post(drain).delete(undrain))
 }
 
 #[derive(Deserialize)]
@@ -121,6 +132,44 @@ async fn remove_tenant(
         Ok(json!({ "type": "tenant_deleted", "tenant": tenant }))
     })
     .await
+}
+
+async fn limits(
+    State(app): State<App>,
+    Extension(id): Extension<RequestId>,
+    headers: HeaderMap,
+    Path(tenant): Path<String>,
+) -> Response {
+    answered(&id, async {
+        let proof = operator(&app, &headers).await?;
+        match app.ledger.ask(Some(proof), Question::Allowance { tenant: tenant.clone() }).await? {
+            Answer::Allowance(allowance) => Ok(limits_of(&tenant, &allowance)),
+            _ => Err(unavailable()),
+        }
+    })
+    .await
+}
+
+/// Says all of what a tenant may: what is left out is what the settings say.
+async fn allow(
+    State(app): State<App>,
+    Extension(id): Extension<RequestId>,
+    headers: HeaderMap,
+    Path(tenant): Path<String>,
+    body: Body,
+) -> Response {
+    answered(&id, async {
+        let proof = operator(&app, &headers).await?;
+        let allowance = allowance::parse(&asked(body).await?);
+        let allowance = allowance.map_err(|what| ApiError::invalid(format!("{what}.")))?;
+        app.ledger.ask(Some(proof), Question::Allow { tenant: tenant.clone(), allowance }).await?;
+        Ok(limits_of(&tenant, &allowance))
+    })
+    .await
+}
+
+fn limits_of(tenant: &str, allowance: &Allowance) -> Value {
+    json!({ "type": "tenant_limits", "tenant": tenant, "limits": allowance::json(allowance) })
 }
 
 async fn keys(
@@ -221,7 +270,7 @@ async fn usage(
             Ok(Answer::Usage(days)) => {
                 let next = days.last().map(|row| format!("{}/{}", row.day, row.tenant));
                 let rows = days.iter().map(|row| {
-                    let mut value = day(row);
+                    let mut value = day(&app, row);
                     value["tenant"] = json!(row.tenant);
                     value
                 });
@@ -235,7 +284,7 @@ async fn usage(
     .await
 }
 
-async fn runs(
+async fn recorded(
     State(app): State<App>,
     Extension(id): Extension<RequestId>,
     headers: HeaderMap,
@@ -250,10 +299,78 @@ async fn runs(
         match app.ledger.ask(Some(proof), question).await? {
             Answer::Runs(rows) => {
                 let next = rows.last().map(|row| row.number.to_string());
-                Ok(list(rows.iter().map(run).collect(), page.limit, next))
+                Ok(list(rows.iter().map(|row| run(&app, row)).collect(), page.limit, next))
             }
             _ => Err(unavailable()),
         }
+    })
+    .await
+}
+
+/// Runs that wait, run, or keep their place until their client has answered a call. A run about files has no name.
+async fn live(
+    State(app): State<App>,
+    Extension(id): Extension<RequestId>,
+    headers: HeaderMap,
+    RawQuery(query): RawQuery,
+) -> Response {
+    answered(&id, async {
+        operator(&app, &headers).await?;
+        let tenant = Page::parse(&query.unwrap_or_default())?.tenant;
+        let waits = app.waits.runs();
+        let asked_for = |log: &Log| tenant.as_ref().is_none_or(|tenant| *tenant == log.entry.about.owner);
+        let runs = app.runs.all(|log| asked_for(log) && alive(log, &waits).is_some());
+        let rows = runs.iter().filter_map(|log| Some(live_run(&app, log, alive(log, &waits)?)));
+        Ok(json!({ "object": "list", "data": rows.collect::<Vec<_>>() }))
+    })
+    .await
+}
+
+/// What a run does, where it has not ended; and since when.
+fn alive(log: &Log, waits: &HashSet<RunId>) -> Option<(&'static str, Option<u64>)> {
+    match log.stage() {
+        Stage::Queued(_) => Some(("queued", Some(log.entry.about.asked_ms))),
+        Stage::Running(since) => Some(("running", Some(since))),
+        Stage::Ended if waits.contains(&log.entry.about.run) => {
+            Some(("awaiting_client", log.finished().map(|finished| finished.at_ms)))
+        }
+        Stage::Ended => None,
+    }
+}
+
+fn live_run(app: &App, log: &Log, (state, since): (&str, Option<u64>)) -> Value {
+    let about = &log.entry.about;
+    json!({
+        "run": about.run.to_string(),
+        "tenant": about.owner,
+        "key": about.owner_key,
+        "session": about.session.map(|session| session.to_string()),
+        "model": about.model,
+        "level": about.level.name(),
+        "endpoint": about.dialect.path(),
+        "state": state,
+        "queue_position": position(app, log),
+        "asked_at": date(Some(about.asked_ms)),
+        "since": date(since),
+    })
+}
+
+/// Ends anybody's run, or takes it out of the queue.
+async fn cancel(
+    State(app): State<App>,
+    Extension(id): Extension<RequestId>,
+    headers: HeaderMap,
+    Path(run): Path<String>,
+) -> Response {
+    answered(&id, async {
+        operator(&app, &headers).await?;
+        let waits = app.waits.runs();
+        let named = runs::http::run(&run);
+        let is = |log: &Log| Some(log.entry.about.run) == named && alive(log, &waits).is_some();
+        let found = app.runs.all(is).pop();
+        let log = found.ok_or_else(|| ApiError::new(404, "run_not_found", "There is no such live run."))?;
+        end(&app, &log, Why::Stopped);
+        Ok(json!({ "type": "run_cancelled", "run": run }))
     })
     .await
 }
@@ -263,13 +380,40 @@ async fn drain(State(app): State<App>, Extension(id): Extension<RequestId>, head
     answered(&id, async {
         operator(&app, &headers).await?;
         app.draining.send_replace(true);
-        let (running, waiting) = app.admission.load();
-        Ok(json!({ "status": "draining", "runs": { "running": running, "waiting": waiting } }))
+        Ok(drain_of(&app))
     })
     .await
 }
 
-fn run(row: &RunRow) -> Value {
+/// And from now on they are taken again, where it was the operator's word that kept them away.
+async fn undrain(
+    State(app): State<App>,
+    Extension(id): Extension<RequestId>,
+    headers: HeaderMap,
+) -> Response {
+    answered(&id, async {
+        operator(&app, &headers).await?;
+        let mut ends = false;
+        app.draining.send_if_modified(|draining| {
+            ends = app.ending.load(Ordering::Relaxed);
+            !ends && std::mem::take(draining)
+        });
+        if ends {
+            let message = "This server is being stopped; there is no way back but a new start.";
+            return Err(ApiError::new(409, "drain_final", message).final_word());
+        }
+        Ok(drain_of(&app))
+    })
+    .await
+}
+
+fn drain_of(app: &Frontend) -> Value {
+    let (running, waiting) = app.admission.load();
+    let status = if *app.draining.borrow() { "draining" } else { "healthy" };
+    json!({ "status": status, "runs": { "running": running, "waiting": waiting } })
+}
+
+fn run(app: &Frontend, row: &RunRow) -> Value {
     let (record, counted) = (&row.record, &row.record.counted);
     json!({
         "run": record.run,
@@ -292,6 +436,7 @@ fn run(row: &RunRow) -> Value {
         "cache_read_input_tokens": counted.cache_read_tokens,
         "bytes_up": counted.bytes_up,
         "bytes_down": counted.bytes_down,
+        "cost_usd": cost(app, counted.cost_microusd),
     })
 }
 

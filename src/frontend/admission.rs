@@ -12,6 +12,7 @@ use gaoler_policy::settings::Runs;
 use gaoler_protocol::TenantKey;
 
 use super::error::ApiError;
+use super::metrics;
 
 /// What a run is taken to last before one has ended.
 const LASTS_FIRST: Duration = Duration::from_secs(10);
@@ -43,6 +44,8 @@ struct State {
 #[derive(Debug, Default)]
 struct Tenant {
     running: usize,
+    /// How many it may have, as its newest request says.
+    most: usize,
     line: VecDeque<Waiter>,
     /// When it was last given a place.
     served: u64,
@@ -51,6 +54,7 @@ struct Tenant {
 #[derive(Debug)]
 struct Waiter {
     ticket: u64,
+    came: Instant,
     called: oneshot::Sender<Call>,
 }
 
@@ -99,18 +103,22 @@ impl Admission {
         line.iter().position(|waiter| waiter.ticket == ticket).map(|before| before + 1)
     }
 
-    /// Waits for this tenant's turn. Dropping the future leaves the queue. `told` is told the number in it.
+    /// Waits for this tenant's turn. Dropping the future leaves the queue. `told` is told the number in it;
+    /// `most` is the tenant's own bound, where it has one.
     ///
     /// # Errors
     /// 429 where the tenant has all the runs that one may have, 529 where the server has; 503 in a drain.
     pub async fn enter(
         self: &Arc<Self>,
         tenant: TenantKey,
+        most: Option<u64>,
         mut draining: watch::Receiver<bool>,
         told: impl FnOnce(u64),
     ) -> Result<Ticket, ApiError> {
         let came = Instant::now();
-        let mut ticket = self.line_up(tenant.0);
+        let most =
+            most.map_or(self.tenant_max, |most| usize::try_from(most).unwrap_or(self.max).min(self.max));
+        let mut ticket = self.line_up(tenant.0, most);
         told(ticket.number);
         let called = tokio::select! {
             biased;
@@ -121,9 +129,10 @@ impl Admission {
         match called {
             Ok(Ok(Call::Enter)) => {
                 ticket.entered = Some(Instant::now());
+                metrics::waited(ticket.waited);
                 Ok(ticket)
             }
-            _ => Err(self.refusal(&tenant.0)),
+            _ => Err(self.refusal(&tenant.0, most)),
         }
     }
 
@@ -133,19 +142,29 @@ impl Admission {
         (state.running, state.waiting)
     }
 
+    /// How long the request has waited that has waited longest.
+    pub fn longest_wait(&self) -> Duration {
+        let state = self.state();
+        // Each line is in the order in which they came.
+        let first = state.tenants.values().filter_map(|tenant| tenant.line.front());
+        first.map(|waiter| waiter.came.elapsed()).max().unwrap_or_default()
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         // What is done under the lock cannot stop half way.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn line_up(self: &Arc<Self>, tenant: [u8; 32]) -> Ticket {
+    fn line_up(self: &Arc<Self>, tenant: [u8; 32], most: usize) -> Ticket {
         let (call, called) = oneshot::channel();
         let mut state = self.state();
         state.clock += 1;
         let number = state.clock;
         state.waiting += 1;
-        state.tenants.entry(tenant).or_default().line.push_back(Waiter { ticket: number, called: call });
-        state.call(self.max, self.tenant_max);
+        let own = state.tenants.entry(tenant).or_default();
+        own.most = most;
+        own.line.push_back(Waiter { ticket: number, came: Instant::now(), called: call });
+        state.call(self.max);
         if state.waiting > self.queue_max {
             state.turn_away();
         }
@@ -155,7 +174,7 @@ impl Admission {
     }
 
     /// Why there was no place, and when there may be one: after as many runs as wait, or as the tenant has waiting.
-    fn refusal(&self, tenant: &[u8; 32]) -> ApiError {
+    fn refusal(&self, tenant: &[u8; 32], most: usize) -> ApiError {
         let state = self.state();
         let own = state.tenants.get(tenant);
         let (running, waiting) = own.map_or((0, 0), |own| (own.running, own.line.len()));
@@ -164,9 +183,9 @@ impl Admission {
             let seconds = state.lasts.as_secs_f64().ceil() as u64;
             seconds.saturating_mul(turns as u64).clamp(*AFTER_SECONDS.start(), *AFTER_SECONDS.end())
         };
-        if running >= self.tenant_max && self.tenant_max < self.max {
-            let message = format!("You have {running} runs, as many as this server allows at a time.");
-            return ApiError::new(429, "tenant_busy", message).after(after(waiting, self.tenant_max));
+        if running >= most && most < self.max {
+            let message = format!("You have {running} runs, as many as you may have at a time.");
+            return ApiError::new(429, "tenant_busy", message).after(after(waiting, most));
         }
         ApiError::new(529, "busy", "As many runs as this server allows are running.")
             .after(after(state.waiting, self.max))
@@ -175,12 +194,12 @@ impl Admission {
 
 impl State {
     /// Gives free places to whoever has fewest, and of those to who has waited for a turn the longest.
-    fn call(&mut self, max: usize, tenant_max: usize) {
+    fn call(&mut self, max: usize) {
         while self.running < max {
             let next = self
                 .tenants
                 .values_mut()
-                .filter(|tenant| !tenant.line.is_empty() && tenant.running < tenant_max)
+                .filter(|tenant| !tenant.line.is_empty() && tenant.running < tenant.most)
                 .min_by_key(|tenant| {
                     (tenant.running, tenant.served, tenant.line.front().map(|waiter| waiter.ticket))
                 });
@@ -225,7 +244,7 @@ impl Drop for Ticket {
         if let Some(at) = self.entered {
             state.lasts = (state.lasts * 7 + at.elapsed()) / 8;
         }
-        state.call(self.admission.max, self.admission.tenant_max);
+        state.call(self.admission.max);
     }
 }
 
@@ -254,7 +273,7 @@ mod tests {
         for &name in names {
             let (admission, served) = (Arc::clone(admission), Arc::clone(&served));
             tasks.push(tokio::spawn(async move {
-                let ticket = admission.enter(key(name), calm(), drop).await;
+                let ticket = admission.enter(key(name), None, calm(), drop).await;
                 if ticket.is_ok() {
                     served.lock().expect("no panic").push(name);
                     tokio::time::sleep(Duration::from_millis(5)).await;
@@ -288,31 +307,49 @@ mod tests {
     #[tokio::test]
     async fn a_tenant_has_its_own_bound_and_is_told_so() {
         let admission = admission(4, 2, 0);
-        let first = admission.enter(key(1), calm(), drop).await.expect("a place");
-        let second = admission.enter(key(1), calm(), drop).await.expect("a place");
-        let third = admission.enter(key(1), calm(), drop).await.expect_err("its bound");
+        let first = admission.enter(key(1), None, calm(), drop).await.expect("a place");
+        let second = admission.enter(key(1), None, calm(), drop).await.expect("a place");
+        let third = admission.enter(key(1), None, calm(), drop).await.expect_err("its bound");
         assert_eq!((third.status, third.code), (429, "tenant_busy"));
         assert!(third.retry_after.is_some_and(|after| AFTER_SECONDS.contains(&after)));
         let others = [key(2), key(2)];
         let mut tickets = Vec::new();
         for other in others {
-            tickets.push(admission.enter(other, calm(), drop).await.expect("a place"));
+            tickets.push(admission.enter(other, None, calm(), drop).await.expect("a place"));
         }
-        let full = admission.enter(key(3), calm(), drop).await.expect_err("the server's bound");
+        let full = admission.enter(key(3), None, calm(), drop).await.expect_err("the server's bound");
         assert_eq!((full.status, full.code), (529, "busy"));
         assert_eq!(admission.load(), (4, 0));
         drop(first);
-        let again = admission.enter(key(1), calm(), drop).await.expect("a place");
+        let again = admission.enter(key(1), None, calm(), drop).await.expect("a place");
         drop((second, again, tickets));
+        assert_eq!(admission.load(), (0, 0));
+    }
+
+    #[tokio::test]
+    async fn a_tenants_own_bound_is_in_force_from_its_next_request_on() {
+        let admission = admission(4, 2, 0);
+        let enter = async |most| admission.enter(key(1), most, calm(), drop).await;
+        let first = enter(Some(1)).await.expect("a place");
+        assert_eq!(enter(Some(1)).await.expect_err("its bound").code, "tenant_busy");
+        let rest = [enter(Some(3)).await.expect("more"), enter(Some(3)).await.expect("more")];
+        assert_eq!(enter(None).await.expect_err("everybody's bound").code, "tenant_busy");
+        assert_eq!(enter(Some(3)).await.expect_err("its bound").code, "tenant_busy");
+        // More than there are places is all of them.
+        let last = enter(Some(1000)).await.expect("the last place");
+        assert_eq!(enter(Some(1000)).await.expect_err("full").code, "busy");
+        drop((first, rest, last));
         assert_eq!(admission.load(), (0, 0));
     }
 
     #[tokio::test]
     async fn who_goes_away_leaves_no_place_behind() {
         let admission = admission(1, 8, 8);
-        let only = admission.enter(key(1), calm(), drop).await.expect("a place");
-        let waiting: Vec<_> = (0..3).map(|_| admission.line_up(key(2).0)).collect();
+        let only = admission.enter(key(1), None, calm(), drop).await.expect("a place");
+        let waiting: Vec<_> = (0..3).map(|_| admission.line_up(key(2).0, 8)).collect();
         assert_eq!(admission.load(), (1, 3));
+        tokio::time::sleep(Duration::from_millis(2)).await;
+        assert!(admission.longest_wait() >= Duration::from_millis(2));
         let mut waiting = waiting.into_iter();
         // One leaves the line; one is called and goes without having heard it.
         drop(waiting.next());
@@ -321,18 +358,18 @@ mod tests {
         drop(waiting.next());
         assert_eq!(admission.load(), (1, 0));
         drop(waiting);
-        assert_eq!(admission.load(), (0, 0));
+        assert_eq!((admission.load(), admission.longest_wait()), ((0, 0), Duration::ZERO));
         assert!(admission.state().tenants.is_empty());
     }
 
     #[tokio::test]
     async fn a_drain_calls_off_the_wait() {
         let admission = admission(1, 8, 8);
-        let _only = admission.enter(key(1), calm(), drop).await.expect("a place");
+        let _only = admission.enter(key(1), None, calm(), drop).await.expect("a place");
         let (drain, draining) = watch::channel(false);
         let waiting = tokio::spawn({
             let admission = Arc::clone(&admission);
-            async move { admission.enter(key(2), draining, drop).await.map(drop) }
+            async move { admission.enter(key(2), None, draining, drop).await.map(drop) }
         });
         tokio::task::yield_now().await;
         drain.send_replace(true);

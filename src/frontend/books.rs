@@ -1,14 +1,17 @@
 //! What is remembered of a run: whose it was, how it ended, and what egress and the supervisor counted.
 //! It must never take a figure from the cage: whatever comes out of there is the tenant's claim.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use serde_json::{Map, Value};
 use tokio::time::timeout;
 
 use gaoler_ledger_wire::{Counted, Question, RunRecord};
 use gaoler_protocol::{Exit, Level, Spawned};
 
 use super::answer::Ending;
+use super::budget::{Budgets, Reserved};
 use super::identity::Caller;
 use super::job::Job;
 use super::ledger::Ledger;
@@ -24,17 +27,22 @@ pub struct Note {
     key: Option<String>,
     session: Option<String>,
     model: String,
+    budgets: Arc<Budgets>,
+    /// What it is taken to use, until it is written down what it did.
+    reserved: Reserved,
 }
 
 impl Note {
     /// Of a job for this caller, whose credential goes no further.
-    pub fn of(frontend: &Frontend, caller: Caller, job: &Job) -> Note {
+    pub fn of(frontend: &Frontend, caller: Caller, job: &Job, reserved: Reserved) -> Note {
         Note {
             ledger: frontend.ledger.clone(),
             tenant: caller.name,
             key: caller.key,
             session: job.session.map(|session| session.to_string()),
             model: job.model.as_str().to_owned(),
+            budgets: Arc::clone(&frontend.budgets),
+            reserved,
         }
     }
 
@@ -46,12 +54,13 @@ impl Note {
         level: Level,
         ending: &Ending,
         exit: Option<&Exit>,
+        egress: &[Map<String, Value>],
     ) -> impl Future<Output = ()> + Send + use<> {
         let (status, outcome) = match ending {
             Ending::Done(done) => (200, done.stop_reason),
             Ending::Failed(error) => (error.status, error.code),
         };
-        let counted = exit.map_or_else(Counted::default, |exit| Counted {
+        let mut counted = exit.map_or_else(Counted::default, |exit| Counted {
             wall_us: exit.wall_us,
             requests: exit.requests.into(),
             denials: exit.denials.into(),
@@ -61,7 +70,9 @@ impl Note {
             cache_read_tokens: exit.cache_read_tokens,
             bytes_up: exit.bytes_up,
             bytes_down: exit.bytes_down,
+            cost_microusd: 0,
         });
+        counted.cost_microusd = self.budgets.prices.cost(&counted, egress);
         let run = spawned.run.to_string();
         let record = RunRecord {
             run: run.clone(),
@@ -77,6 +88,8 @@ impl Note {
             counted,
         };
         let noted = self.ledger.tell(Question::Record(Box::new(record)));
+        // Whoever looks for usage from here on is answered with it.
+        drop(self.reserved);
         async move {
             match timeout(NOTED_WAIT, noted).await {
                 Ok(Ok(Ok(_)) | Err(_)) => {}

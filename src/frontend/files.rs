@@ -12,16 +12,17 @@ use http_body_util::BodyExt;
 use serde_json::Value;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout, timeout_at};
+use zeroize::Zeroizing;
 
 use gaoler_files::{ANSWER_BYTES_MAX, Answer, Code, FRAME_BYTES_MAX, Question, What};
 use gaoler_protocol::{
     Conversation, Effort, Exit, Kind, LEASE_DONE, Level, Limits, Model, Refused, Spawn, TenantKey,
 };
 use gaoler_sys::memfd;
-use zeroize::Zeroizing;
 
 use super::error::{ApiError, repeatable};
 use super::http::App;
+use super::identity::Holder;
 use super::run::Talk;
 use super::{answer, id, identity, log, metrics, way};
 
@@ -42,10 +43,8 @@ const SWEPT_MAX: usize = 4096;
 
 /// Whose files are asked for.
 pub struct Asker {
-    /// The capability.
-    pub tenant: TenantKey,
-    /// The bytes of a credential's file: a tenant whom nobody has seen yet must be vouched for.
-    pub credential: Option<Zeroizing<Vec<u8>>>,
+    /// The tenant, with the bytes of a credential's file: one whom nobody has seen yet must be vouched for.
+    pub holder: Holder,
     /// What egress alone is told of where a repository is; empty = nothing.
     pub remotes: Zeroizing<Vec<u8>>,
 }
@@ -63,11 +62,11 @@ pub enum Told {
 /// # Errors
 /// 401 where it is none; 503 in a drain.
 pub async fn asker(frontend: &App, headers: &HeaderMap) -> Result<Asker, ApiError> {
-    let (tenant, credential) = identity::holder(frontend, headers).await?;
+    let holder = identity::holder(frontend, headers).await?;
     if *frontend.draining.borrow() {
         return Err(ApiError::draining());
     }
-    Ok(Asker { tenant, credential, remotes: Zeroizing::default() })
+    Ok(Asker { holder, remotes: Zeroizing::default() })
 }
 
 /// Asks, with the bytes of a body where the question brings some.
@@ -77,7 +76,7 @@ pub async fn asker(frontend: &App, headers: &HeaderMap) -> Result<Asker, ApiErro
 pub async fn ask(
     frontend: &App,
     headers: &HeaderMap,
-    Asker { tenant, credential, remotes }: Asker,
+    Asker { holder: Holder { tenant, allowance, credential }, remotes }: Asker,
     kind: Kind,
     what: What,
     body: Option<Body>,
@@ -91,17 +90,18 @@ pub async fn ask(
         ));
     }
     // A run like any other, so the tenant's rate counts it.
-    frontend.rates.tenant(&tenant)?;
+    frontend.rates.tenant(&tenant, &allowance)?;
     let bounds = (way::level(frontend, headers, None)?, way::limits(headers, &Limits::NONE)?);
     // Servers come third, so that without a credential there are none.
     let remotes = credential.is_some().then_some(remotes).filter(|remotes| !remotes.is_empty());
     let secrets = [("credential", credential), ("remotes", remotes)];
     let secrets = secrets.into_iter().filter_map(|(name, bytes)| Some(sealed(name, &bytes?)));
-    run(frontend, tenant, bounds, kind, what, secrets.collect::<Result<_, _>>()?, body).await
+    let secrets = secrets.collect::<Result<_, _>>()?;
+    run(frontend, (tenant, allowance.tenant_max), bounds, kind, what, secrets, body).await
 }
 
 /// Has a tenant's old sessions removed, where the operator wants that and nobody has looked for an hour.
-pub async fn sweep(frontend: &App, tenant: TenantKey) {
+pub async fn sweep(frontend: &App, tenant: TenantKey, most: Option<u64>) {
     static SWEPT: Mutex<Vec<([u8; 32], Instant)>> = Mutex::new(Vec::new());
     if frontend.settings.sessions.ttl_days == 0 {
         return;
@@ -118,7 +118,8 @@ pub async fn sweep(frontend: &App, tenant: TenantKey) {
         swept.push((tenant.0, Instant::now()));
     }
     let level = way::level(frontend, &HeaderMap::new(), None).unwrap_or(Level::Paranoid);
-    let swept = run(frontend, tenant, (level, Limits::NONE), Kind::Sessions, What::Sweep, Vec::new(), None);
+    let swept =
+        run(frontend, (tenant, most), (level, Limits::NONE), Kind::Sessions, What::Sweep, Vec::new(), None);
     // A tenant without a folder has no sessions, and is refused.
     let _ = timeout(SWEEP_WAIT, swept).await;
 }
@@ -130,7 +131,7 @@ fn sealed(name: &str, bytes: &[u8]) -> Result<std::os::fd::OwnedFd, ApiError> {
 
 async fn run(
     frontend: &App,
-    tenant: TenantKey,
+    (tenant, most): (TenantKey, Option<u64>),
     (level, limits): (Level, Limits),
     kind: Kind,
     what: What,
@@ -155,7 +156,7 @@ async fn run(
         limits,
     };
     let fds = std::iter::once(sealed("options", b"")?).chain(secrets).collect();
-    let place = frontend.admission.enter(tenant, frontend.draining.subscribe(), |_| {}).await?;
+    let place = frontend.admission.enter(tenant, most, frontend.draining.subscribe(), |_| {}).await?;
     let guard = (frontend.busy.subscribe(), place);
     let refused = |refused: Refused| ApiError::refused(&refused);
     let mut run = frontend.supervisor.spawn(spawn, fds).await.map_err(refused)?;

@@ -1,7 +1,7 @@
 //! HTTP: every route that there is, and the form of what is answered at once.
 //! It must never answer in any form but that of the API that was asked.
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 
 use axum::Router;
 use axum::body::Body;
@@ -97,12 +97,23 @@ async fn health(State(frontend): State<App>) -> Response {
     healthy(&frontend)
 }
 
+/// Written anew where something has changed.
 fn healthy(frontend: &Frontend) -> Response {
-    let draining = *frontend.draining.borrow();
-    json(
-        StatusCode::OK,
-        &posture::health(frontend.listen.get(), frontend.layers.get(), draining, frontend.admission.load()),
-    )
+    let (draining, load) = (*frontend.draining.borrow(), frontend.admission.load());
+    let mut kept = frontend.health.lock().unwrap_or_else(PoisonError::into_inner);
+    let text = match &*kept {
+        Some((of, text)) if *of == (draining, load) => text.clone(),
+        _ => {
+            let (listen, layers) = (frontend.listen.get(), frontend.layers.get());
+            let health = posture::health(listen, layers, draining, load);
+            let text = Bytes::from(serde_json::to_vec(&health).unwrap_or_default());
+            // Both are known for good once the listener is.
+            *kept = listen.is_some().then(|| ((draining, load), text.clone()));
+            text
+        }
+    };
+    drop(kept);
+    json_bytes(StatusCode::OK, Body::from(text))
 }
 
 /// Claude Code asks for this before anything else.
@@ -132,7 +143,8 @@ async fn figures(State(frontend): State<App>, id: Extension<RequestId>) -> Respo
         return not_found(id).await;
     }
     let draining = *frontend.draining.borrow();
-    let text = metrics::text(frontend.listen.get(), frontend.layers.get(), draining);
+    let (listen, layers) = (frontend.listen.get(), frontend.layers.get());
+    let text = metrics::text(listen, layers, draining, &frontend.admission);
     let mut response = Body::from(text).into_response();
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(metrics::KIND));
     response

@@ -6,7 +6,7 @@ use http::HeaderMap;
 use sha2::{Digest, Sha256};
 use zeroize::Zeroizing;
 
-use gaoler_ledger_wire::{Answer, Grant, Hex, KeyKind, Proof, Question, Who};
+use gaoler_ledger_wire::{Allowance, Answer, Grant, Hex, KeyKind, Proof, Question, Who};
 use gaoler_protocol::TenantKey;
 use gaoler_seal::SEALED;
 
@@ -44,6 +44,8 @@ pub struct Caller {
     pub name: String,
     /// The key that was shown.
     pub key: Option<String>,
+    /// What it may, where that is not what the settings say.
+    pub allowance: Allowance,
     /// The bytes of the run's credential file.
     pub credential: Zeroizing<Vec<u8>>,
 }
@@ -158,17 +160,27 @@ pub async fn somebody(frontend: &Frontend, headers: &HeaderMap) -> Result<Shown,
 /// # Errors
 /// As [`somebody`]; 403 for an admin key, which is no tenant's.
 pub async fn tenant(frontend: &Frontend, headers: &HeaderMap) -> Result<TenantKey, ApiError> {
-    holder(frontend, headers).await.map(|(tenant, _)| tenant)
+    holder(frontend, headers).await.map(|holder| holder.tenant)
+}
+
+/// Whose files are asked for.
+pub struct Holder {
+    /// The capability.
+    pub tenant: TenantKey,
+    /// What it may, where that is not what the settings say.
+    pub allowance: Allowance,
+    /// The bytes of a credential's file: a tenant whom nobody has seen yet must be vouched for.
+    pub credential: Option<Zeroizing<Vec<u8>>>,
 }
 
 /// The same, with the bytes of a credential's file where there is one: a tenant's own files need none.
 ///
 /// # Errors
 /// As [`tenant`], and 401 for a credential beside the key that is none.
-pub async fn holder(
-    frontend: &Frontend,
-    headers: &HeaderMap,
-) -> Result<(TenantKey, Option<Zeroizing<Vec<u8>>>), ApiError> {
+pub async fn holder(frontend: &Frontend, headers: &HeaderMap) -> Result<Holder, ApiError> {
+    let of = |grant: &Grant, credential| {
+        Ok(Holder { tenant: keyed(frontend, grant)?, allowance: grant.allowance, credential })
+    };
     match somebody(frontend, headers).await? {
         Shown::Tenant(grant, _) => {
             let beside = headers.get(CREDENTIAL).map(|value| value.to_str().unwrap_or_default().trim());
@@ -176,14 +188,14 @@ pub async fn holder(
                 Some(token) => Some(Credential::parse(token)?.bytes()),
                 None => stored(frontend, &grant).ok(),
             };
-            Ok((keyed(frontend, &grant)?, credential))
+            of(&grant, credential)
         }
-        Shown::Credential(credential, Some(grant)) => {
-            Ok((keyed(frontend, &grant)?, Some(credential.bytes())))
-        }
-        Shown::Credential(credential, None) => {
-            Ok((credential.tenant(&frontend.secret), Some(credential.bytes())))
-        }
+        Shown::Credential(credential, Some(grant)) => of(&grant, Some(credential.bytes())),
+        Shown::Credential(credential, None) => Ok(Holder {
+            tenant: credential.tenant(&frontend.secret),
+            allowance: Allowance::default(),
+            credential: Some(credential.bytes()),
+        }),
         Shown::Admin(_) => Err(insufficient()),
         Shown::Nobody => Err(missing()),
     }
@@ -220,7 +232,7 @@ pub async fn caller(
         Shown::Credential(credential, None) => {
             let tenant = credential.tenant(&frontend.secret);
             let (name, credential) = (tenant::raw_name(&tenant), credential.bytes());
-            Ok(Caller { tenant, name, key: None, credential })
+            Ok(Caller { tenant, name, key: None, allowance: Allowance::default(), credential })
         }
         Shown::Credential(credential, Some(grant)) => of(frontend, &grant, credential.bytes()),
         Shown::Tenant(grant, _) => {
@@ -238,7 +250,8 @@ pub async fn caller(
 
 fn of(frontend: &Frontend, grant: &Grant, credential: Zeroizing<Vec<u8>>) -> Result<Caller, ApiError> {
     let tenant = keyed(frontend, grant)?;
-    Ok(Caller { tenant, name: grant.tenant.clone(), key: grant.key.clone(), credential })
+    let (name, key) = (grant.tenant.clone(), grant.key.clone());
+    Ok(Caller { tenant, name, key, allowance: grant.allowance, credential })
 }
 
 /// The capability of a tenant of the operator's.

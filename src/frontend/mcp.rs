@@ -21,7 +21,7 @@ use super::error::ApiError;
 use super::http::{App, json_bytes};
 use super::job::mcp::{self, Question};
 use super::run::Talk;
-use super::{id, identity, log, rates, way};
+use super::{budget, id, identity, log, way};
 
 /// How long servers have to answer. A package that has to be fetched first takes its time.
 const ANSWER_WAIT: Duration = Duration::from_secs(45);
@@ -85,8 +85,9 @@ pub async fn probe(frontend: &App, headers: &HeaderMap, body: Body) -> Result<Re
     let level = way::level(frontend, headers, level)?;
     let settled = servers.settle(&frontend.settings.mcp, level, way::tier(frontend))?;
     let tenant = caller.tenant;
-    frontend.rates.tenant(&tenant)?;
-    rates::budget(frontend, &caller.name).await?;
+    frontend.rates.tenant(&tenant, &caller.allowance)?;
+    let most = caller.allowance.tenant_max;
+    let reserved = budget::reserve(frontend, &caller.name, &caller.allowance, "").await?;
     let spawn = Spawn {
         run: id::run(),
         tenant,
@@ -106,9 +107,9 @@ pub async fn probe(frontend: &App, headers: &HeaderMap, body: Body) -> Result<Re
     };
     let fds = way::descriptors(&section(Section::Mcp, &settled.config), &caller.credential, &settled)?;
     drop(caller);
-    let place = frontend.admission.enter(tenant, frontend.draining.subscribe(), |_| {}).await?;
+    let place = frontend.admission.enter(tenant, most, frontend.draining.subscribe(), |_| {}).await?;
     let waited = place.waited.as_millis();
-    let guard = (frontend.busy.subscribe(), place);
+    let guard = (frontend.busy.subscribe(), place, reserved);
     let run = frontend.supervisor.spawn(spawn, fds).await.map_err(|refused| ApiError::refused(&refused))?;
     let mut talk = Talk::new(run, way::bounds(frontend, level, true));
     // A task of its own: the run's place is free only once nothing of it is left, whether or not its client stays.

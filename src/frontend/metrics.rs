@@ -3,6 +3,7 @@
 
 use std::pin::Pin;
 use std::sync::LazyLock;
+use std::sync::atomic::AtomicU64;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -19,6 +20,7 @@ use prometheus_client::registry::{Registry, Unit};
 
 use gaoler_protocol::{Exit, Layers, Level, Listen, Spawned, Tier, Violation};
 
+use super::admission::Admission;
 use super::docs::openapi;
 use super::trace;
 use crate::ledger;
@@ -86,6 +88,9 @@ struct Metrics {
     first_event: Histogram,
     errors: Family<Code, Counter>,
     running: Gauge,
+    queue_waiting: Gauge,
+    queue_longest: Gauge<f64, AtomicU64>,
+    queue_wait: Histogram,
     runs: Family<Ended, Counter>,
     launch: Histograms<OfLevel>,
     run: Histograms<OfLevel>,
@@ -112,6 +117,9 @@ impl Metrics {
             first_event: long(),
             errors: Family::default(),
             running: Gauge::default(),
+            queue_waiting: Gauge::default(),
+            queue_longest: Gauge::default(),
+            queue_wait: long(),
             runs: Family::default(),
             launch: Family::new_with_constructor(short),
             run: Family::new_with_constructor(long),
@@ -147,6 +155,19 @@ impl Metrics {
         );
         to.register("errors", "Requests that were answered with an error", self.errors.clone());
         to.register("runs_in_progress", "Runs that are alive", self.running.clone());
+        to.register("queue_waiting", "Requests that wait for a run", self.queue_waiting.clone());
+        to.register_with_unit(
+            "queue_longest_wait",
+            "How long the one has waited that has waited longest",
+            Unit::Seconds,
+            self.queue_longest.clone(),
+        );
+        to.register_with_unit(
+            "queue_wait",
+            "How long runs waited before they began",
+            Unit::Seconds,
+            self.queue_wait.clone(),
+        );
         to.register("runs", "Runs that ended, by stop reason or error, and by Exit", self.runs.clone());
         to.register_with_unit("launch", "From Spawn to the gate", Unit::Seconds, self.launch.clone());
         to.register_with_unit("run", "A run's wall time", Unit::Seconds, self.run.clone());
@@ -253,6 +274,11 @@ pub fn error(code: &'static str) {
     METRICS.errors.get_or_create(&Code { code }).inc();
 }
 
+/// A run has its place, after so long.
+pub fn waited(wait: Duration) {
+    METRICS.queue_wait.observe(wait.as_secs_f64());
+}
+
 /// A run that is alive, until this is dropped.
 pub struct Running(());
 
@@ -314,8 +340,15 @@ pub fn spans_dropped_total() -> u64 {
 }
 
 /// Everything, as text.
-pub fn text(listen: Option<&Listen>, layers: Option<&Layers>, draining: bool) -> String {
+pub fn text(
+    listen: Option<&Listen>,
+    layers: Option<&Layers>,
+    draining: bool,
+    admission: &Admission,
+) -> String {
     METRICS.draining.set(draining.into());
+    METRICS.queue_waiting.set(i64::try_from(admission.load().1).unwrap_or(i64::MAX));
+    METRICS.queue_longest.set(admission.longest_wait().as_secs_f64());
     let tier = listen.map(|listen| listen.tier).or(layers.map(|layers| layers.tier));
     let server = Server {
         version: env!("CARGO_PKG_VERSION"),
@@ -340,7 +373,7 @@ mod tests {
             let asked = path.replace("{path}", "a/b").replace('{', "v").replace('}', "");
             assert_eq!(route(&asked), path, "{asked}");
         }
-        for path in ["", "/v1", "/v1/messages/", "/v1/message", "/docs/x.js", "*"] {
+        for path in ["", "/v1", "/v1/messages/", "/v1/message", "/docs/a/b", "*"] {
             assert_eq!(route(path), "other", "{path}");
         }
     }

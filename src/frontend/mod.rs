@@ -5,6 +5,7 @@ mod admin;
 mod admission;
 mod answer;
 mod books;
+mod budget;
 pub mod cli;
 mod completions;
 mod connections;
@@ -24,6 +25,7 @@ mod metrics;
 mod models;
 mod own;
 mod posture;
+mod prices;
 mod prove;
 mod rates;
 mod repository;
@@ -44,8 +46,8 @@ use std::convert::Infallible;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::process::ExitCode;
-use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, OnceLock};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use bytes::Bytes;
 use nix::sys::signal::{SigSet, Signal};
@@ -59,6 +61,7 @@ use gaoler_seal::KEY_BYTES;
 use gaoler_sys::{channel, memfd};
 
 use admission::Admission;
+use budget::Budgets;
 use ledger::Ledger;
 pub use prove::Check;
 use rates::Rates;
@@ -88,14 +91,20 @@ pub struct Frontend {
     layers: OnceLock<Layers>,
     listen: OnceLock<Listen>,
     draining: watch::Sender<bool>,
+    /// The supervisor has begun the drain, and there is no way back.
+    ending: AtomicBool,
     /// One receiver a run that is alive, and a connection of before a drain: drained is who has none left.
     busy: watch::Sender<()>,
+    /// What /health said last, and of which state.
+    health: Mutex<Option<((bool, (usize, usize)), Bytes)>>,
     /// The first page of the models, as it is sent.
     models: OnceLock<Option<Bytes>>,
     /// What the listener's connections begin with.
     tls: Option<TlsAcceptor>,
     /// Who asked how often.
     rates: Rates,
+    /// Who may use how much.
+    budgets: Arc<Budgets>,
     /// Who may start a run, and who waits.
     admission: Arc<Admission>,
     /// KiB that bodies may take together.
@@ -240,14 +249,17 @@ pub async fn converse(control: OwnedFd, settings: Settings, secrets: Secrets) {
         vault: secrets.vault,
         admission: Admission::new(&settings.runs),
         rates: Rates::new(&settings),
+        budgets: Budgets::new(&settings),
         settings,
         secret: Secret::new(secrets.server),
         tls: secrets.tls,
         supervisor,
         layers: OnceLock::new(),
         listen: OnceLock::new(),
+        health: Mutex::default(),
         models: OnceLock::new(),
         draining: watch::Sender::new(false),
+        ending: AtomicBool::new(false),
         busy: watch::Sender::new(()),
         bodies: Arc::new(Semaphore::new(way::BODIES_KIB_MAX)),
         runs: Arc::default(),
@@ -329,7 +341,11 @@ impl Control {
                 tokio::spawn(connections::serve(listener, Arc::clone(frontend)));
             }
             Message::Drain(_) => {
-                frontend.draining.send_replace(true);
+                // Under the lock of the drain, so that no end of another drain comes between.
+                frontend.draining.send_modify(|draining| {
+                    frontend.ending.store(true, Ordering::Relaxed);
+                    *draining = true;
+                });
                 let (frontend, notices) = (Arc::clone(frontend), notices.clone());
                 tokio::spawn(async move {
                     frontend.busy.closed().await;

@@ -13,14 +13,16 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use zeroize::{Zeroize, Zeroizing};
 
-use gaoler_ledger_wire::{Answer, Grant, Hex, Proof, Question, ROWS_MAX, Refusal, UsageDay};
+use gaoler_ledger_wire::{Allowance, Answer, Grant, Hex, Proof, Question, ROWS_MAX, Refusal, UsageDay};
 
 use super::Frontend;
+use super::budget::{Bounds, Used};
 use super::error::ApiError;
 use super::http::{App, RequestId, failure, json as json_response};
 use super::identity::{self, CREDENTIAL, Shown};
 use super::ledger::{refused, unavailable};
 use super::tenant::{self, Credential};
+use crate::allowance;
 
 /// Bytes of a body here, at most: a token and a few words.
 const BODY_BYTES_MAX: usize = 16 * 1024;
@@ -97,19 +99,25 @@ async fn usage(
     RawQuery(query): RawQuery,
 ) -> Response {
     answered(&id, async {
-        let tenant = match identity::somebody(&app, &headers).await? {
-            Shown::Tenant(grant, _) | Shown::Credential(_, Some(grant)) => grant.tenant,
-            Shown::Credential(credential, None) => tenant::raw_name(&credential.tenant(&app.secret)),
+        let (tenant, allowance) = match identity::somebody(&app, &headers).await? {
+            Shown::Tenant(grant, _) | Shown::Credential(_, Some(grant)) => (grant.tenant, grant.allowance),
+            Shown::Credential(credential, None) => {
+                (tenant::raw_name(&credential.tenant(&app.secret)), Allowance::default())
+            }
             Shown::Admin(_) | Shown::Nobody => return Err(no_tenant()),
         };
         let page = Page::parse(&query.unwrap_or_default())?;
-        let question = Question::Usage { tenant: Some(tenant), before: page.before, limit: page.limit };
+        let question =
+            Question::Usage { tenant: Some(tenant.clone()), before: page.before, limit: page.limit };
         match app.ledger.try_ask(None, question).await? {
             Ok(Answer::Usage(days)) => {
-                let data: Vec<Value> = days.iter().map(day).collect();
+                let data: Vec<Value> = days.iter().map(|row| day(&app, row)).collect();
                 let more = days.len() == page.limit as usize;
                 let last = days.last().map(|day| day.day.clone());
-                Ok(json!({ "object": "list", "data": data, "has_more": more, "next_page": last.filter(|_| more) }))
+                let next = last.filter(|_| more);
+                let mut page = json!({ "object": "list", "data": data, "has_more": more, "next_page": next });
+                (page["limits"], page["left"]) = left(&app, &tenant, &allowance).await?;
+                Ok(page)
             }
             Err(Refusal::Invalid) => Err(ApiError::invalid("before: must be a day such as 2026-01-31.")),
             Err(refusal) => Err(refused(refusal)),
@@ -119,8 +127,43 @@ async fn usage(
     .await
 }
 
+/// What a tenant may, and what of it is left beside what its live runs hold; `null` = any number.
+async fn left(app: &Frontend, tenant: &str, own: &Allowance) -> Result<(Value, Value), ApiError> {
+    let (settings, bounds) = (&app.settings, Bounds::of(&app.settings, own));
+    let some = |figure: u64| Some(figure).filter(|figure| *figure > 0);
+    let held = app.budgets.held(tenant);
+    let used = match bounds == Bounds::default() {
+        true => Used::default(),
+        false => Used::so_far(app, tenant).await?,
+    };
+    let left = |most: u64, used: u64, held: u64| {
+        some(most).map(|most| most.saturating_sub(used).saturating_sub(held))
+    };
+    let most = own.tenant_max.unwrap_or(settings.runs.tenant_max.into()).min(settings.runs.max.into());
+    let limits = Allowance {
+        tenant_per_minute: some(own.tenant_per_minute.unwrap_or(settings.rates.tenant_per_minute.into())),
+        tenant_max: Some(most),
+        tokens_per_day: some(bounds.day.tokens),
+        tokens_per_month: some(bounds.month.tokens),
+        cost_per_day_microusd: some(bounds.day.micro),
+        cost_per_month_microusd: some(bounds.month.micro),
+    };
+    let left = json!({
+        "tokens_per_day": left(bounds.day.tokens, used.day.tokens, held.tokens),
+        "tokens_per_month": left(bounds.month.tokens, used.month.tokens, held.tokens),
+        "cost_per_day_usd": left(bounds.day.micro, used.day.micro, held.micro).map(allowance::usd),
+        "cost_per_month_usd": left(bounds.month.micro, used.month.micro, held.micro).map(allowance::usd),
+    });
+    Ok((allowance::json(&limits), left))
+}
+
+/// What something cost, in dollars; `null` where the operator has set no prices.
+pub fn cost(app: &Frontend, microusd: u64) -> Value {
+    if app.budgets.prices.are_set() { allowance::usd(microusd) } else { Value::Null }
+}
+
 /// A day in the words of the API's own usage.
-pub fn day(day: &UsageDay) -> Value {
+pub fn day(app: &Frontend, day: &UsageDay) -> Value {
     let counted = &day.counted;
     json!({
         "day": day.day,
@@ -135,6 +178,7 @@ pub fn day(day: &UsageDay) -> Value {
         "cache_read_input_tokens": counted.cache_read_tokens,
         "bytes_up": counted.bytes_up,
         "bytes_down": counted.bytes_down,
+        "cost_usd": cost(app, counted.cost_microusd),
     })
 }
 

@@ -1,27 +1,28 @@
-//! How much may be asked: requests a minute of an address and of a tenant, tokens a day and a month of a tenant.
-//! It must never count what a cage says: tokens are what egress counted, as the ledger has them.
+//! How often may be asked: requests a minute of an address and of a tenant.
+//! It must never let one tenant's requests count as another's, nor believe an address but the trusted proxy's word.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::num::NonZeroU32;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use governor::clock::{Clock, DefaultClock};
 use governor::state::keyed::HashMapStateStore;
 use governor::{Quota, RateLimiter};
 use http::HeaderMap;
-use time::{Date, Month, OffsetDateTime, Time};
 
-use gaoler_ledger_wire::{Answer, Question, ROWS_MAX, UsageDay};
-use gaoler_policy::settings::{Budget, Settings};
+use gaoler_ledger_wire::Allowance;
+use gaoler_policy::settings::Settings;
 use gaoler_protocol::TenantKey;
 
-use super::Frontend;
 use super::error::ApiError;
-use super::ledger::unavailable;
 
 /// Looks between two sweeps of who has not asked for long: their places are all that they cost.
 const SWEEP_EVERY: u32 = 4096;
+/// Different rates of tenants that are counted; where there are more, all of them begin anew.
+const RATES_MAX: usize = 1024;
 
 /// A limit by key; `None` where there is none.
 struct Limit<K: Clone + Eq + std::hash::Hash>(
@@ -48,6 +49,8 @@ impl<K: Clone + Eq + std::hash::Hash> Limit<K> {
 /// The rates of this server.
 pub struct Rates {
     tenants: Limit<[u8; 32]>,
+    /// Of tenants with a rate of their own, by that rate.
+    own: Mutex<BTreeMap<u32, Limit<[u8; 32]>>>,
     addresses: Limit<u128>,
     trusted_proxy: bool,
 }
@@ -57,6 +60,7 @@ impl Rates {
     pub fn new(settings: &Settings) -> Rates {
         Rates {
             tenants: Limit::per_minute(settings.rates.tenant_per_minute),
+            own: Mutex::default(),
             addresses: Limit::per_minute(settings.rates.address_per_minute),
             trusted_proxy: settings.server.trusted_proxy,
         }
@@ -66,8 +70,19 @@ impl Rates {
     ///
     /// # Errors
     /// 429 with the time until the next one may come.
-    pub fn tenant(&self, tenant: &TenantKey) -> Result<(), ApiError> {
-        self.tenants.take(&tenant.0).map_err(|wait| limited("You have", wait))
+    pub fn tenant(&self, tenant: &TenantKey, allowance: &Allowance) -> Result<(), ApiError> {
+        let taken = match allowance.tenant_per_minute {
+            None => self.tenants.take(&tenant.0),
+            Some(rate) => {
+                let rate = u32::try_from(rate).unwrap_or(u32::MAX);
+                let mut own = self.own.lock().unwrap_or_else(PoisonError::into_inner);
+                if own.len() >= RATES_MAX && !own.contains_key(&rate) {
+                    own.clear();
+                }
+                own.entry(rate).or_insert_with(|| Limit::per_minute(rate)).take(&tenant.0)
+            }
+        };
+        taken.map_err(|wait| limited("You have", wait))
     }
 
     /// Counts a request of this address.
@@ -100,60 +115,9 @@ fn place(address: IpAddr) -> u128 {
     }
 }
 
-/// Whether this tenant has something left of its budget. A run that has begun goes on.
-///
-/// # Errors
-/// 429 until the day or the month ends; 503 where nobody can say.
-pub async fn budget(frontend: &Frontend, tenant: &str) -> Result<(), ApiError> {
-    let budget = &frontend.settings.budget;
-    if budget.tokens_per_day == 0 && budget.tokens_per_month == 0 {
-        return Ok(());
-    }
-    let question = Question::Usage { tenant: Some(tenant.to_owned()), before: None, limit: ROWS_MAX };
-    match frontend.ledger.ask(None, question).await? {
-        Answer::Usage(days) => within(budget, &days, OffsetDateTime::now_utc()),
-        _ => Err(unavailable()),
-    }
-}
-
-/// What a day cost in tokens: those that the upstream read anew or wrote. What it took from its cache is not counted.
-fn tokens(day: &UsageDay) -> u64 {
-    let counted = &day.counted;
-    counted.input_tokens.saturating_add(counted.output_tokens).saturating_add(counted.cache_write_tokens)
-}
-
-fn within(budget: &Budget, days: &[UsageDay], now: OffsetDateTime) -> Result<(), ApiError> {
-    let (today, month) = (now.date().to_string(), now.date().to_string()[..7].to_owned());
-    let used = |prefix: &str| {
-        let days = days.iter().filter(|day| day.day.starts_with(prefix));
-        days.map(tokens).fold(0, u64::saturating_add)
-    };
-    let midnight = |date: Date| date.with_time(Time::MIDNIGHT).assume_utc();
-    let tomorrow = now.date().next_day().map(midnight);
-    let (year, next) = (now.year(), now.month().next());
-    let next_month =
-        Date::from_calendar_date(year + i32::from(next == Month::January), next, 1).ok().map(midnight);
-    let periods = [
-        ("month", budget.tokens_per_month, used(&month), next_month),
-        ("day", budget.tokens_per_day, used(&today), tomorrow),
-    ];
-    for (period, most, used, ends) in periods {
-        if most > 0 && used >= u64::from(most) {
-            let left = ends.map_or(0, |ends| (ends - now).whole_seconds() + 1);
-            let message = format!("You have used your {most} tokens of this {period}.");
-            let error = ApiError::new(429, "budget_exhausted", message).final_word();
-            return Err(
-                ApiError { kind: "billing_error", ..error }.after(u64::try_from(left).unwrap_or_default())
-            );
-        }
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use gaoler_ledger_wire::Counted;
     use http::HeaderValue;
 
     #[test]
@@ -161,14 +125,19 @@ mod tests {
         let mut settings = Settings::default();
         settings.rates.tenant_per_minute = 2;
         let rates = Rates::new(&settings);
+        let same = Allowance::default();
         let (one, two) = (TenantKey([1; 32]), TenantKey([2; 32]));
-        assert!(rates.tenant(&one).is_ok() && rates.tenant(&one).is_ok());
-        let error = rates.tenant(&one).expect_err("a third");
+        assert!(rates.tenant(&one, &same).is_ok() && rates.tenant(&one, &same).is_ok());
+        let error = rates.tenant(&one, &same).expect_err("a third");
         assert_eq!((error.status, error.code, error.kind), (429, "rate_limited", "rate_limit_error"));
         assert!((25..=30).contains(&error.retry_after.expect("a time")), "{error:?}");
-        assert!(rates.tenant(&two).is_ok());
+        assert!(rates.tenant(&two, &same).is_ok());
+        let own = |rate| Allowance { tenant_per_minute: Some(rate), ..same };
+        assert!(rates.tenant(&one, &own(1)).is_ok(), "its own rate, from the next request on");
+        assert_eq!(rates.tenant(&one, &own(1)).expect_err("a second").code, "rate_limited");
+        assert!(rates.tenant(&two, &own(1)).is_ok() && (0..100).all(|_| rates.tenant(&one, &own(0)).is_ok()));
         let none = Rates::new(&Settings::default());
-        assert!((0..100).all(|_| none.tenant(&one).is_ok()), "no limit unless one is set");
+        assert!((0..100).all(|_| none.tenant(&one, &same).is_ok()), "no limit unless one is set");
     }
 
     #[test]
@@ -189,29 +158,5 @@ mod tests {
         let same = |a: &str, b: &str| place(a.parse().expect("one")) == place(b.parse().expect("another"));
         assert!(same("2001:db8::1", "2001:db8::ffff:1") && !same("2001:db8::1", "2001:db8:0:1::1"));
         assert!(same("::ffff:1.2.3.4", "1.2.3.4") && !same("1.2.3.4", "1.2.3.5"));
-    }
-
-    #[test]
-    fn a_budget_is_of_a_day_and_of_a_month_and_says_when_it_ends() {
-        let day = |day: &str, tokens| UsageDay {
-            day: day.into(),
-            tenant: "t".into(),
-            runs: 1,
-            failed: 0,
-            counted: Counted { output_tokens: tokens, cache_read_tokens: 1_000_000, ..Counted::default() },
-        };
-        let days = [day("2026-12-31", 70), day("2026-12-30", 50), day("2026-11-30", 500)];
-        let now = OffsetDateTime::from_unix_timestamp(1_798_758_000).expect("2026-12-31T23:00:00Z");
-        let check = |tokens_per_day, tokens_per_month| {
-            within(&Budget { tokens_per_day, tokens_per_month }, &days, now)
-                .map_err(|error| (error.kind, error.code, error.should_retry, error.retry_after))
-        };
-        let spent = |seconds| Err(("billing_error", "budget_exhausted", Some(false), Some(seconds)));
-        assert_eq!(check(71, 121), Ok(()));
-        assert_eq!(check(70, 0), spent(3601));
-        assert_eq!(check(0, 120), spent(3601), "the month ends with the year");
-        assert_eq!(check(0, 0), Ok(()));
-        let later = now + Duration::from_secs(7200);
-        assert!(within(&Budget { tokens_per_day: 70, tokens_per_month: 120 }, &days, later).is_ok());
     }
 }

@@ -20,7 +20,7 @@ use gaoler_protocol::{
 };
 use gaoler_sys::channel;
 
-use crate::ledger;
+use crate::ledger::{self, Ledger};
 use crate::meter::{Meter, Past};
 
 use super::admission::Ticket;
@@ -298,8 +298,8 @@ impl Exchange {
         drop(running);
         cli.ended(&ending, begun.into_std(), exit.as_ref());
         drop(cli);
-        ended(&spawned, level, &ending, exit.as_ref(), &ledger, &trace);
-        let noted = note.write(&spawned, level, &ending, exit.as_ref());
+        ended(&spawned, level, &ending, exit.as_ref(), &ledger.destinations, &trace);
+        let noted = note.write(&spawned, level, &ending, exit.as_ref(), &ledger.models);
         drop(place);
         writer.end(Some(answer), ending, way::now_ms());
         noted.await;
@@ -337,9 +337,9 @@ impl Exchange {
         drop(running);
         let gone = ApiError::new(499, "client_gone", "The client did not answer the calls.");
         let ending = Ending::Failed(gone);
-        ended(&spawned, level, &ending, exit.as_ref(), &ledger, &trace);
+        ended(&spawned, level, &ending, exit.as_ref(), &ledger.destinations, &trace);
         drop(place);
-        note.write(&spawned, level, &ending, exit.as_ref()).await;
+        note.write(&spawned, level, &ending, exit.as_ref(), &ledger.models).await;
     }
 }
 
@@ -535,8 +535,8 @@ impl Talk {
                     return self.interrupt(answer, error.final_word()).await;
                 }
                 // What was said so far is the session's; nobody else has any use for it.
-                Heard::Unwanted(Why::Cancelled) if !self.bounds.disposable => {
-                    return self.interrupt(answer, Why::Cancelled.error()).await;
+                Heard::Unwanted(why @ (Why::Cancelled | Why::Stopped)) if !self.bounds.disposable => {
+                    return self.interrupt(answer, why.error()).await;
                 }
                 Heard::Unwanted(why) => return self.abort(answer, why.error()),
             };
@@ -644,9 +644,9 @@ impl Talk {
     }
 
     /// Lets the CLI end, and waits until nothing of the run is left. Beside its Exit comes its ledger.
-    pub async fn end(mut self) -> (Option<Exit>, Vec<Map<String, Value>>) {
+    pub async fn end(mut self) -> (Option<Exit>, Ledger) {
         let exit = self.exited().await;
-        let ledger = if exit.is_some() { ledger::read(&self.ledger) } else { Vec::new() };
+        let ledger = if exit.is_some() { ledger::read(&self.ledger) } else { Ledger::default() };
         (exit, ledger)
     }
 

@@ -1,7 +1,7 @@
 //! The runs that clients know by name: each has a bounded log of its answer that more than one reader can follow.
 //! It must never show a run to another tenant, write anything to disk, or keep more than its bounds.
 
-mod http;
+pub mod http;
 mod log;
 pub mod reply;
 
@@ -18,7 +18,7 @@ use gaoler_protocol::{RunId, TenantKey};
 use super::error::ApiError;
 
 pub use self::http::routes;
-pub use log::{About, Entry, Finished, Log, Read, Reader, Why, Writer};
+pub use log::{About, Entry, Finished, Log, Read, Reader, Stage, Why, Writer};
 
 /// Bytes of all logs and kept answers together.
 const HELD_BYTES_MAX: usize = 128 * 1024 * 1024;
@@ -154,6 +154,13 @@ impl Runs {
         let mut runs: Vec<_> =
             state.runs.values().filter(|log| log.entry.tenant == tenant.0).cloned().collect();
         runs.sort_by_key(|log| std::cmp::Reverse((log.entry.about.asked_ms, log.entry.about.run)));
+        runs
+    }
+
+    /// Everybody's runs for which this holds, the oldest first: for the operator alone.
+    pub fn all(&self, is: impl Fn(&Log) -> bool) -> Vec<Arc<Log>> {
+        let mut runs: Vec<_> = self.state().runs.values().filter(|log| is(log)).cloned().collect();
+        runs.sort_by_key(|log| (log.entry.about.asked_ms, log.entry.about.run));
         runs
     }
 

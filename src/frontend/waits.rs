@@ -1,7 +1,7 @@
 //! Runs that wait for their client to answer a call: found again by the call's id, within their tenant alone.
 //! It must never let a run wait without a bound, nor be found by somebody else's id.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -76,6 +76,11 @@ impl<T> Waits<T> {
     /// Ends this tenant's run that waits after this answer, if there is one.
     pub fn cancel(&self, tenant: &TenantKey, run: RunId) {
         drop(self.remove(tenant, |wait| wait.run == run));
+    }
+
+    /// The answers after which a run waits.
+    pub fn runs(&self) -> HashSet<RunId> {
+        self.state().waits.values().map(|wait| wait.run).collect()
     }
 
     fn remove(&self, tenant: &TenantKey, is: impl Fn(&Wait<T>) -> bool) -> Option<watch::Receiver<()>> {

@@ -35,7 +35,7 @@ use super::job::{Block, Job, Shape};
 use super::run::{Bounds, Exchange};
 use super::runs::{About, Asked, Entered, Writer, reply};
 use super::trace::Trace;
-use super::{Frontend, files, id, identity, log, metrics, rates};
+use super::{Frontend, budget, files, id, identity, log, metrics};
 use crate::limits;
 
 /// Bytes of a body, at most: the API's own limit.
@@ -110,12 +110,13 @@ pub async fn answer(
             "skip_mcp_permissions: false would refuse your own tools too; leave one out.",
         ));
     }
-    frontend.rates.tenant(&tenant)?;
-    rates::budget(frontend, &caller.name).await?;
+    frontend.rates.tenant(&tenant, &caller.allowance)?;
     let order = Order::new(&job, tenant, level, limits);
     let asked = asked?(tenant);
     let about = About {
         run: order.spawn.run,
+        owner: caller.name.clone(),
+        owner_key: caller.key.clone(),
         dialect,
         shape: job.shape,
         session: job.session,
@@ -194,13 +195,24 @@ async fn conduct(
         Ok(fds) => fds,
         Err(error) => return writer.end(None, Ending::Failed(error), now_ms()),
     };
-    let note = Note::of(&frontend, caller, &job);
+    // Asked here, of what is to be a run of its own: a repetition follows the one that is there.
+    let reserved = tokio::select! {
+        biased;
+        why = writer.unwanted() => Err(why.error()),
+        reserved = budget::reserve(&frontend, &caller.name, &caller.allowance, job.model.as_str()) => reserved,
+    };
+    let reserved = match reserved {
+        Ok(reserved) => reserved,
+        Err(error) => return writer.end(None, Ending::Failed(error), now_ms()),
+    };
+    let most = caller.allowance.tenant_max;
+    let note = Note::of(&frontend, caller, &job, reserved);
     let servers = mcp.names;
     // All that is in the files now: a request that waits takes its memory once.
     (job.system, job.earlier) = (String::new(), Vec::new());
     let (level, tenant) = (order.spawn.level, order.spawn.tenant);
     if job.session.is_some() {
-        files::sweep(&frontend, tenant).await;
+        files::sweep(&frontend, tenant, most).await;
     }
     let mut step = trace.begin("queue");
     let draining = frontend.draining.subscribe();
@@ -209,7 +221,7 @@ async fn conduct(
             // It ends with its run, whose end has deadlines of its own.
             while leaving.changed().await.is_ok() {}
         }
-        frontend.admission.enter(tenant, draining, |ticket| writer.queued(ticket)).await
+        frontend.admission.enter(tenant, most, draining, |ticket| writer.queued(ticket)).await
     };
     let entered = tokio::select! {
         biased;

@@ -125,6 +125,32 @@ fn a_credential_is_its_tenants_and_goes_with_it() {
 }
 
 #[test]
+fn a_tenant_may_what_the_operator_says_and_that_goes_with_it() {
+    let (_folder, mut book) = book();
+    create(&mut book, 1, Some("acme"), None).expect("a key");
+    create(&mut book, 2, Some("other"), None).expect("a key");
+    let allow = |name: &str, allowance| Question::Allow { tenant: name.into(), allowance };
+    let some = Allowance { tenant_max: Some(2), cost_per_day_microusd: Some(5), ..Allowance::default() };
+    assert_eq!(asks(&mut book, Some(key(1)), allow("acme", some)), Err(Refusal::Forbidden));
+    assert_eq!(book.answer_root(allow("nobody", some)), Err(Refusal::NotFound));
+    let wrong = Allowance { tenant_max: Some(0), ..some };
+    assert_eq!(wrong.wrong(), Some(("tenant_max", 1..=1024)));
+    assert_eq!(book.answer_root(allow("acme", wrong)), Err(Refusal::Invalid));
+    assert_eq!(grant(&mut book, key(1)).allowance, Allowance::default());
+    assert_eq!(book.answer_root(allow("acme", some)), Ok(Answer::Done));
+    assert_eq!(grant(&mut book, key(1)).allowance, some);
+    assert_eq!(grant(&mut book, key(2)).allowance, Allowance::default());
+    let asked = |name: &str| Question::Allowance { tenant: name.into() };
+    assert_eq!(book.answer_root(asked("acme")), Ok(Answer::Allowance(some)));
+    let less = Allowance { tokens_per_month: Some(0), ..Allowance::default() };
+    assert_eq!(book.answer_root(allow("acme", less)), Ok(Answer::Done));
+    assert_eq!(grant(&mut book, key(1)).allowance, less, "all of it is said anew");
+    assert_eq!(book.answer_root(Question::RemoveTenant { tenant: "acme".into() }), Ok(Answer::Done));
+    assert_eq!(book.count("SELECT count(*) FROM allowances", []), Ok(0));
+    assert_eq!(book.answer_root(asked("acme")), Err(Refusal::NotFound));
+}
+
+#[test]
 fn a_linked_credential_is_its_tenant_and_nobody_elses() {
     let (_folder, mut book) = book();
     create(&mut book, 1, Some("acme"), None).expect("a key");

@@ -183,6 +183,18 @@ pub enum Question {
         /// By name or id.
         tenant: String,
     },
+    /// What a tenant may, where that is not what the server's settings say.
+    Allowance {
+        /// By name or id.
+        tenant: String,
+    },
+    /// From now on a tenant may this, in the place of what was said before.
+    Allow {
+        /// By name or id.
+        tenant: String,
+        /// All of it.
+        allowance: Allowance,
+    },
     /// A new key. Only its hash is told.
     CreateKey {
         /// Its public part.
@@ -265,6 +277,8 @@ pub enum Answer {
     Tenants(Vec<TenantRow>),
     /// Keys.
     Keys(Vec<KeyRow>),
+    /// What a tenant may.
+    Allowance(Allowance),
     /// What is wrong with the database; nothing where it is whole.
     Integrity(Vec<String>),
 }
@@ -296,6 +310,61 @@ pub struct Grant {
     pub expires_at: Option<i64>,
     /// What is kept for it.
     pub credential: Option<KeptCredential>,
+    /// What it may.
+    pub allowance: Allowance,
+}
+
+macro_rules! allowance {
+    ($($(#[$doc:meta])* $name:ident: $bounds:expr,)*) => {
+        /// What one tenant may, where that is not what the server's settings say of everybody; `None` = as they say.
+        #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+        #[serde(deny_unknown_fields)]
+        pub struct Allowance { $($(#[$doc])* pub $name: Option<u64>,)* }
+
+        impl Allowance {
+            /// The columns of these figures, in order.
+            pub const COLUMNS: &[&str] = &[$(stringify!($name),)*];
+
+            /// The figures, in the same order.
+            pub fn figures(&self) -> Vec<Option<i64>> {
+                vec![$(self.$name.map(|figure| i64::try_from(figure).unwrap_or(i64::MAX)),)*]
+            }
+
+            /// Figures in that order.
+            ///
+            /// # Errors
+            /// Whatever `next` gives.
+            pub fn read<E>(mut next: impl FnMut() -> Result<Option<i64>, E>) -> Result<Allowance, E> {
+                Ok(Allowance { $($name: next()?.map(|figure| u64::try_from(figure).unwrap_or_default()),)* })
+            }
+
+            /// A column whose figure is out of its bounds, with these.
+            pub fn wrong(&self) -> Option<(&'static str, std::ops::RangeInclusive<u64>)> {
+                $(if self.$name.is_some_and(|figure| !($bounds).contains(&figure)) {
+                    return Some((stringify!($name), $bounds));
+                })*
+                None
+            }
+        }
+    };
+}
+
+/// The most of a figure that has no bound of its own: what a number of JSON holds exactly.
+const FIGURE_MAX: u64 = 1 << 52;
+
+allowance! {
+    /// Runs that it may ask for in a minute; 0 = any number.
+    tenant_per_minute: 0..=1_000_000,
+    /// Its runs at the same time.
+    tenant_max: 1..=1024,
+    /// Tokens of a day; 0 = any number.
+    tokens_per_day: 0..=FIGURE_MAX,
+    /// Tokens of a month; 0 = any number.
+    tokens_per_month: 0..=FIGURE_MAX,
+    /// Millionths of a dollar of a day; 0 = any number.
+    cost_per_day_microusd: 0..=FIGURE_MAX,
+    /// Millionths of a dollar of a month; 0 = any number.
+    cost_per_month_microusd: 0..=FIGURE_MAX,
 }
 
 /// A credential as it is kept.
@@ -356,6 +425,8 @@ counted! {
     bytes_up: u64,
     /// Bytes from it.
     bytes_down: u64,
+    /// What that cost at the prices of that time, in millionths of a dollar.
+    cost_microusd: u64,
 }
 
 /// A run that has ended.
@@ -525,6 +596,7 @@ mod tests {
             let why = decode::<Asked>(frame.as_bytes()).expect_err(frame);
             assert!(!why.contains("gaol_t_"), "{why}");
         }
+        assert_eq!(Allowance::COLUMNS.len(), Allowance::default().figures().len());
         assert!(Hex::parse("0g").is_none() && Hex::parse("abc").is_none() && Hex::parse("AB").is_none());
         assert_eq!(Hex::parse("00ff").expect("hex").0, [0, 255]);
         assert_eq!(format!("{:?}", Hex(vec![7; 3])), "Hex(3 bytes)");

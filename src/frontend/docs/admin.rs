@@ -14,10 +14,13 @@ pub fn group() -> Group {
         paths: vec![
             ("/admin/v1/tenants", tenants()),
             ("/admin/v1/tenants/{tenant}", tenant()),
+            ("/admin/v1/tenants/{tenant}/limits", limits()),
             ("/admin/v1/keys", keys()),
             ("/admin/v1/keys/{id}", key()),
             ("/admin/v1/usage", usage()),
             ("/admin/v1/runs", runs()),
+            ("/admin/v1/runs/live", live()),
+            ("/admin/v1/runs/{run}/cancel", cancel()),
             ("/admin/v1/drain", drain()),
         ],
         schemas: vec![
@@ -29,6 +32,15 @@ pub fn group() -> Group {
                 "RemovedTenant",
                 object(json!({"type": {"const": "tenant_deleted"}, "tenant": {"type": "string"}})),
             ),
+            ("Allowance", limits_schema()),
+            (
+                "TenantLimits",
+                object(json!({
+                    "type": {"const": "tenant_limits"},
+                    "tenant": {"description": "As it was asked for.", "type": "string"},
+                    "limits": schema("Allowance"),
+                })),
+            ),
             ("KeyPage", page(schema("KeyRow"))),
             ("KeyRow", key_row()),
             ("NewKey", new_key()),
@@ -38,6 +50,15 @@ pub fn group() -> Group {
             ("TenantDay", super::own::day_of(Some("tenant"))),
             ("RunPage", page(schema("RunRow"))),
             ("RunRow", run_row()),
+            (
+                "LiveRunList",
+                object(json!({
+                    "object": {"const": "list"},
+                    "data": {"type": "array", "items": schema("LiveRun")},
+                })),
+            ),
+            ("LiveRun", live_run()),
+            ("CancelledRun", object(json!({"type": {"const": "run_cancelled"}, "run": {"type": "string"}}))),
             ("Drain", drain_schema()),
         ],
     }
@@ -100,6 +121,51 @@ fn tenant() -> Value {
     json!({"delete": with_path(delete, "tenant")})
 }
 
+fn limits() -> Value {
+    let mut get = operation(
+        "tenant_limits",
+        "What a tenant may",
+        errors::OPERATOR_FINDS,
+        "Its own limits.",
+        "TenantLimits",
+    );
+    get["description"] = json!("`null` is what the server's settings say of everybody.");
+    let mut put = operation(
+        "limit_tenant",
+        "Say what a tenant may",
+        errors::OPERATOR_CHANGES,
+        "In force for its next request.",
+        "TenantLimits",
+    );
+    put["description"] =
+        json!("All of it: what is left out is `null`, as the server's settings say of everybody.");
+    json!({"get": with_path(get, "tenant"), "put": with_body(with_path(put, "tenant"), "Allowance")})
+}
+
+fn limits_schema() -> Value {
+    const FIGURE_MAX: u64 = 1 << 52;
+    let figure = |about: &str, low: u64, high: u64| {
+        nullable(json!({"description": about, "type": "integer", "minimum": low, "maximum": high}))
+    };
+    let usd = |about: &str| {
+        nullable(
+            json!({"description": about, "type": "number", "minimum": 0, "maximum": FIGURE_MAX / 1_000_000}),
+        )
+    };
+    json!({
+        "type": "object",
+        "additionalProperties": false,
+        "properties": {
+            "tenant_per_minute": figure("Runs that it may ask for in a minute; 0 = any number.", 0, 1_000_000),
+            "tenant_max": figure("Its runs at the same time.", 1, 1024),
+            "tokens_per_day": figure("0 = any number.", 0, FIGURE_MAX),
+            "tokens_per_month": figure("0 = any number.", 0, FIGURE_MAX),
+            "cost_per_day_usd": usd("0 = any sum."),
+            "cost_per_month_usd": usd("0 = any sum."),
+        },
+    })
+}
+
 fn keys() -> Value {
     let get = operation(
         "keys",
@@ -144,13 +210,51 @@ fn runs() -> Value {
     json!({"get": listed(get, &["before", "tenant"])})
 }
 
+fn live() -> Value {
+    let mut get = operation(
+        "live_runs",
+        "Runs that wait or run, oldest first",
+        errors::OPERATOR,
+        "All of them.",
+        "LiveRunList",
+    );
+    get["description"] = json!(
+        "Runs of messages and chat completions. A request about files or an MCP probe has a place of its own for a moment, and \
+         no name; `/health` counts it."
+    );
+    get["parameters"] = json!([{"name": "tenant", "in": "query", "description": "Of this tenant alone, by its id.",
+        "schema": {"type": "string"}}]);
+    json!({"get": get})
+}
+
+fn cancel() -> Value {
+    let mut post = operation(
+        "end_run",
+        "End a run, or take it out of the queue",
+        errors::OPERATOR_ENDS,
+        "It is about to end.",
+        "CancelledRun",
+    );
+    post["description"] = json!("Its client gets the error `cancelled_by_operator`.");
+    json!({"post": with_path(post, "run")})
+}
+
 fn drain() -> Value {
     let mut post = operation("drain", "Take no new run", errors::OPERATOR, "No new run is taken.", "Drain");
     post["description"] = json!(
         "`/readyz` is red from now on, new runs get 503 `draining`, and those that run go on. The process stays until its \
-         service manager stops it; there is no way back but a new start."
+         service manager stops it, or `DELETE` ends the drain."
     );
-    json!({"post": post})
+    let mut delete = operation(
+        "undrain",
+        "Take new runs again",
+        errors::OPERATOR_UNDRAINS,
+        "New runs are taken, now or still.",
+        "Drain",
+    );
+    delete["description"] =
+        json!("Only where `POST` began the drain: a server that is being stopped answers 409.");
+    json!({"post": post, "delete": delete})
 }
 
 fn object(properties: Value) -> Value {
@@ -256,12 +360,32 @@ fn run_row() -> Value {
         "cache_read_input_tokens": count(),
         "bytes_up": count(),
         "bytes_down": count(),
+        "cost_usd": super::own::cost(),
+    }))
+}
+
+fn live_run() -> Value {
+    object(json!({
+        "run": {"type": "string"},
+        "tenant": {"type": "string"},
+        "key": nullable(json!({"type": "string"})),
+        "session": nullable(json!({"type": "string"})),
+        "model": {"type": "string"},
+        "level": {"type": "string"},
+        "endpoint": {"type": "string"},
+        "state": {
+            "description": "`awaiting_client` keeps its place until its client has answered the calls of its own tools.",
+            "enum": ["queued", "running", "awaiting_client"],
+        },
+        "queue_position": nullable(json!({"description": "Among its tenant's.", "type": "integer", "minimum": 1})),
+        "asked_at": moment(),
+        "since": nullable(json!({"description": "Since when it is in that state.", "type": "string", "format": "date-time"})),
     }))
 }
 
 fn drain_schema() -> Value {
     object(json!({
-        "status": {"const": "draining"},
+        "status": {"enum": ["healthy", "draining"]},
         "runs": object(json!({"running": count(), "waiting": count()})),
     }))
 }

@@ -61,6 +61,7 @@ pub const MESSAGES: &[Known] = &[
     known(403, "key_insufficient", "the key, or the credential alone, is not for this"),
     known(403, "level_not_allowed", "the level is looser than this server allows"),
     known(403, "level_unavailable", "this server has no such level"),
+    known(403, "model_unpriced", "you have a budget of money, and this server has no price for the model"),
     known(403, "mcp_unavailable", "on this host nothing would keep an MCP server apart from other tenants"),
     known(403, "mcp_remote_refused", "remote MCP servers are not reached at this level, or from this server"),
     known(403, "upstream_forbidden", "the upstream API does not permit this to the credential"),
@@ -77,8 +78,9 @@ pub const MESSAGES: &[Known] = &[
     known(
         429,
         "budget_exhausted",
-        "you have used your tokens of the day or month; retry-after says when there are more",
+        "you have used your tokens or money of the day or month; retry-after says when there is more",
     ),
+    known(429, "budget_reserved", "your live runs may use what is left: wait for their end"),
     known(
         429,
         "rate_limited",
@@ -98,6 +100,7 @@ pub const MESSAGES: &[Known] = &[
     known(500, "output_limit", "the run wrote more output than it may"),
     known(500, "disk_limit", "the workspace is larger than it may be"),
     known(500, "cancelled", "the run was cancelled"),
+    known(500, "cancelled_by_operator", "the operator ended the run"),
     known(500, "schema_not_met", "the model gave no answer that follows the JSON schema"),
     known(500, "cli_exited", "the CLI ended without a result"),
     known(500, "cli_failed", "the CLI ended its turn with an error"),
@@ -264,6 +267,54 @@ pub const OPERATOR_FINDS: &[Known] = &[
     REQUIRED,
     INSUFFICIENT,
     NOTHING,
+    RATE,
+    UNAVAILABLE,
+];
+/// Of a run that the operator ends.
+pub const OPERATOR_ENDS: &[Known] = &[
+    IN_QUERY,
+    NO_CREDENTIAL,
+    NO_TOKEN,
+    UNKNOWN,
+    EXPIRED,
+    REVOKED,
+    REQUIRED,
+    INSUFFICIENT,
+    known(404, "run_not_found", "there is no such run that waits or runs"),
+    RATE,
+    UNAVAILABLE,
+];
+/// Of the operator's routes, and of no other.
+pub const OPERATORS: &[Known] = &[FINAL];
+const FINAL: Known =
+    known(409, "drain_final", "the server is being stopped: there is no way back but a new start");
+/// Of a drain that the operator ends.
+pub const OPERATOR_UNDRAINS: &[Known] = &[
+    IN_QUERY,
+    NO_CREDENTIAL,
+    NO_TOKEN,
+    UNKNOWN,
+    EXPIRED,
+    REVOKED,
+    REQUIRED,
+    INSUFFICIENT,
+    FINAL,
+    RATE,
+    UNAVAILABLE,
+];
+/// Of what the operator names and changes.
+pub const OPERATOR_CHANGES: &[Known] = &[
+    INVALID,
+    IN_QUERY,
+    NO_CREDENTIAL,
+    NO_TOKEN,
+    UNKNOWN,
+    EXPIRED,
+    REVOKED,
+    REQUIRED,
+    INSUFFICIENT,
+    NOTHING,
+    TOO_LARGE,
     RATE,
     UNAVAILABLE,
 ];

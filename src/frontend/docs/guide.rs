@@ -202,7 +202,7 @@ fn patterns() -> Value {
 }
 
 fn rows_of_errors() -> Value {
-    let rows = errors::NO_ROUTE.iter().chain(errors::MESSAGES).chain(errors::KEPT);
+    let rows = errors::NO_ROUTE.iter().chain(errors::MESSAGES).chain(errors::KEPT).chain(errors::OPERATORS);
     rows.map(|row| json!({"status": row.status, "code": row.code, "means": row.means})).collect()
 }
 

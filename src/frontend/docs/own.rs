@@ -21,6 +21,7 @@ pub fn group() -> Group {
             ("Me", me_schema()),
             ("UsagePage", page_schema()),
             ("UsageDay", day_schema()),
+            ("Left", left_schema()),
             ("StoredCredential", stored_schema()),
             ("GivenCredential", given_schema()),
             ("Done", done_schema()),
@@ -140,15 +141,51 @@ fn me_schema() -> Value {
 fn page_schema() -> Value {
     json!({
         "type": "object",
-        "required": ["object", "data", "has_more", "next_page"],
+        "required": ["object", "data", "has_more", "next_page", "limits", "left"],
         "additionalProperties": false,
         "properties": {
             "object": {"const": "list"},
             "data": {"type": "array", "items": schema("UsageDay")},
             "has_more": {"type": "boolean"},
             "next_page": nullable(json!({"description": "`before` of the next page.", "type": "string"})),
+            "limits": {
+                "description": "What you may; `null` is any number.",
+                "allOf": [schema("Allowance")],
+            },
+            "left": schema("Left"),
         },
     })
+}
+
+fn left_schema() -> Value {
+    let tokens = || nullable(json!({"type": "integer", "minimum": 0}));
+    let usd = || nullable(json!({"type": "number", "minimum": 0}));
+    let properties = json!({
+        "tokens_per_day": tokens(),
+        "tokens_per_month": tokens(),
+        "cost_per_day_usd": usd(),
+        "cost_per_month_usd": usd(),
+    });
+    let names: Vec<&String> = properties.as_object().into_iter().flat_map(|fields| fields.keys()).collect();
+    json!({
+        "description": "What of that is left, beside what your live runs are taken to use; `null` where there is no limit. Of \
+                        tokens that the upstream took from its cache only the cost counts.",
+        "type": "object",
+        "required": names,
+        "additionalProperties": false,
+        "properties": properties,
+    })
+}
+
+/// What something cost.
+pub fn cost() -> Value {
+    nullable(json!({
+        "description": "Dollars: what was counted outside the cages, at the operator's prices of that time, by the model of \
+                        each request; what has no price there costs what the dearest model does. `null` where the operator \
+                        has set none.",
+        "type": "number",
+        "minimum": 0,
+    }))
 }
 
 fn day_schema() -> Value {
@@ -171,6 +208,7 @@ pub fn day_of(more: Option<&str>) -> Value {
         "cache_read_input_tokens": count("As the upstream counted."),
         "bytes_up": count("To the upstream."),
         "bytes_down": count("From the upstream."),
+        "cost_usd": cost(),
     });
     if let Some(name) = more {
         properties[name] = json!({"type": "string"});

@@ -202,9 +202,11 @@ fn every_error_has_its_row_and_every_row_its_error() {
         .chain(errors::MESSAGES)
         .chain(errors::NO_RUN)
         .chain(errors::KEPT)
+        .chain(errors::OPERATORS)
         .map(|row| (row.status, row.code.to_owned()))
         .collect();
-    let rows = errors::NO_ROUTE.len() + errors::MESSAGES.len() + errors::NO_RUN.len() + errors::KEPT.len();
+    let tables = [errors::NO_ROUTE, errors::MESSAGES, errors::NO_RUN, errors::KEPT, errors::OPERATORS];
+    let rows: usize = tables.iter().map(|rows| rows.len()).sum();
     assert_eq!(table.len(), rows, "a row comes twice");
     let files: BTreeSet<_> = errors::FILES.iter().map(|row| (row.status, row.code.to_owned())).collect();
     assert_eq!(files.len(), errors::FILES.len(), "a row comes twice");

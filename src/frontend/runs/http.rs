@@ -15,7 +15,7 @@ use time::format_description::well_known::Rfc3339;
 use gaoler_protocol::{RunId, TenantKey};
 
 use super::log::Stage;
-use super::{Log, Reader, reply};
+use super::{Log, Reader, Why, reply};
 use crate::frontend::answer::Ending;
 use crate::frontend::error::ApiError;
 use crate::frontend::http::{App, RequestId, failed, json};
@@ -46,7 +46,7 @@ async fn found(frontend: &App, headers: &HeaderMap, id: &str) -> Result<Arc<Log>
 }
 
 /// A run's id, in the one form that it has.
-fn run(text: &str) -> Option<RunId> {
+pub fn run(text: &str) -> Option<RunId> {
     let bytes = text.as_bytes();
     let mut id = [0; 16];
     if bytes.len() != 32 || !bytes.iter().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(b)) {
@@ -94,12 +94,17 @@ async fn cancel(
     Path(run): Path<String>,
 ) -> Response {
     let cancelled = found(&frontend, &headers, &run).await.map(|log| {
-        log.cancel();
-        // Its answer may have ended with calls that it now waits for.
-        frontend.waits.cancel(&TenantKey(log.entry.tenant), log.entry.about.run);
+        end(&frontend, &log, Why::Cancelled);
         status(&frontend, &log)
     });
     answered(&id, cancelled)
+}
+
+/// Ends a run, or takes it out of the queue.
+pub fn end(frontend: &App, log: &Log, why: Why) {
+    log.cancel(why);
+    // Its answer may have ended with calls that it now waits for.
+    frontend.waits.cancel(&TenantKey(log.entry.tenant), log.entry.about.run);
 }
 
 async fn events(
@@ -142,10 +147,6 @@ fn status(frontend: &App, log: &Log) -> Value {
         Some(Ending::Failed(error)) => (Value::Null, json!(error.code), Value::Null),
         None => (Value::Null, Value::Null, Value::Null),
     };
-    let position = match stage {
-        Stage::Queued(Some(ticket)) => frontend.admission.position(&log.entry.tenant, ticket),
-        _ => None,
-    };
     json!({
         "type": "run",
         "id": about.run.to_string(),
@@ -154,7 +155,7 @@ fn status(frontend: &App, log: &Log) -> Value {
             Stage::Running(_) => "running",
             Stage::Ended => "ended",
         },
-        "queue_position": position,
+        "queue_position": position(frontend, log),
         "endpoint": about.dialect.path(),
         "stream": about.shape == Shape::Events,
         "model": about.model,
@@ -173,7 +174,16 @@ fn status(frontend: &App, log: &Log) -> Value {
     })
 }
 
-fn date(ms: Option<u64>) -> Value {
+/// Its number among its tenant's requests that wait.
+pub fn position(frontend: &App, log: &Log) -> Option<usize> {
+    match log.stage() {
+        Stage::Queued(Some(ticket)) => frontend.admission.position(&log.entry.tenant, ticket),
+        _ => None,
+    }
+}
+
+/// Milliseconds since 1970 as the API writes moments.
+pub fn date(ms: Option<u64>) -> Value {
     let at = ms.and_then(|ms| OffsetDateTime::from_unix_timestamp_nanos(i128::from(ms) * 1_000_000).ok());
     json!(at.and_then(|at| at.format(&Rfc3339).ok()))
 }

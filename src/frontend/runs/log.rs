@@ -37,6 +37,10 @@ pub(super) const GRACE: Duration = Duration::from_secs(10);
 pub struct About {
     /// The run.
     pub run: RunId,
+    /// Whose it is, as the books have it.
+    pub owner: String,
+    /// The key that it was asked with.
+    pub owner_key: Option<String>,
     /// The dialect of its answer.
     pub dialect: Dialect,
     /// Its shape.
@@ -87,6 +91,8 @@ pub enum Why {
     Gone,
     /// Its tenant said so.
     Cancelled,
+    /// The operator said so.
+    Stopped,
 }
 
 impl Why {
@@ -95,6 +101,10 @@ impl Why {
         match self {
             Why::Gone => ApiError::new(499, "client_gone", "The client went away."),
             Why::Cancelled => ApiError::internal("cancelled", "The run was cancelled.").final_word(),
+            Why::Stopped => {
+                let message = "The operator of this server ended the run.";
+                ApiError::internal("cancelled_by_operator", message).final_word()
+            }
         }
     }
 }
@@ -143,7 +153,8 @@ struct Inner {
     tickets: u64,
     /// Since when there has been no reader.
     left: Instant,
-    cancelled: bool,
+    /// Somebody has ended it.
+    cancelled: Option<Why>,
     /// Somebody has read it to the end.
     read: bool,
     finished: Option<(Arc<Finished>, Instant)>,
@@ -164,7 +175,7 @@ impl Log {
             readers: HashMap::new(),
             tickets: 0,
             left: Instant::now(),
-            cancelled: false,
+            cancelled: None,
             read: false,
             finished: None,
             answer_bytes: 0,
@@ -210,8 +221,8 @@ impl Log {
     }
 
     /// Ends it, whoever reads. Nothing happens to one that has ended.
-    pub fn cancel(&self) {
-        self.inner().cancelled = true;
+    pub fn cancel(&self, why: Why) {
+        self.inner().cancelled.get_or_insert(why);
         self.changed.send_replace(());
     }
 
@@ -219,9 +230,9 @@ impl Log {
     pub(super) fn wanted(&self) -> Wanted {
         let (inner, entry) = (self.inner(), &self.entry);
         match (inner.cancelled, inner.readers.is_empty(), entry.about.on_disconnect) {
-            (true, ..) => Wanted::No(Why::Cancelled),
-            (false, true, OnDisconnect::Cancel) if entry.returns => Wanted::Until(inner.left + GRACE),
-            (false, true, OnDisconnect::Cancel) => Wanted::No(Why::Gone),
+            (Some(why), ..) => Wanted::No(why),
+            (None, true, OnDisconnect::Cancel) if entry.returns => Wanted::Until(inner.left + GRACE),
+            (None, true, OnDisconnect::Cancel) => Wanted::No(Why::Gone),
             _ => Wanted::Yes,
         }
     }

@@ -20,6 +20,8 @@ fn asked(tenant: u8, head: &[(&'static str, &str)], body: &str) -> Asked {
 
 fn about(run: u8) -> About {
     About {
+        owner: "t".into(),
+        owner_key: None,
         run: RunId([run; 16]),
         dialect: Dialect::Messages,
         shape: Shape::Events,
@@ -183,7 +185,7 @@ async fn a_run_without_a_reader_is_unwanted_at_once_later_or_never() {
     let log = Arc::clone(reader.log());
     drop(reader);
     assert_eq!(log.wanted(), Wanted::Yes);
-    runs.find(&TenantKey([1; 32]), RunId([3; 16])).expect("known").cancel();
+    runs.find(&TenantKey([1; 32]), RunId([3; 16])).expect("known").cancel(Why::Cancelled);
     assert_eq!(goes_on.unwanted().await, Why::Cancelled);
     // Another tenant does not know it, and each knows its own, the newest first.
     assert!(runs.find(&TenantKey([2; 32]), RunId([3; 16])).is_none());

@@ -44,6 +44,8 @@ pub struct Settings {
     pub budget: Budget,
     /// `[telemetry]`
     pub telemetry: Telemetry,
+    /// `[prices]`
+    pub prices: Prices,
 }
 
 macro_rules! sections {
@@ -246,12 +248,38 @@ sections! {
         address_per_minute: u32 = 0,
     }
 
-    /// Tokens of one tenant, as egress counts them; 0 = no limit. Days and months are UTC's.
+    /// Tokens and dollars of one tenant, as egress counts them; 0 = no limit. Days and months are UTC's.
     Budget {
         /// A day.
         tokens_per_day: u32 = 0,
         /// A month.
         tokens_per_month: u32 = 0,
+        /// Dollars of a day, at `prices`.
+        cost_per_day_usd: f64 = 0.0,
+        /// Of a month.
+        cost_per_month_usd: f64 = 0.0,
+        /// Tokens that a live run is taken to use: the CLI's first request alone has some 30,000.
+        reserve_tokens: u32 = 50_000,
+    }
+
+    /// What tokens cost.
+    Prices {
+        /// By the beginnings of models' names; the longest that fits holds.
+        list: Vec<Price> = Vec::new(),
+    }
+
+    /// Dollars of a million tokens; what is not written is -1, and refused.
+    Price {
+        /// What its models' names begin with.
+        model: String = String::new(),
+        /// Read anew.
+        input: f64 = -1.0,
+        /// Written.
+        output: f64 = -1.0,
+        /// Written to the upstream's cache.
+        cache_write: f64 = -1.0,
+        /// Read from it.
+        cache_read: f64 = -1.0,
     }
 
     /// Traces. What is secret of it is in a descriptor of its own, for the exporter alone.

@@ -1,0 +1,379 @@
+//! What a tenant may use in a day and a month, tokens and money, with what its live runs are taken to use.
+//! It must never count what a cage says: tokens are what egress counted, and money is those at the operator's prices.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use time::{Date, Month, OffsetDateTime, Time};
+
+use gaoler_ledger_wire::{Allowance, Answer, Question, ROWS_MAX, UsageDay};
+use gaoler_policy::settings::Settings;
+
+use super::Frontend;
+use super::error::ApiError;
+use super::ledger::unavailable;
+use super::prices::Prices;
+use crate::allowance::micro;
+
+/// When to ask again where live runs hold what is left: about as long as one of them takes.
+const HELD_SECONDS: u64 = 10;
+
+/// Tokens, and millionths of a dollar.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Sum {
+    /// Those that the upstream read anew or wrote. What it took from its cache is not counted.
+    pub tokens: u64,
+    /// All of them, at the operator's prices.
+    pub micro: u64,
+}
+
+impl Sum {
+    fn plus(self, other: Sum) -> Sum {
+        let (tokens, micro) =
+            (self.tokens.saturating_add(other.tokens), self.micro.saturating_add(other.micro));
+        Sum { tokens, micro }
+    }
+
+    fn minus(self, other: Sum) -> Sum {
+        let (tokens, micro) =
+            (self.tokens.saturating_sub(other.tokens), self.micro.saturating_sub(other.micro));
+        Sum { tokens, micro }
+    }
+
+    fn of(day: &UsageDay) -> Sum {
+        let counted = &day.counted;
+        let tokens = counted
+            .input_tokens
+            .saturating_add(counted.output_tokens)
+            .saturating_add(counted.cache_write_tokens);
+        Sum { tokens, micro: counted.cost_microusd }
+    }
+}
+
+/// What one tenant may use; 0 = any number.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Bounds {
+    /// In a day.
+    pub day: Sum,
+    /// In a month.
+    pub month: Sum,
+}
+
+impl Bounds {
+    /// The tenant's own, and for the rest everybody's.
+    pub fn of(settings: &Settings, own: &Allowance) -> Bounds {
+        let budget = &settings.budget;
+        let tokens = |own: Option<u64>, all: u32| own.unwrap_or(all.into());
+        let money = |own: Option<u64>, all: f64| own.unwrap_or_else(|| micro(all));
+        Bounds {
+            day: Sum {
+                tokens: tokens(own.tokens_per_day, budget.tokens_per_day),
+                micro: money(own.cost_per_day_microusd, budget.cost_per_day_usd),
+            },
+            month: Sum {
+                tokens: tokens(own.tokens_per_month, budget.tokens_per_month),
+                micro: money(own.cost_per_month_microusd, budget.cost_per_month_usd),
+            },
+        }
+    }
+
+    fn of_money(&self) -> bool {
+        self.day.micro > 0 || self.month.micro > 0
+    }
+}
+
+/// What was used in this day and in this month.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Used {
+    /// Today.
+    pub day: Sum,
+    /// This month.
+    pub month: Sum,
+}
+
+impl Used {
+    fn of(days: &[UsageDay], now: OffsetDateTime) -> Used {
+        let today = now.date().to_string();
+        let sum = |prefix: &str| {
+            let days = days.iter().filter(|day| day.day.starts_with(prefix));
+            days.map(Sum::of).fold(Sum::default(), Sum::plus)
+        };
+        Used { day: sum(&today), month: sum(&today[..7]) }
+    }
+
+    /// What a tenant has used so far, as the ledger has it.
+    ///
+    /// # Errors
+    /// 503 where nobody can say.
+    pub async fn so_far(frontend: &Frontend, tenant: &str) -> Result<Used, ApiError> {
+        let question = Question::Usage { tenant: Some(tenant.to_owned()), before: None, limit: ROWS_MAX };
+        match frontend.ledger.ask(None, question).await? {
+            Answer::Usage(days) => Ok(Used::of(&days, OffsetDateTime::now_utc())),
+            _ => Err(unavailable()),
+        }
+    }
+}
+
+/// The budgets of a server.
+pub struct Budgets {
+    /// What operators set for a million tokens.
+    pub prices: Prices,
+    reserve_tokens: u64,
+    live: Mutex<HashMap<String, Live>>,
+}
+
+/// A tenant with live runs, or that is being looked at.
+#[derive(Default)]
+struct Live {
+    users: usize,
+    /// What its live runs hold.
+    held: Sum,
+    /// What runs have given back while somebody looks: the sums that are looked at may not have them yet.
+    returned: Sum,
+}
+
+/// Somebody who looks, or a run. Dropping it gives back what it holds.
+pub struct Reserved {
+    budgets: Arc<Budgets>,
+    tenant: String,
+    sum: Sum,
+}
+
+impl Drop for Reserved {
+    fn drop(&mut self) {
+        let mut all = self.budgets.live();
+        let Some(live) = all.get_mut(&self.tenant) else { return };
+        live.held = live.held.minus(self.sum);
+        live.returned = live.returned.plus(self.sum);
+        live.users -= 1;
+        if live.users == 0 {
+            all.remove(&self.tenant);
+        }
+    }
+}
+
+impl Budgets {
+    /// As the settings say.
+    pub fn new(settings: &Settings) -> Arc<Budgets> {
+        Arc::new(Budgets {
+            prices: Prices::new(&settings.prices.list),
+            reserve_tokens: settings.budget.reserve_tokens.into(),
+            live: Mutex::default(),
+        })
+    }
+
+    fn live(&self) -> MutexGuard<'_, HashMap<String, Live>> {
+        // What is done under the lock cannot stop half way.
+        self.live.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What this tenant's live runs hold.
+    pub fn held(&self, tenant: &str) -> Sum {
+        self.live().get(tenant).map_or(Sum::default(), |live| live.held)
+    }
+
+    /// Begins to look: what is given back from now on counts as held until this one is done.
+    fn look(self: &Arc<Self>, tenant: &str) -> (Reserved, Sum) {
+        let mut all = self.live();
+        let live = all.entry(tenant.to_owned()).or_default();
+        live.users += 1;
+        let returned = live.returned;
+        drop(all);
+        (Reserved { budgets: Arc::clone(self), tenant: tenant.to_owned(), sum: Sum::default() }, returned)
+    }
+
+    /// Takes what a run is taken to use, if the budget has room for what its tenant's other runs hold.
+    fn reserve(
+        &self,
+        looking: &mut Reserved,
+        returned: Sum,
+        sum: Sum,
+        within: impl FnOnce(Sum) -> Result<(), ApiError>,
+    ) -> Result<(), ApiError> {
+        let mut all = self.live();
+        let Some(live) = all.get_mut(&looking.tenant) else { return Ok(()) };
+        within(live.held.plus(live.returned.minus(returned)))?;
+        live.held = live.held.plus(sum);
+        looking.sum = sum;
+        Ok(())
+    }
+}
+
+/// Reserves what a run of this tenant is taken to use, where something is left. A run that has begun goes on.
+///
+/// # Errors
+/// 429 until the day or the month ends, or until other runs of the tenant have; 403 for a budget of money where the model
+/// has no price; 503 where nobody can say.
+pub async fn reserve(
+    frontend: &Frontend,
+    tenant: &str,
+    own: &Allowance,
+    model: &str,
+) -> Result<Reserved, ApiError> {
+    let (budgets, bounds) = (&frontend.budgets, Bounds::of(&frontend.settings, own));
+    let price = budgets.prices.of(model);
+    if bounds.of_money() && price.is_none() {
+        let message = "model: you have a budget of money, and the operator of this server has set no price for this model.";
+        return Err(ApiError::new(403, "model_unpriced", message));
+    }
+    let tokens = budgets.reserve_tokens;
+    let sum = Sum { tokens, micro: price.map_or(0, |price| price.most(tokens)) };
+    let (mut looking, returned) = budgets.look(tenant);
+    let used = match bounds == Bounds::default() {
+        true => Used::default(),
+        false => Used::so_far(frontend, tenant).await?,
+    };
+    let now = OffsetDateTime::now_utc();
+    budgets.reserve(&mut looking, returned, sum, |held| within(&bounds, &used, held, now))?;
+    Ok(looking)
+}
+
+/// Whether something is left beside what live runs hold.
+fn within(bounds: &Bounds, used: &Used, held: Sum, now: OffsetDateTime) -> Result<(), ApiError> {
+    let midnight = |date: Date| date.with_time(Time::MIDNIGHT).assume_utc();
+    let tomorrow = now.date().next_day().map(midnight);
+    let (year, next) = (now.year(), now.month().next());
+    let next_month =
+        Date::from_calendar_date(year + i32::from(next == Month::January), next, 1).ok().map(midnight);
+    let tokens = |most: u64| format!("{most} tokens");
+    let money = |most: u64| format!("{} USD", most as f64 / 1e6);
+    let (day, month) = ((bounds.day, used.day), (bounds.month, used.month));
+    let rows = [
+        ("month", month.0.tokens, month.1.tokens, held.tokens, next_month, tokens as fn(u64) -> String),
+        ("month", month.0.micro, month.1.micro, held.micro, next_month, money),
+        ("day", day.0.tokens, day.1.tokens, held.tokens, tomorrow, tokens),
+        ("day", day.0.micro, day.1.micro, held.micro, tomorrow, money),
+    ];
+    let rows = rows.into_iter().filter(|(_, most, ..)| *most > 0);
+    for (period, most, used, _, ends, named) in rows.clone() {
+        if used >= most {
+            let left = ends.map_or(0, |ends| (ends - now).whole_seconds() + 1);
+            let message = format!("You have used your {} of this {period}.", named(most));
+            let error = ApiError::new(429, "budget_exhausted", message).final_word();
+            return Err(
+                ApiError { kind: "billing_error", ..error }.after(u64::try_from(left).unwrap_or_default())
+            );
+        }
+    }
+    for (period, most, used, held, _, named) in rows {
+        if used.saturating_add(held) >= most {
+            let message = format!(
+                "Your live runs may use what is left of your {} of this {period}; wait for their end.",
+                named(most)
+            );
+            return Err(ApiError::new(429, "budget_reserved", message).after(HELD_SECONDS));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use gaoler_ledger_wire::Counted;
+
+    fn day(day: &str, tokens: u64) -> UsageDay {
+        let counted = Counted {
+            output_tokens: tokens,
+            cache_read_tokens: 1_000_000,
+            cost_microusd: 10 * tokens,
+            ..Counted::default()
+        };
+        UsageDay { day: day.into(), tenant: "t".into(), runs: 1, failed: 0, counted }
+    }
+
+    #[test]
+    fn a_budget_is_of_a_day_and_of_a_month_and_says_when_it_ends() {
+        let days = [day("2026-12-31", 70), day("2026-12-30", 50), day("2026-11-30", 500)];
+        let now = OffsetDateTime::from_unix_timestamp(1_798_758_000).expect("2026-12-31T23:00:00Z");
+        let used = Used::of(&days, now);
+        let sum = |tokens, micro| Sum { tokens, micro };
+        assert_eq!((used.day, used.month), (sum(70, 700), sum(120, 1200)));
+        let check = |day, month, held| {
+            within(&Bounds { day, month }, &used, held, now)
+                .map_err(|error| (error.kind, error.code, error.should_retry, error.retry_after))
+        };
+        let spent = |seconds| Err(("billing_error", "budget_exhausted", Some(false), Some(seconds)));
+        let held = Err(("rate_limit_error", "budget_reserved", None, Some(HELD_SECONDS)));
+        let none = Sum::default();
+        assert_eq!(check(sum(71, 0), sum(121, 0), none), Ok(()));
+        assert_eq!(check(sum(70, 0), none, none), spent(3601));
+        assert_eq!(check(none, sum(120, 0), none), spent(3601), "the month ends with the year");
+        assert_eq!(check(none, none, sum(u64::MAX, u64::MAX)), Ok(()));
+        // The same of money, and of what is held.
+        assert_eq!(check(sum(0, 701), sum(0, 1201), none), Ok(()));
+        assert_eq!(
+            (check(sum(0, 700), none, none), check(none, sum(0, 1200), none)),
+            (spent(3601), spent(3601))
+        );
+        assert_eq!((check(sum(80, 0), none, sum(9, 0)), check(sum(80, 0), none, sum(10, 0))), (Ok(()), held));
+        assert_eq!(
+            (check(none, sum(0, 1210), sum(9, 9)), check(none, sum(0, 1210), sum(0, 10))),
+            (Ok(()), held)
+        );
+        let later = now + std::time::Duration::from_secs(7200);
+        let fresh = Used::of(&days, later);
+        assert_eq!(fresh, Used::default());
+    }
+
+    /// One run after another asks, with so much used; how many may begin.
+    fn begun(budgets: &Arc<Budgets>, bounds: &Bounds, used: u64, runs: usize) -> Vec<Reserved> {
+        let used = Sum { tokens: used, micro: 0 };
+        let used = Used { day: used, month: used };
+        // All of them look before the first one takes.
+        let looking: Vec<_> = (0..runs).map(|_| budgets.look("t")).collect();
+        let sum = Sum { tokens: budgets.reserve_tokens, micro: 0 };
+        let now = OffsetDateTime::UNIX_EPOCH;
+        let begun = looking.into_iter().filter_map(|(mut looking, returned)| {
+            let taken = budgets.reserve(&mut looking, returned, sum, |held| within(bounds, &used, held, now));
+            taken.is_ok().then_some(looking)
+        });
+        begun.collect()
+    }
+
+    #[test]
+    fn live_runs_hold_their_part_of_a_budget_until_they_end() {
+        let mut settings = Settings::default();
+        settings.budget.reserve_tokens = 100;
+        let budgets = Budgets::new(&settings);
+        let bounds = |tokens| Bounds { day: Sum { tokens, micro: 0 }, month: Sum::default() };
+        // The k-th run begins where used + (k - 1) * 100 < most.
+        for (most, used, expected) in
+            [(1000, 0, 10), (1001, 0, 11), (1000, 999, 1), (1000, 1000, 0), (0, 5, 50)]
+        {
+            let runs = begun(&budgets, &bounds(most), used, 50);
+            assert_eq!(runs.len(), expected, "{most} with {used} used");
+            assert_eq!(budgets.held("t").tokens, 100 * expected as u64);
+            drop(runs);
+            assert!(budgets.live().is_empty(), "all of it is given back");
+        }
+        // What ends while somebody looks is in no sum that they have seen.
+        let mut runs = begun(&budgets, &bounds(200), 0, 2);
+        let (mut looking, returned) = budgets.look("t");
+        runs.pop();
+        let take = |looking: &mut Reserved, returned, expected| {
+            let found = budgets.reserve(looking, returned, Sum { tokens: 100, micro: 0 }, |held| {
+                assert_eq!(held.tokens, expected);
+                Ok(())
+            });
+            found.expect("as it was told");
+        };
+        take(&mut looking, returned, 200);
+        let (mut next, returned) = budgets.look("t");
+        take(&mut next, returned, 200);
+        assert_eq!(budgets.held("x").tokens, 0, "another tenant's are its own");
+        drop((runs, looking, next));
+        assert!(budgets.live().is_empty());
+    }
+
+    #[test]
+    fn a_tenants_own_budget_stands_in_the_place_of_everybodys() {
+        let mut settings = Settings::default();
+        (settings.budget.tokens_per_day, settings.budget.cost_per_month_usd) = (7, 1.5);
+        let all = Bounds::of(&settings, &Allowance::default());
+        assert_eq!((all.day.tokens, all.month.micro, all.of_money()), (7, 1_500_000, true));
+        let own =
+            Allowance { tokens_per_day: Some(0), cost_per_month_microusd: Some(0), ..Allowance::default() };
+        assert_eq!(Bounds::of(&settings, &own), Bounds::default(), "0 is any number");
+    }
+}
