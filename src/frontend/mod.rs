@@ -80,6 +80,9 @@ const GONE: u8 = 1;
 /// Bytes of the settings' memory file, at most.
 const SETTINGS_BYTES_MAX: usize = 1024 * 1024;
 
+/// Whether the server drains and its load, and what /health says of that.
+type Said = ((bool, (usize, usize)), Bytes);
+
 /// Everything that a request needs.
 pub struct Frontend {
     settings: Settings,
@@ -96,7 +99,7 @@ pub struct Frontend {
     /// One receiver a run that is alive, and a connection of before a drain: drained is who has none left.
     busy: watch::Sender<()>,
     /// What /health said last, and of which state.
-    health: Mutex<Option<((bool, (usize, usize)), Bytes)>>,
+    health: Mutex<Option<Said>>,
     /// The first page of the models, as it is sent.
     models: OnceLock<Option<Bytes>>,
     /// What the listener's connections begin with.
