@@ -38,7 +38,7 @@ pub async fn pass(
     let mut request = without_prefix(request);
     let timed = Timed::begin(&request, &frontend.traces);
     // An answer and a log line can be brought together by it.
-    let id = RequestId(id::request().into(), timed.trace());
+    let id = RequestId(id::request(), timed.trace());
     let known = refused(frontend, peer, &request, &id).or_else(|| http::at_once(frontend, &request));
     let mut response = match known {
         Some(response) => response,

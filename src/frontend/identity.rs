@@ -122,7 +122,9 @@ pub async fn recognized(frontend: &Frontend, headers: &HeaderMap) -> Result<(), 
 /// The same, where nobody need be asked. `false` says nothing: [`recognized`] is to be asked.
 pub fn at_once(frontend: &Frontend, headers: &HeaderMap) -> bool {
     let token = tenant::shown(headers).filter(|token| !token.starts_with(KEY_PREFIX));
-    token.is_some_and(|token| !frontend.settings.identity.require_key && Credential::parse(token).is_ok())
+    token.is_some_and(|token| {
+        !frontend.settings.identity.require_key && Credential::scheme_of(token).is_some()
+    })
 }
 
 fn key_not_required(frontend: &Frontend) -> Result<(), ApiError> {

@@ -3,6 +3,7 @@
 
 use hmac::{Hmac, KeyInit, Mac};
 use http::HeaderMap;
+use http::header::{self, HeaderName};
 use sha2::{Digest, Sha256};
 use zeroize::Zeroizing;
 
@@ -16,6 +17,8 @@ use super::job::BodyCredential;
 const TOKEN_BYTES_MIN: usize = 8;
 /// And at most: five times what is seen, far below what a header may hold.
 const TOKEN_BYTES_MAX: usize = 512;
+/// Where the API's own clients show a key.
+const API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 /// What sets this use of the server's secret apart from any other.
 const KEY_PREFIX: &[u8] = b"gaoler/tenant/v1/token\0";
 const KEYED_PREFIX: &[u8] = b"gaoler/tenant/v1/key\0";
@@ -64,21 +67,25 @@ impl Credential {
     /// # Errors
     /// 401 for anything else, without repeating it.
     pub fn parse(token: &str) -> Result<Credential, ApiError> {
-        let rest = token.strip_prefix("sk-ant-").unwrap_or_default();
-        let plain = |b: u8| b.is_ascii_alphanumeric() || b == b'_' || b == b'-';
-        let fits = (TOKEN_BYTES_MIN..=TOKEN_BYTES_MAX).contains(&rest.len()) && rest.bytes().all(plain);
-        let scheme = match rest {
-            _ if !fits => None,
-            rest if rest.starts_with("oat") => Some(Scheme::OAuth),
-            rest if rest.starts_with("api") => Some(Scheme::ApiKey),
-            _ => None,
-        };
-        match scheme {
+        match Credential::scheme_of(token) {
             Some(scheme) => Ok(Credential { scheme, token: Zeroizing::new(token.to_string()) }),
             None => Err(ApiError::unauthenticated(
                 "invalid_token_format",
                 "Invalid OAuth token format: a token begins with sk-ant-oat or sk-ant-api.",
             )),
+        }
+    }
+
+    /// What a text is, where it has a token's form.
+    pub fn scheme_of(token: &str) -> Option<Scheme> {
+        let rest = token.strip_prefix("sk-ant-").unwrap_or_default();
+        let plain = |b: u8| b.is_ascii_alphanumeric() || b == b'_' || b == b'-';
+        let fits = (TOKEN_BYTES_MIN..=TOKEN_BYTES_MAX).contains(&rest.len()) && rest.bytes().all(plain);
+        match rest {
+            _ if !fits => None,
+            rest if rest.starts_with("oat") => Some(Scheme::OAuth),
+            rest if rest.starts_with("api") => Some(Scheme::ApiKey),
+            _ => None,
         }
     }
 
@@ -109,12 +116,12 @@ impl Credential {
 /// What a request's headers show: `authorization`, then `x-api-key`. A header wins over the body; one of a wrong form
 /// is an error even where another place holds a good one, so that nobody runs under an identity that they did not mean.
 pub fn shown(headers: &HeaderMap) -> Option<&str> {
-    let header = |name: &str| headers.get(name).map(|value| value.to_str().unwrap_or_default().trim());
-    if let Some(value) = header("authorization") {
+    let header = |name: HeaderName| headers.get(name).map(|value| value.to_str().unwrap_or_default().trim());
+    if let Some(value) = header(header::AUTHORIZATION) {
         let (scheme, token) = value.split_once(' ').unwrap_or_default();
         return Some(if scheme.eq_ignore_ascii_case("bearer") { token.trim() } else { "" });
     }
-    header("x-api-key")
+    header(API_KEY)
 }
 
 /// The credential of a body.

@@ -63,8 +63,8 @@ impl Traces {
     /// A request whose head is there. Only one that asks for a run has a trace: it is its client's where that sent a
     /// valid `traceparent`, and a new one otherwise.
     pub fn begin(&self, method: &http::Method, route: &'static str, headers: &HeaderMap) -> Request {
-        let asks = [Dialect::Messages, Dialect::Completions].iter().any(|dialect| dialect.path() == route);
-        let Some(way) = self.0.as_ref().filter(|_| asks && method == http::Method::POST) else {
+        let asks = || [Dialect::Messages, Dialect::Completions].iter().any(|dialect| dialect.path() == route);
+        let Some(way) = self.0.as_ref().filter(|_| method == http::Method::POST && asks()) else {
             return Request { span: None, trace: Trace(None) };
         };
         let parent = Parent::of(headers);
@@ -98,7 +98,7 @@ impl Traces {
             span.set(key, value);
         }
         span.set("gen_ai.operation.name", "chat");
-        Request { span: Some(span), trace }
+        Request { span: Some(Box::new(span)), trace }
     }
 }
 
@@ -439,7 +439,8 @@ impl Drop for Span {
 
 /// A request, to the last byte of its answer.
 pub struct Request {
-    span: Option<Span>,
+    /// Apart, for most requests have none and their answers carry this along.
+    span: Option<Box<Span>>,
     trace: Trace,
 }
 
