@@ -22,6 +22,21 @@ const fn known(status: u16, code: &'static str, means: &'static str) -> Known {
     Known { status, code, means }
 }
 
+/// These rows and those of a list.
+macro_rules! rows {
+    ($($row:expr),+; $list:ident) => { &both::<{ [$($row),+].len() + $list.len() }>(&[$($row),+], $list) };
+}
+
+const fn both<const N: usize>(first: &[Known], then: &[Known]) -> [Known; N] {
+    let mut all = [INVALID; N];
+    let mut at = 0;
+    while at < N {
+        all[at] = if at < first.len() { first[at] } else { then[at - first.len()] };
+        at += 1;
+    }
+    all
+}
+
 /// Of any path and method that no route answers. 405 comes with an `allow` header.
 pub const NO_ROUTE: &[Known] = &[
     known(404, "not_found", "there is nothing at this path"),
@@ -207,175 +222,44 @@ const TOO_LARGE: Known = known(413, "request_too_large", "the body is larger tha
 /// Of whatever needs somebody.
 pub const SOMEBODY: &[Known] =
     &[IN_QUERY, NO_CREDENTIAL, NO_TOKEN, UNKNOWN, EXPIRED, REVOKED, REQUIRED, RATE, UNAVAILABLE];
+/// Of whatever a key of the other kind is not for.
+pub const HOLDER: &[Known] = rows![INSUFFICIENT; SOMEBODY];
+
 /// Of `GET /v1/usage`.
-pub const USAGE: &[Known] = &[
-    INVALID,
-    IN_QUERY,
-    NO_CREDENTIAL,
-    NO_TOKEN,
-    UNKNOWN,
-    EXPIRED,
-    REVOKED,
-    REQUIRED,
-    INSUFFICIENT,
-    RATE,
-    UNAVAILABLE,
-];
+pub const USAGE: &[Known] = rows![INVALID; HOLDER];
 /// Of a stored credential that is looked at or forgotten.
-pub const STORED: &[Known] = &[
-    IN_QUERY,
-    NO_CREDENTIAL,
-    NO_TOKEN,
-    UNKNOWN,
-    EXPIRED,
-    REVOKED,
-    REQUIRED,
-    INSUFFICIENT,
-    NOT_STORED,
-    RATE,
-    UNAVAILABLE,
-];
+pub const STORED: &[Known] = rows![NOT_STORED; HOLDER];
 /// Of one that is given.
-pub const GIVEN: &[Known] = &[
-    INVALID,
-    IN_QUERY,
-    NO_CREDENTIAL,
-    NO_TOKEN,
-    UNKNOWN,
-    EXPIRED,
-    REVOKED,
-    REQUIRED,
-    INSUFFICIENT,
-    TOO_LARGE,
-    NOT_SEALED,
-    RATE,
-    UNAVAILABLE,
-];
+pub const GIVEN: &[Known] = rows![INVALID, TOO_LARGE, NOT_SEALED; HOLDER];
 const NOTHING: Known = known(404, "not_found", "there is no such thing");
+const NOT_LIVE: Known = known(404, "run_not_found", "there is no such run that waits or runs");
 
 /// Of the operator's lists.
 pub const OPERATOR: &[Known] = USAGE;
 /// Of what the operator names.
-pub const OPERATOR_FINDS: &[Known] = &[
-    INVALID,
-    IN_QUERY,
-    NO_CREDENTIAL,
-    NO_TOKEN,
-    UNKNOWN,
-    EXPIRED,
-    REVOKED,
-    REQUIRED,
-    INSUFFICIENT,
-    NOTHING,
-    RATE,
-    UNAVAILABLE,
-];
+pub const OPERATOR_FINDS: &[Known] = rows![INVALID, NOTHING; HOLDER];
 /// Of a run that the operator ends.
-pub const OPERATOR_ENDS: &[Known] = &[
-    IN_QUERY,
-    NO_CREDENTIAL,
-    NO_TOKEN,
-    UNKNOWN,
-    EXPIRED,
-    REVOKED,
-    REQUIRED,
-    INSUFFICIENT,
-    known(404, "run_not_found", "there is no such run that waits or runs"),
-    RATE,
-    UNAVAILABLE,
-];
+pub const OPERATOR_ENDS: &[Known] = rows![NOT_LIVE; HOLDER];
 /// Of the operator's routes, and of no other.
 pub const OPERATORS: &[Known] = &[FINAL];
 const FINAL: Known =
     known(409, "drain_final", "the server is being stopped: there is no way back but a new start");
 /// Of a drain that the operator ends.
-pub const OPERATOR_UNDRAINS: &[Known] = &[
-    IN_QUERY,
-    NO_CREDENTIAL,
-    NO_TOKEN,
-    UNKNOWN,
-    EXPIRED,
-    REVOKED,
-    REQUIRED,
-    INSUFFICIENT,
-    FINAL,
-    RATE,
-    UNAVAILABLE,
-];
+pub const OPERATOR_UNDRAINS: &[Known] = rows![FINAL; HOLDER];
 /// Of what the operator names and changes.
-pub const OPERATOR_CHANGES: &[Known] = &[
-    INVALID,
-    IN_QUERY,
-    NO_CREDENTIAL,
-    NO_TOKEN,
-    UNKNOWN,
-    EXPIRED,
-    REVOKED,
-    REQUIRED,
-    INSUFFICIENT,
-    NOTHING,
-    TOO_LARGE,
-    RATE,
-    UNAVAILABLE,
-];
+pub const OPERATOR_CHANGES: &[Known] = rows![INVALID, NOTHING, TOO_LARGE; HOLDER];
 /// Of what the operator makes.
-pub const OPERATOR_MAKES: &[Known] = &[
-    INVALID,
-    IN_QUERY,
-    NO_CREDENTIAL,
-    NO_TOKEN,
-    UNKNOWN,
-    EXPIRED,
-    REVOKED,
-    REQUIRED,
-    INSUFFICIENT,
-    NOTHING,
-    CONFLICT,
-    TOO_LARGE,
-    RATE,
-    UNAVAILABLE,
-];
+pub const OPERATOR_MAKES: &[Known] = rows![INVALID, NOTHING, CONFLICT, TOO_LARGE; HOLDER];
 /// Of a link.
-pub const LINK: &[Known] = &[
-    INVALID,
-    IN_QUERY,
-    NO_CREDENTIAL,
-    NO_TOKEN,
-    UNKNOWN,
-    EXPIRED,
-    REVOKED,
-    REQUIRED,
-    INSUFFICIENT,
-    LINKED,
-    LINKS_FULL,
-    TOO_LARGE,
-    RATE,
-    UNAVAILABLE,
-];
+pub const LINK: &[Known] = rows![INVALID, LINKED, LINKS_FULL, TOO_LARGE; HOLDER];
 /// Of its end.
-pub const UNLINK: &[Known] = &[
-    INVALID,
-    IN_QUERY,
-    NO_CREDENTIAL,
-    NO_TOKEN,
-    UNKNOWN,
-    EXPIRED,
-    REVOKED,
-    REQUIRED,
-    INSUFFICIENT,
-    NOT_LINKED,
-    TOO_LARGE,
-    RATE,
-    UNAVAILABLE,
-];
+pub const UNLINK: &[Known] = rows![INVALID, NOT_LINKED, TOO_LARGE; HOLDER];
 
 /// Of `GET /v1/models`.
-pub const MODELS: &[Known] =
-    &[INVALID, IN_QUERY, NO_CREDENTIAL, NO_TOKEN, UNKNOWN, EXPIRED, REVOKED, REQUIRED, RATE, UNAVAILABLE];
+pub const MODELS: &[Known] = rows![INVALID; SOMEBODY];
 
 /// Of `GET /v1/models/{id}`.
-pub const MODEL: &[Known] =
-    &[IN_QUERY, NO_CREDENTIAL, NO_TOKEN, UNKNOWN, EXPIRED, REVOKED, REQUIRED, RATE, UNAVAILABLE, NO_MODEL];
+pub const MODEL: &[Known] = rows![NO_MODEL; SOMEBODY];
 
 const NO_MODEL: Known = known(404, "model_not_found", "the model is not in the list");
 
