@@ -780,14 +780,14 @@ async fn w21_errors_have_the_form_of_the_dialect_that_was_spoken() {
 async fn w22_a_completion_is_a_run_like_a_messages() {
     let mut house = house(vec![plays("plain"), plays("plain"), plays("plain")]).await;
     let body = r#"{"model":"claude-opus-4-8","max_completion_tokens":5,"reasoning_effort":"low","temperature":1,
-        "max_turns":7,"chat_id":"c","session_id":"not-a-uuid","tools":[{"type":"function","function":{"name":"f"}}],
+        "max_turns":7,"chat_id":"c","session_id":"not-a-uuid","tools":[{"type":"custom","custom":{"name":"f"}}],
         "messages":[{"role":"system","content":"Be terse."},{"role":"user","content":"q1"},
         {"role":"assistant","content":"a1"},{"role":"developer","content":"Now in French."},
         {"role":"user","content":[{"type":"text","text":"/cost"}]}]}"#;
     let head = "x-gaoler-level: paranoid\r\nx-gaoler-limits: tasks=9\r\n";
     let reply = completions(&house, head, body).await;
     assert_eq!(reply.status, 200, "{reply:?}");
-    let ignored = "session_id,max_completion_tokens,chat_id,temperature,tools";
+    let ignored = "session_id,max_completion_tokens,tools,chat_id,temperature";
     assert_eq!(reply.header("x-gaoler-ignored"), Some(ignored));
     assert_eq!(reply.header("x-gaoler-level"), Some("paranoid"));
     let seen = house.seen().await;

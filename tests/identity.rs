@@ -640,7 +640,7 @@ fn t210_an_operator_sees_live_runs_and_ends_one_that_runs_and_one_that_waits() {
     };
     let asks = |name| {
         let (client, headers) = (client.clone(), [bearer(&acme), beside(name)]);
-        std::thread::spawn(move || runs(&client, &headers, "RUN: sleep 300"))
+        std::thread::spawn(move || runs(&client, &headers, WAITS))
     };
     let first = asks("one");
     let running = live(&client, &admin, "running", 1).remove(0);
@@ -691,7 +691,7 @@ fn t211_a_drain_ends_by_the_word_that_began_it_and_one_of_the_supervisors_does_n
     assert_eq!(get(&client, "/readyz", &[]).status, 200);
     assert_eq!(says(&client, &[bearer(&acme), beside("one")], "hello"), "[embedded] hello");
     let (asks, headers) = (client.clone(), [bearer(&acme), beside("one")]);
-    let last = std::thread::spawn(move || runs(&asks, &headers, "RUN: sleep 300"));
+    let last = std::thread::spawn(move || runs(&asks, &headers, WAITS));
     let run = live(&client, &admin, "running", 1).remove(0);
     server.signal(nix::sys::signal::Signal::SIGTERM);
     until("the drain", || (get(&client, "/readyz", &[]).status == 503).then_some(()));
@@ -766,7 +766,7 @@ fn t214_a_tenants_own_limits_are_in_force_for_its_next_request_and_for_nobody_el
     // Runs at a time.
     assert_eq!(limit(json!({"tenant_max": 1})).json()["limits"]["tenant_per_minute"], Value::Null);
     let (asks, headers) = (client.clone(), [bearer(&acme), beside("one")]);
-    let first = std::thread::spawn(move || runs(&asks, &headers, "RUN: sleep 300"));
+    let first = std::thread::spawn(move || runs(&asks, &headers, WAITS));
     let running = live(&client, &admin, "running", 1).remove(0);
     let (asks, headers) = (client.clone(), [bearer(&acme), beside("two")]);
     let second = std::thread::spawn(move || runs(&asks, &headers, "hello"));
@@ -777,6 +777,9 @@ fn t214_a_tenants_own_limits_are_in_force_for_its_next_request_and_for_nobody_el
     refused(&first.join().expect("an answer"), 500, "cancelled_by_operator");
     assert_eq!(second.join().expect("an answer").text(), "[embedded] hello", "its place is free again");
 }
+
+/// What goes on until it is ended. A command that is nothing but a sleep is refused by the CLI.
+const WAITS: &str = "RUN: until test -e never; do sleep 0.1; done";
 
 const PRICES: &str = "[{ model = 'claude-', input = 300, output = 1500, cache_write = 375, cache_read = 30 }, \
                        { model = 'claude-sonnet-', input = 3, output = 15, cache_write = 3.75, cache_read = 0.3 }]";
@@ -843,7 +846,7 @@ fn t216_of_many_runs_at_once_no_more_begin_than_the_budget_has_room_for() {
         let asking: Vec<_> = (0..8)
             .map(|_| {
                 let (client, headers) = (client.clone(), [bearer(&acme), beside("one")]);
-                std::thread::spawn(move || runs(&client, &headers, "RUN: sleep 300"))
+                std::thread::spawn(move || runs(&client, &headers, WAITS))
             })
             .collect();
         let running = live(&client, &admin, "running", 4);
