@@ -271,8 +271,9 @@ fn r01_whoever_cannot_be_measured_is_ended() {
 fn t08_the_bombs_of_the_real_cli_are_held_as_those_of_its_double() {
     let server = Server::start(Options::default());
     let blast = |limits: &str, text: &str| blast(&server, limits, text);
-    let forks = blast("tasks=100,wall_ms=15000", FORK_BOMB);
-    assert_eq!((forks.reason(), forks.hit("tasks")), ("wall", true), "{forks:?}");
+    let forks = blast("tasks=100,wall_ms=8000", FORK_BOMB);
+    // The CLI's runtime may abort first, where it needs a thread and gets none.
+    assert!(forks.hit("tasks") && ["wall", "signaled"].contains(&forks.reason()), "{forks:?}");
     let memory = blast("memory_mib=600,wall_ms=60000", &python(ANONYMOUS));
     assert!(memory.hit("memory"), "{memory:?}");
     let disk = blast("disk_mib=64,wall_ms=60000", &python(DISK_FLOOD));
