@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Instant, SystemTime};
 
 use gaoler_exporter_wire::{FRAME_BYTES_MAX, Frame, Report, Side, Span as Told, Value, Word, decode, encode};
+use gaoler_ledger_wire::Hex;
 use gaoler_policy::settings::Settings;
 use gaoler_protocol::{Exit, Spawn, Spawned};
 use gaoler_sys::channel;
@@ -195,15 +196,7 @@ fn state(headers: &HeaderMap) -> String {
 
 /// Bytes of lower-case hexadecimal digits.
 fn bytes<const N: usize>(text: &str) -> Option<[u8; N]> {
-    let lower = text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
-    if text.len() != 2 * N || !lower {
-        return None;
-    }
-    let mut bytes = [0; N];
-    for (to, pair) in bytes.iter_mut().zip(text.as_bytes().chunks(2)) {
-        *to = u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok()?;
-    }
-    Some(bytes)
+    Hex::parse(text)?.array()
 }
 
 /// An id that is not all zero.
@@ -295,7 +288,7 @@ impl Drop for Inner {
 impl Trace {
     /// Its id, as it is written.
     pub fn id(&self) -> Option<String> {
-        self.0.as_ref().map(|inner| inner.id.iter().map(|byte| format!("{byte:02x}")).collect())
+        self.0.as_ref().map(|inner| Hex(inner.id.to_vec()).to_string())
     }
 
     /// Something that holds of each of its spans.
