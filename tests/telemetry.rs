@@ -65,6 +65,13 @@ fn asked(server: &Server, headers: &[(&str, &str)]) -> Response {
     server.client().request("POST", "/v1/messages", &all, ask("hello").to_string().as_bytes())
 }
 
+/// A server whose exporter shows the collector a key. Its file is read at the start, and need not stay.
+fn with_key(collector: &Collector) -> Server {
+    let file = tempfile::NamedTempFile::new().expect("a file");
+    std::fs::write(file.path(), format!("x-collector-key: {KEY}\n")).expect("written");
+    Server::start(options(&collector.url).with("GAOLER_TELEMETRY__OTLP_HEADERS", file.path().display()))
+}
+
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
@@ -72,11 +79,7 @@ fn hex(bytes: &[u8]) -> String {
 #[test]
 fn t200_each_step_of_a_run_is_a_span_and_no_span_has_a_tenants_words() {
     let collector = Collector::new();
-    let folder = tempfile::tempdir().expect("a folder");
-    let headers = folder.path().join("headers");
-    std::fs::write(&headers, format!("x-collector-key: {KEY}\n")).expect("written");
-    let server =
-        Server::start(options(&collector.url).with("GAOLER_TELEMETRY__OTLP_HEADERS", headers.display()));
+    let server = with_key(&collector);
     assert!(server.says("a", PROMPT).contains("my-very-own-words"));
     let spans = spans(&collector, NAMES.len());
     assert_eq!(spans.iter().map(|span| span.name.as_str()).collect::<BTreeSet<_>>(), BTreeSet::from(NAMES));
@@ -238,11 +241,7 @@ fn t204_a_killed_exporter_is_started_again_and_what_it_had_is_counted() {
 #[test]
 fn t205_the_exporter_has_its_own_uid_no_file_and_no_right() {
     let collector = Collector::new();
-    let folder = tempfile::tempdir().expect("a folder");
-    let headers = folder.path().join("headers");
-    std::fs::write(&headers, format!("x-collector-key: {KEY}\n")).expect("written");
-    let server =
-        Server::start(options(&collector.url).with("GAOLER_TELEMETRY__OTLP_HEADERS", headers.display()));
+    let server = with_key(&collector);
     server.says("a", "hello");
     spans(&collector, 1);
     let exporter = exporter(&server).expect("an exporter");

@@ -82,7 +82,7 @@ pub fn at_once<B>(frontend: &Frontend, request: &Request<B>) -> Option<Response>
         ("/health", _) => Some(healthy(frontend)),
         ("/livez", _) => Some(json(StatusCode::OK, &posture::live())),
         ("/readyz", _) => Some(readied(frontend)),
-        ("/v1/models", None) if identity::at_once(frontend, request.headers()) => {
+        ("/v1/models", None) if matches!(identity::at_once(frontend, request.headers()), Some(Ok(()))) => {
             let page = frontend.models.get_or_init(|| {
                 let page = models::page(&frontend.settings, "").ok();
                 page.and_then(|page| serde_json::to_vec(&page).ok()).map(Bytes::from)

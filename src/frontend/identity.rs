@@ -110,21 +110,16 @@ pub async fn shown(frontend: &Frontend, headers: &HeaderMap) -> Result<Shown, Ap
 /// # Errors
 /// As [`somebody`].
 pub async fn recognized(frontend: &Frontend, headers: &HeaderMap) -> Result<(), ApiError> {
-    match tenant::shown(headers) {
-        Some(token) if !token.starts_with(KEY_PREFIX) => {
-            Credential::parse(token)?;
-            key_not_required(frontend)
-        }
-        _ => somebody(frontend, headers).await.map(drop),
+    match at_once(frontend, headers) {
+        Some(known) => known,
+        None => somebody(frontend, headers).await.map(drop),
     }
 }
 
-/// The same, where nobody need be asked. `false` says nothing: [`recognized`] is to be asked.
-pub fn at_once(frontend: &Frontend, headers: &HeaderMap) -> bool {
-    let token = tenant::shown(headers).filter(|token| !token.starts_with(KEY_PREFIX));
-    token.is_some_and(|token| {
-        !frontend.settings.identity.require_key && Credential::scheme_of(token).is_some()
-    })
+/// The same of whoever shows a credential of the upstream: nobody need be asked. `None` for anybody else.
+pub fn at_once(frontend: &Frontend, headers: &HeaderMap) -> Option<Result<(), ApiError>> {
+    let token = tenant::shown(headers).filter(|token| !token.starts_with(KEY_PREFIX))?;
+    Some(Credential::scheme_of(token).and_then(|_| key_not_required(frontend)))
 }
 
 fn key_not_required(frontend: &Frontend) -> Result<(), ApiError> {

@@ -67,25 +67,25 @@ impl Credential {
     /// # Errors
     /// 401 for anything else, without repeating it.
     pub fn parse(token: &str) -> Result<Credential, ApiError> {
-        match Credential::scheme_of(token) {
-            Some(scheme) => Ok(Credential { scheme, token: Zeroizing::new(token.to_string()) }),
-            None => Err(ApiError::unauthenticated(
-                "invalid_token_format",
-                "Invalid OAuth token format: a token begins with sk-ant-oat or sk-ant-api.",
-            )),
-        }
+        let scheme = Credential::scheme_of(token)?;
+        Ok(Credential { scheme, token: Zeroizing::new(token.to_string()) })
     }
 
-    /// What a text is, where it has a token's form.
-    pub fn scheme_of(token: &str) -> Option<Scheme> {
+    /// What a text is that has a token's form.
+    ///
+    /// # Errors
+    /// As [`Credential::parse`].
+    pub fn scheme_of(token: &str) -> Result<Scheme, ApiError> {
         let rest = token.strip_prefix("sk-ant-").unwrap_or_default();
         let plain = |b: u8| b.is_ascii_alphanumeric() || b == b'_' || b == b'-';
         let fits = (TOKEN_BYTES_MIN..=TOKEN_BYTES_MAX).contains(&rest.len()) && rest.bytes().all(plain);
         match rest {
-            _ if !fits => None,
-            rest if rest.starts_with("oat") => Some(Scheme::OAuth),
-            rest if rest.starts_with("api") => Some(Scheme::ApiKey),
-            _ => None,
+            rest if fits && rest.starts_with("oat") => Ok(Scheme::OAuth),
+            rest if fits && rest.starts_with("api") => Ok(Scheme::ApiKey),
+            _ => Err(ApiError::unauthenticated(
+                "invalid_token_format",
+                "Invalid OAuth token format: a token begins with sk-ant-oat or sk-ant-api.",
+            )),
         }
     }
 
