@@ -2,14 +2,15 @@
 //! It must never answer with a secret but with a key that was made by that very request.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use axum::Router;
 use axum::body::{Body, to_bytes};
-use axum::extract::{Extension, Path, RawQuery, State};
-use axum::response::Response;
+use axum::extract::{Extension, FromRequestParts, Path, RawQuery};
+use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post};
-use http::HeaderMap;
+use http::request::Parts;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -20,10 +21,10 @@ use gaoler_protocol::RunId;
 
 use super::Frontend;
 use super::error::ApiError;
-use super::http::{App, RequestId};
+use super::http::{App, RequestId, failure};
 use super::identity::{self, Shown};
 use super::ledger::{refused, unavailable};
-use super::own::{Page, answered, cost, day, moment};
+use super::own::{Page, answered, day, moment, with_counted};
 use super::runs::http::{date, end, position};
 use super::runs::{self, Log, Stage, Why};
 use super::way::now_ms;
@@ -69,11 +70,40 @@ struct NewKey {
     expires_in_days: Option<u32>,
 }
 
-/// The operator's proof.
-async fn operator(app: &Frontend, headers: &HeaderMap) -> Result<Proof, ApiError> {
-    match identity::somebody(app, headers).await? {
-        Shown::Admin(proof) => Ok(proof),
-        _ => Err(ApiError::new(403, "key_insufficient", "This needs an admin key (gaol_a_…).")),
+/// A request of the operator's. Nothing of it is done before its key was looked up.
+struct Operator {
+    app: App,
+    id: RequestId,
+    proof: Proof,
+}
+
+impl FromRequestParts<App> for Operator {
+    type Rejection = Response;
+
+    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Operator, Response> {
+        let id = Extension::<RequestId>::from_request_parts(parts, app).await;
+        let Extension(id) = id.map_err(IntoResponse::into_response)?;
+        let shown = identity::somebody(app, &parts.headers).await;
+        let proof = shown.and_then(|shown| match shown {
+            Shown::Admin(proof) => Ok(proof),
+            _ => Err(ApiError::new(403, "key_insufficient", "This needs an admin key (gaol_a_…).")),
+        });
+        match proof {
+            Ok(proof) => Ok(Operator { app: Arc::clone(app), id, proof }),
+            Err(error) => Err(failure(&error, &id)),
+        }
+    }
+}
+
+impl Operator {
+    /// Asks the ledger in the operator's name; what came, which may be a refusal.
+    async fn try_ask(&self, question: Question) -> Result<Result<Answer, Refusal>, ApiError> {
+        self.app.ledger.try_ask(Some(self.proof.clone()), question).await
+    }
+
+    /// The same, where a refusal is an error.
+    async fn ask(&self, question: Question) -> Result<Answer, ApiError> {
+        self.try_ask(question).await?.map_err(refused)
     }
 }
 
@@ -83,16 +113,10 @@ async fn asked<T: DeserializeOwned>(body: Body) -> Result<T, ApiError> {
     serde_json::from_slice(&bytes).map_err(|error| ApiError::invalid(format!("The body: {error}.")))
 }
 
-async fn tenants(
-    State(app): State<App>,
-    Extension(id): Extension<RequestId>,
-    headers: HeaderMap,
-    RawQuery(query): RawQuery,
-) -> Response {
-    answered(&id, async {
-        let proof = operator(&app, &headers).await?;
+async fn tenants(by: Operator, RawQuery(query): RawQuery) -> Response {
+    answered(&by.id, async {
         let page = Page::parse(&query.unwrap_or_default())?;
-        match app.ledger.ask(Some(proof), Question::Tenants { after: page.after, limit: page.limit }).await? {
+        match by.ask(Question::Tenants { after: page.after, limit: page.limit }).await? {
             Answer::Tenants(rows) => {
                 let next = rows.last().map(|row| row.name.clone());
                 Ok(list(rows.iter().map(tenant_json).collect(), page.limit, next))
@@ -103,46 +127,28 @@ async fn tenants(
     .await
 }
 
-async fn create_tenant(
-    State(app): State<App>,
-    Extension(id): Extension<RequestId>,
-    headers: HeaderMap,
-    body: Body,
-) -> Response {
-    answered(&id, async {
-        let proof = operator(&app, &headers).await?;
+async fn create_tenant(by: Operator, body: Body) -> Response {
+    answered(&by.id, async {
         let NewTenant { name } = asked(body).await?;
         let question = Question::CreateTenant { name: name.clone() };
-        app.ledger.try_ask(Some(proof), question).await?.map_err(|refusal| wrong_name("name", refusal))?;
+        by.try_ask(question).await?.map_err(|refusal| wrong_name("name", refusal))?;
         Ok(json!({ "type": "tenant", "name": name }))
     })
     .await
 }
 
-async fn remove_tenant(
-    State(app): State<App>,
-    Extension(id): Extension<RequestId>,
-    headers: HeaderMap,
-    Path(tenant): Path<String>,
-) -> Response {
-    answered(&id, async {
-        let proof = operator(&app, &headers).await?;
+async fn remove_tenant(Path(tenant): Path<String>, by: Operator) -> Response {
+    answered(&by.id, async {
         let question = Question::RemoveTenant { tenant: tenant.clone() };
-        app.ledger.try_ask(Some(proof), question).await?.map_err(|refusal| wrong_name("tenant", refusal))?;
+        by.try_ask(question).await?.map_err(|refusal| wrong_name("tenant", refusal))?;
         Ok(json!({ "type": "tenant_deleted", "tenant": tenant }))
     })
     .await
 }
 
-async fn limits(
-    State(app): State<App>,
-    Extension(id): Extension<RequestId>,
-    headers: HeaderMap,
-    Path(tenant): Path<String>,
-) -> Response {
-    answered(&id, async {
-        let proof = operator(&app, &headers).await?;
-        match app.ledger.ask(Some(proof), Question::Allowance { tenant: tenant.clone() }).await? {
+async fn limits(Path(tenant): Path<String>, by: Operator) -> Response {
+    answered(&by.id, async {
+        match by.ask(Question::Allowance { tenant: tenant.clone() }).await? {
             Answer::Allowance(allowance) => Ok(limits_of(&tenant, &allowance)),
             _ => Err(unavailable()),
         }
@@ -151,18 +157,11 @@ async fn limits(
 }
 
 /// Says all of what a tenant may: what is left out is what the settings say.
-async fn allow(
-    State(app): State<App>,
-    Extension(id): Extension<RequestId>,
-    headers: HeaderMap,
-    Path(tenant): Path<String>,
-    body: Body,
-) -> Response {
-    answered(&id, async {
-        let proof = operator(&app, &headers).await?;
+async fn allow(Path(tenant): Path<String>, by: Operator, body: Body) -> Response {
+    answered(&by.id, async {
         let allowance = allowance::parse(&asked(body).await?);
         let allowance = allowance.map_err(|what| ApiError::invalid(format!("{what}.")))?;
-        app.ledger.ask(Some(proof), Question::Allow { tenant: tenant.clone(), allowance }).await?;
+        by.ask(Question::Allow { tenant: tenant.clone(), allowance }).await?;
         Ok(limits_of(&tenant, &allowance))
     })
     .await
@@ -172,17 +171,11 @@ fn limits_of(tenant: &str, allowance: &Allowance) -> Value {
     json!({ "type": "tenant_limits", "tenant": tenant, "limits": allowance::json(allowance) })
 }
 
-async fn keys(
-    State(app): State<App>,
-    Extension(id): Extension<RequestId>,
-    headers: HeaderMap,
-    RawQuery(query): RawQuery,
-) -> Response {
-    answered(&id, async {
-        let proof = operator(&app, &headers).await?;
+async fn keys(by: Operator, RawQuery(query): RawQuery) -> Response {
+    answered(&by.id, async {
         let page = Page::parse(&query.unwrap_or_default())?;
         let question = Question::Keys { tenant: page.tenant, after: page.after, limit: page.limit };
-        let answer = app.ledger.try_ask(Some(proof), question).await?;
+        let answer = by.try_ask(question).await?;
         match answer.map_err(|refusal| wrong_name("tenant", refusal))? {
             Answer::Keys(rows) => {
                 let next = rows.last().map(|row| row.id.clone());
@@ -194,14 +187,8 @@ async fn keys(
     .await
 }
 
-async fn create_key(
-    State(app): State<App>,
-    Extension(id): Extension<RequestId>,
-    headers: HeaderMap,
-    body: Body,
-) -> Response {
-    answered(&id, async {
-        let proof = operator(&app, &headers).await?;
+async fn create_key(by: Operator, body: Body) -> Response {
+    answered(&by.id, async {
         let NewKey { tenant, admin, label, expires_in_days } = asked(body).await?;
         let kind = match (&tenant, admin) {
             (Some(_), false) => KeyKind::Tenant,
@@ -224,10 +211,7 @@ async fn create_key(
             label: label.clone(),
             expires_at,
         };
-        app.ledger
-            .try_ask(Some(proof), question)
-            .await?
-            .map_err(|refusal| wrong_name("tenant, label", refusal))?;
+        by.try_ask(question).await?.map_err(|refusal| wrong_name("tenant, label", refusal))?;
         Ok(json!({
             "type": "key",
             "id": key.id,
@@ -241,36 +225,24 @@ async fn create_key(
     .await
 }
 
-async fn revoke_key(
-    State(app): State<App>,
-    Extension(id): Extension<RequestId>,
-    headers: HeaderMap,
-    Path(key): Path<String>,
-) -> Response {
-    answered(&id, async {
-        let proof = operator(&app, &headers).await?;
-        app.ledger.ask(Some(proof), Question::RevokeKey { id: key.clone() }).await?;
+async fn revoke_key(Path(key): Path<String>, by: Operator) -> Response {
+    answered(&by.id, async {
+        by.ask(Question::RevokeKey { id: key.clone() }).await?;
         Ok(json!({ "type": "key_revoked", "id": key }))
     })
     .await
 }
 
-async fn usage(
-    State(app): State<App>,
-    Extension(id): Extension<RequestId>,
-    headers: HeaderMap,
-    RawQuery(query): RawQuery,
-) -> Response {
-    answered(&id, async {
-        let proof = operator(&app, &headers).await?;
+async fn usage(by: Operator, RawQuery(query): RawQuery) -> Response {
+    answered(&by.id, async {
         let page = Page::parse(&query.unwrap_or_default())?;
         let limit = page.limit;
         let question = Question::Usage { tenant: page.tenant, before: page.before, limit };
-        match app.ledger.try_ask(Some(proof), question).await? {
+        match by.try_ask(question).await? {
             Ok(Answer::Usage(days)) => {
                 let next = days.last().map(|row| format!("{}/{}", row.day, row.tenant));
                 let rows = days.iter().map(|row| {
-                    let mut value = day(&app, row);
+                    let mut value = day(&by.app, row);
                     value["tenant"] = json!(row.tenant);
                     value
                 });
@@ -284,22 +256,16 @@ async fn usage(
     .await
 }
 
-async fn recorded(
-    State(app): State<App>,
-    Extension(id): Extension<RequestId>,
-    headers: HeaderMap,
-    RawQuery(query): RawQuery,
-) -> Response {
-    answered(&id, async {
-        let proof = operator(&app, &headers).await?;
+async fn recorded(by: Operator, RawQuery(query): RawQuery) -> Response {
+    answered(&by.id, async {
         let page = Page::parse(&query.unwrap_or_default())?;
         let wrong = |_| ApiError::invalid("before: must be the number that next_page names.");
         let before = page.before.as_deref().map(str::parse).transpose().map_err(wrong)?;
         let question = Question::Runs { tenant: page.tenant, before, limit: page.limit };
-        match app.ledger.ask(Some(proof), question).await? {
+        match by.ask(question).await? {
             Answer::Runs(rows) => {
                 let next = rows.last().map(|row| row.number.to_string());
-                Ok(list(rows.iter().map(|row| run(&app, row)).collect(), page.limit, next))
+                Ok(list(rows.iter().map(|row| run(&by.app, row)).collect(), page.limit, next))
             }
             _ => Err(unavailable()),
         }
@@ -308,19 +274,13 @@ async fn recorded(
 }
 
 /// Runs that wait, run, or keep their place until their client has answered a call. A run about files has no name.
-async fn live(
-    State(app): State<App>,
-    Extension(id): Extension<RequestId>,
-    headers: HeaderMap,
-    RawQuery(query): RawQuery,
-) -> Response {
-    answered(&id, async {
-        operator(&app, &headers).await?;
+async fn live(by: Operator, RawQuery(query): RawQuery) -> Response {
+    answered(&by.id, async {
         let tenant = Page::parse(&query.unwrap_or_default())?.tenant;
-        let waits = app.waits.runs();
+        let waits = by.app.waits.runs();
         let asked_for = |log: &Log| tenant.as_ref().is_none_or(|tenant| *tenant == log.entry.about.owner);
-        let runs = app.runs.all(|log| asked_for(log) && alive(log, &waits).is_some());
-        let rows = runs.iter().filter_map(|log| Some(live_run(&app, log, alive(log, &waits)?)));
+        let runs = by.app.runs.all(|log| asked_for(log) && alive(log, &waits).is_some());
+        let rows = runs.iter().filter_map(|log| Some(live_run(&by.app, log, alive(log, &waits)?)));
         Ok(json!({ "object": "list", "data": rows.collect::<Vec<_>>() }))
     })
     .await
@@ -356,53 +316,41 @@ fn live_run(app: &App, log: &Log, (state, since): (&str, Option<u64>)) -> Value 
 }
 
 /// Ends anybody's run, or takes it out of the queue.
-async fn cancel(
-    State(app): State<App>,
-    Extension(id): Extension<RequestId>,
-    headers: HeaderMap,
-    Path(run): Path<String>,
-) -> Response {
-    answered(&id, async {
-        operator(&app, &headers).await?;
-        let waits = app.waits.runs();
+async fn cancel(Path(run): Path<String>, by: Operator) -> Response {
+    answered(&by.id, async {
+        let waits = by.app.waits.runs();
         let named = runs::http::run(&run);
         let is = |log: &Log| Some(log.entry.about.run) == named && alive(log, &waits).is_some();
-        let found = app.runs.all(is).pop();
+        let found = by.app.runs.all(is).pop();
         let log = found.ok_or_else(|| ApiError::new(404, "run_not_found", "There is no such live run."))?;
-        end(&app, &log, Why::Stopped);
+        end(&by.app, &log, Why::Stopped);
         Ok(json!({ "type": "run_cancelled", "run": run }))
     })
     .await
 }
 
 /// From now on no new run is taken; those that run go on. The process stays, for whoever manages it to stop.
-async fn drain(State(app): State<App>, Extension(id): Extension<RequestId>, headers: HeaderMap) -> Response {
-    answered(&id, async {
-        operator(&app, &headers).await?;
-        app.draining.send_replace(true);
-        Ok(drain_of(&app))
+async fn drain(by: Operator) -> Response {
+    answered(&by.id, async {
+        by.app.draining.send_replace(true);
+        Ok(drain_of(&by.app))
     })
     .await
 }
 
 /// And from now on they are taken again, where it was the operator's word that kept them away.
-async fn undrain(
-    State(app): State<App>,
-    Extension(id): Extension<RequestId>,
-    headers: HeaderMap,
-) -> Response {
-    answered(&id, async {
-        operator(&app, &headers).await?;
+async fn undrain(by: Operator) -> Response {
+    answered(&by.id, async {
         let mut ends = false;
-        app.draining.send_if_modified(|draining| {
-            ends = app.ending.load(Ordering::Relaxed);
+        by.app.draining.send_if_modified(|draining| {
+            ends = by.app.ending.load(Ordering::Relaxed);
             !ends && std::mem::take(draining)
         });
         if ends {
             let message = "This server is being stopped; there is no way back but a new start.";
             return Err(ApiError::new(409, "drain_final", message).final_word());
         }
-        Ok(drain_of(&app))
+        Ok(drain_of(&by.app))
     })
     .await
 }
@@ -414,8 +362,8 @@ fn drain_of(app: &Frontend) -> Value {
 }
 
 fn run(app: &Frontend, row: &RunRow) -> Value {
-    let (record, counted) = (&row.record, &row.record.counted);
-    json!({
+    let record = &row.record;
+    let told = json!({
         "run": record.run,
         "tenant": record.tenant,
         "key": record.key,
@@ -427,17 +375,8 @@ fn run(app: &Frontend, row: &RunRow) -> Value {
         "status": record.status,
         "ended_at": moment(row.ended_at),
         "launch_us": record.launch_us,
-        "wall_ms": counted.wall_us / 1000,
-        "requests": counted.requests,
-        "denials": counted.denials,
-        "input_tokens": counted.input_tokens,
-        "output_tokens": counted.output_tokens,
-        "cache_creation_input_tokens": counted.cache_write_tokens,
-        "cache_read_input_tokens": counted.cache_read_tokens,
-        "bytes_up": counted.bytes_up,
-        "bytes_down": counted.bytes_down,
-        "cost_usd": cost(app, counted.cost_microusd),
-    })
+    });
+    with_counted(app, told, &record.counted)
 }
 
 /// A page of a list, and by what the next one is asked for.

@@ -13,7 +13,9 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use zeroize::{Zeroize, Zeroizing};
 
-use gaoler_ledger_wire::{Allowance, Answer, Grant, Hex, Proof, Question, ROWS_MAX, Refusal, UsageDay};
+use gaoler_ledger_wire::{
+    Allowance, Answer, Counted, Grant, Hex, Proof, Question, ROWS_MAX, Refusal, UsageDay,
+};
 
 use super::Frontend;
 use super::budget::{Bounds, Used};
@@ -158,28 +160,33 @@ async fn left(app: &Frontend, tenant: &str, own: &Allowance) -> Result<(Value, V
 }
 
 /// What something cost, in dollars; `null` where the operator has set no prices.
-pub fn cost(app: &Frontend, microusd: u64) -> Value {
+fn cost(app: &Frontend, microusd: u64) -> Value {
     if app.budgets.prices.are_set() { allowance::usd(microusd) } else { Value::Null }
 }
 
 /// A day in the words of the API's own usage.
 pub fn day(app: &Frontend, day: &UsageDay) -> Value {
-    let counted = &day.counted;
-    json!({
-        "day": day.day,
-        "runs": day.runs,
-        "failed": day.failed,
-        "wall_ms": counted.wall_us / 1000,
-        "requests": counted.requests,
-        "denials": counted.denials,
-        "input_tokens": counted.input_tokens,
-        "output_tokens": counted.output_tokens,
-        "cache_creation_input_tokens": counted.cache_write_tokens,
-        "cache_read_input_tokens": counted.cache_read_tokens,
-        "bytes_up": counted.bytes_up,
-        "bytes_down": counted.bytes_down,
-        "cost_usd": cost(app, counted.cost_microusd),
-    })
+    let told = json!({ "day": day.day, "runs": day.runs, "failed": day.failed });
+    with_counted(app, told, &day.counted)
+}
+
+/// The same with what was counted of it.
+pub fn with_counted(app: &Frontend, mut told: Value, counted: &Counted) -> Value {
+    for (name, count) in [
+        ("wall_ms", counted.wall_us / 1000),
+        ("requests", counted.requests),
+        ("denials", counted.denials),
+        ("input_tokens", counted.input_tokens),
+        ("output_tokens", counted.output_tokens),
+        ("cache_creation_input_tokens", counted.cache_write_tokens),
+        ("cache_read_input_tokens", counted.cache_read_tokens),
+        ("bytes_up", counted.bytes_up),
+        ("bytes_down", counted.bytes_down),
+    ] {
+        told[name] = count.into();
+    }
+    told["cost_usd"] = cost(app, counted.cost_microusd);
+    told
 }
 
 /// Which part of a list.
