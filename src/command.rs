@@ -15,7 +15,7 @@ use crate::config::{self, Flags};
 use crate::exec::{self, Request, STATUS_FAILED};
 use crate::keeper::{self, Deed, KeyDeed, LedgerDeed, TenantDeed, Where};
 use crate::supervisor::{Heard, Supervisor, hear};
-use crate::{doctor, knobs, limits, serve};
+use crate::{doctor, knobs, limits, reload, serve};
 
 /// A failure while running.
 const FAILED: u8 = 1;
@@ -50,7 +50,8 @@ Unknown keys end the command. A key such as isolation.minimum is written
 ";
 
 const SERVE_AFTER: &str = "\
-Prints one line `ready tier=TIER address=ADDRESS` when tenants may come. SIGTERM or SIGINT drains.
+Prints one line `ready tier=TIER address=ADDRESS` when tenants may come. SIGTERM or SIGINT drains. SIGHUP
+reads the settings again and takes those that the table of the README marks; a line in the log says which.
 
 Exit codes:
   0  drained after SIGTERM or SIGINT
@@ -161,6 +162,9 @@ enum Command {
     /// The frontend of a supervisor, which alone can start it.
     #[command(hide = true)]
     Frontend,
+    /// A reload of a supervisor, which alone can start it.
+    #[command(hide = true)]
+    Resolve,
 }
 
 #[derive(Subcommand)]
@@ -255,7 +259,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let usage = if is_exec { STATUS_FAILED } else { USAGE };
     match CommandLine::try_parse_from(&arguments) {
         // Its own way out: it ends when the supervisor does, and confines itself on the way in.
-        Ok(line) => act(line.command).into(),
+        Ok(line) => act(line.command, &arguments).into(),
         Err(error) => {
             // A closed stdout or stderr leaves nobody to tell.
             let _ = error.print();
@@ -264,10 +268,10 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     }
 }
 
-fn act(command: Command) -> u8 {
+fn act(command: Command, arguments: &[OsString]) -> u8 {
     match command {
         Command::Serve(asked) => match serve_settings(&asked) {
-            Ok(settings) => match serve::serve(&settings) {
+            Ok(settings) => match serve::serve(&settings, arguments) {
                 Ok(never) => match never {},
                 Err(why) => failed(FAILED, &why),
             },
@@ -296,6 +300,7 @@ fn act(command: Command) -> u8 {
         Command::Tenant { place, deed } => keep(&place, &Deed::Tenant(deed)),
         Command::Ledger { place, deed } => keep(&place, &Deed::Ledger(deed)),
         Command::Frontend => crate::frontend::from_descriptors(),
+        Command::Resolve => reload::resolve(),
     }
 }
 
@@ -351,6 +356,23 @@ fn serve_settings(asked: &Serve) -> Result<Settings, config::Wrong> {
     config::resolve(&serve_flags(asked), environment(), asked.config.as_deref())
 }
 
+/// The settings of a server that was called like this, as they are now.
+///
+/// # Errors
+/// What is wrong with them, as a sentence.
+pub fn settings_of_server(
+    arguments: &[OsString],
+    environment: impl IntoIterator<Item = (String, String)>,
+) -> Result<Settings, String> {
+    match CommandLine::try_parse_from(arguments).map(|line| line.command) {
+        Ok(Command::Serve(asked)) => {
+            config::resolve(&serve_flags(&asked), environment, asked.config.as_deref())
+                .map_err(|wrong| wrong.0)
+        }
+        _ => Err("the arguments of this server are none of `gaoler serve`".into()),
+    }
+}
+
 fn serve_flags(asked: &Serve) -> Flags {
     Flags::default()
         .with("--listen", "server.listen", asked.listen.clone())
@@ -378,7 +400,7 @@ fn exec_settings(asked: &Exec) -> Result<Settings, config::Wrong> {
 }
 
 /// The variables that could be gaoler's. Others need not even be text.
-fn environment() -> impl Iterator<Item = (String, String)> {
+pub fn environment() -> impl Iterator<Item = (String, String)> {
     std::env::vars_os()
         .map(|(name, value)| (name.to_string_lossy().into_owned(), value.to_string_lossy().into_owned()))
 }

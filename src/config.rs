@@ -13,7 +13,7 @@ use crate::frontend::job;
 use crate::{knobs, mcp, operator, telemetry};
 
 /// The prefix of every environment variable that gaoler reads.
-const PREFIX: &str = "GAOLER_";
+pub const PREFIX: &str = "GAOLER_";
 /// Names with this prefix belong to the test suites and are passed over.
 const TEST_PREFIX: &str = "GAOLER_TEST_";
 /// A configuration file is a page of text; anything larger is not one.

@@ -19,6 +19,8 @@ pub struct Knob {
     pub about: &'static str,
     /// What it may be.
     pub kind: Kind,
+    /// Whether a reload takes it.
+    pub live: bool,
 }
 
 /// What a setting may be.
@@ -50,7 +52,12 @@ const TIERS: Kind = Kind::Word(&["kernel", "namespaces", "uid", "directory"]);
 const LEVELS: Kind = Kind::Word(&["paranoid", "balanced", "developer"]);
 
 const fn knob(key: &'static str, flag: &'static str, kind: Kind, about: &'static str) -> Knob {
-    Knob { key, flag, about, kind }
+    Knob { key, flag, about, kind, live: false }
+}
+
+/// One that nobody but the frontend goes by, and so a reload takes.
+const fn live(key: &'static str, flag: &'static str, kind: Kind, about: &'static str) -> Knob {
+    Knob { live: true, ..knob(key, flag, kind, about) }
 }
 
 /// All of them, in the order in which they are shown.
@@ -78,20 +85,25 @@ pub const KNOBS: &[Knob] = &[
         Kind::Text,
         "`HOST:PORT`; another address than loopback needs TLS, or `server.trusted_proxy`",
     ),
-    knob(
+    live(
         "server.tls_certificate",
         "--tls-certificate",
         Kind::Text,
         "a PEM file: the certificate, then those that signed it",
     ),
-    knob("server.tls_key", "--tls-key", Kind::Text, "a PEM file: its private key; read once, at the start"),
+    live(
+        "server.tls_key",
+        "--tls-key",
+        Kind::Text,
+        "a PEM file: its private key; read at the start and at each reload",
+    ),
     knob(
         "server.trusted_proxy",
         "",
         Kind::Switch,
         "`true` where nobody but a proxy that ends TLS can reach the listener",
     ),
-    knob("server.metrics", "", Kind::Switch, "`GET /metrics`, for whoever can reach the listener"),
+    live("server.metrics", "", Kind::Switch, "`GET /metrics`, for whoever can reach the listener"),
     knob("state.dir", "--state", Kind::Text, "the folder of durable state; made 0700"),
     knob("uids.tenant", "", Kind::Range, "first and count: one for each tenant, kept for ever"),
     knob("uids.run", "", Kind::Range, "one for each running cage"),
@@ -109,55 +121,55 @@ pub const KNOBS: &[Knob] = &[
     knob("cli.path", "--cli", Kind::Text, "the Claude Code CLI, a native binary"),
     knob("cli.version", "", Kind::Text, "what the CLI must say of itself"),
     knob("runs.max", "", Kind::Number(1, 1024), "runs at the same time"),
-    knob("runs.tenant_max", "", Kind::Number(1, 1024), "of those, one tenant's"),
+    live("runs.tenant_max", "", Kind::Number(1, 1024), "of those, one tenant's"),
     knob("runs.queue_max", "", Kind::Number(0, 4096), "requests that wait for a run; `0` = none"),
-    knob("runs.queue_seconds", "", Kind::Number(1, 600), "that one waits, at most"),
+    live("runs.queue_seconds", "", Kind::Number(1, 600), "that one waits, at most"),
     knob("runs.drain_seconds", "", Kind::Number(1, 3600), "that runs have to finish after SIGTERM"),
     knob("runs.silence_seconds", "", Kind::Number(1, 3600), "of the upstream, after which a run is ended"),
-    knob(
+    live(
         "identity.require_key",
         "",
         Kind::Switch,
         "`true` where a credential of the upstream alone is not enough: a request must show a tenant key",
     ),
-    knob(
+    live(
         "rates.tenant_per_minute",
         "",
         Kind::Number(0, 1_000_000),
         "runs that one tenant may ask for in a minute; `0` = any number",
     ),
-    knob(
+    live(
         "rates.address_per_minute",
         "",
         Kind::Number(0, 1_000_000),
         "requests of one address (of IPv6 one /64) in a minute; `0` = any number",
     ),
-    knob(
+    live(
         "budget.tokens_per_day",
         "",
         Kind::Number(0, u32::MAX),
         "of one tenant, as egress counts them, without what the upstream's cache gave; `0` = any number",
     ),
-    knob(
+    live(
         "budget.tokens_per_month",
         "",
         Kind::Number(0, u32::MAX),
         "the same of a month; days and months are UTC's",
     ),
-    knob(
+    live(
         "budget.cost_per_day_usd",
         "",
         Kind::Usd,
         "dollars of one tenant, for what egress counted, at `prices.list`; `0` = any sum",
     ),
-    knob("budget.cost_per_month_usd", "", Kind::Usd, "the same of a month"),
-    knob(
+    live("budget.cost_per_month_usd", "", Kind::Usd, "the same of a month"),
+    live(
         "budget.reserve_tokens",
         "",
         Kind::Number(0, 100_000_000),
         "that each live run of a tenant is taken to use, beside what was used; in dollars at its model's dearest price",
     ),
-    knob(
+    live(
         "prices.list",
         "",
         Kind::Tables(&["model", "input", "output", "cache_write", "cache_read"]),
@@ -183,25 +195,25 @@ pub const KNOBS: &[Knob] = &[
         Kind::Text,
         "a PEM file of certificates to trust in place of the built-in ones",
     ),
-    knob(
+    live(
         "telemetry.sample_ratio",
         "",
         Kind::Part,
         "of the traces that begin here; a request that brings a trace has decided for itself",
     ),
-    knob(
+    live(
         "models.list",
         "",
         Kind::Tables(&["id", "display_name?"]),
         "what `GET /v1/models` lists beside the aliases; it forbids no other",
     ),
-    knob(
+    live(
         "sessions.ttl_days",
         "",
         Kind::Number(0, 36_500),
         "days after which a session that nobody uses is removed; `0` = never",
     ),
-    knob("mcp.remote", "", Kind::Switch, "whether requests may name remote MCP servers"),
+    live("mcp.remote", "", Kind::Switch, "whether requests may name remote MCP servers"),
     knob(
         "mcp.internal",
         "",
@@ -209,7 +221,7 @@ pub const KNOBS: &[Knob] = &[
         "MCP servers and hosts of repositories in your own network that requests may name, in the clear too; no tool of a \
          run gets there",
     ),
-    knob(
+    live(
         "mcp.catalog",
         "",
         Kind::Tables(&[
@@ -225,6 +237,11 @@ pub const KNOBS: &[Knob] = &[
         "MCP servers that you offer by name, each with a command or a url",
     ),
 ];
+
+/// Whether this key is one of those that make the listener speak TLS.
+pub fn is_tls(key: &str) -> bool {
+    key.starts_with("server.tls_")
+}
 
 /// The bounds of a number.
 pub fn bounds(key: &str) -> Option<(u32, u32)> {
@@ -271,7 +288,7 @@ pub fn help() -> String {
 /// The README's table.
 #[cfg(test)]
 fn table() -> String {
-    let mut text = String::from("| key | flag | default | |\n|---|---|---|---|\n");
+    let mut text = String::from("| key | flag | default | reload | |\n|---|---|---|---|---|\n");
     for knob in KNOBS {
         let default = default_of(knob.key).as_ref().map(plain).unwrap_or_default();
         let code = |text: &str| if text.is_empty() { String::new() } else { format!("`{text}`") };
@@ -287,10 +304,11 @@ fn table() -> String {
         };
         let _ = writeln!(
             text,
-            "| {} | {} | {} | {}{words} |",
+            "| {} | {} | {} | {} | {}{words} |",
             code(knob.key),
             code(knob.flag),
             code(&default),
+            if knob.live { "yes" } else { "" },
             knob.about
         );
     }
@@ -356,7 +374,8 @@ pub fn file() -> String {
             _ => String::new(),
         };
         let default = default_of(knob.key).map(|value| value.to_string()).unwrap_or_default();
-        let _ = writeln!(text, "# {}{form}\n{name} = {default}", knob.about);
+        let live = if knob.live { "; a reload takes it" } else { "" };
+        let _ = writeln!(text, "# {}{form}{live}\n{name} = {default}", knob.about);
     }
     text
 }
@@ -384,6 +403,7 @@ pub fn schema() -> Json {
             Kind::Tables(keys) => tables(keys),
         };
         schema["description"] = json!(knob.about);
+        schema["x-reload"] = json!(knob.live);
         schema["default"] =
             default_of(knob.key).and_then(|value| serde_json::to_value(value).ok()).unwrap_or_default();
         section["properties"][name] = schema;

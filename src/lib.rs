@@ -18,6 +18,7 @@ mod mcp;
 mod meter;
 mod operator;
 mod relay;
+mod reload;
 pub mod report;
 pub mod serve;
 pub mod supervisor;

@@ -2,9 +2,9 @@
 //! It must never start a server that a later step would refuse for a reason that is already visible.
 
 use std::convert::Infallible;
+use std::ffi::OsString;
 use std::io::Read;
 use std::net::{SocketAddr, TcpListener};
-use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
@@ -17,8 +17,11 @@ use zeroize::{Zeroize, Zeroizing};
 
 use crate::frontend::tls::{self, Wrong};
 use crate::mcp::Place;
+use crate::reload::Origin;
 use crate::{supervisor, telemetry, vault};
 
+/// Bytes that the supervisor takes of settings.
+const SETTINGS_BYTES_MAX: usize = 64 * 1024;
 /// Bytes of a token of the operator's catalogue.
 const TOKEN_BYTES_MAX: u64 = 4096;
 
@@ -26,20 +29,43 @@ const TOKEN_BYTES_MAX: u64 = 4096;
 ///
 /// # Errors
 /// What stands in the way, as a sentence that says what to do.
-pub fn serve(settings: &Settings) -> Result<Infallible, String> {
+pub fn serve(settings: &Settings, arguments: &[OsString]) -> Result<Infallible, String> {
     cli(&settings.cli.path)?;
-    let tls = tls(settings)?;
     let traces = telemetry::settings(&settings.telemetry)?;
     vault::keys(&settings.state.dir)?;
     port(&settings.server.listen)?;
-    supervisor::become_server(&with_tokens(settings)?, tls, traces)
+    let found = found(settings, &settings.state.dir)?;
+    let tls = memfd::sealed("tls", &found.tls).map_err(|error| format!("memfd_create: {error}"))?;
+    supervisor::become_server(&found.settings, tls, Origin::sealed(arguments, settings)?, traces)
+}
+
+/// Settings, with what they name files for.
+pub struct Found {
+    /// As processes are told them.
+    pub settings: Settings,
+    /// The listener's certificate and key, empty without TLS: whoever serves has the key's bytes and no way to its file.
+    pub tls: Zeroizing<Vec<u8>>,
+}
+
+/// What these settings name, with tokens sealed by the key of this state folder.
+///
+/// # Errors
+/// A file that is not what it must be, as a sentence.
+pub fn found(settings: &Settings, state: &Path) -> Result<Found, String> {
+    let tls = tls(settings)?;
+    let settings = with_tokens(settings, state)?;
+    let bytes = toml::to_string(&settings).map_err(|error| format!("settings: {error}"))?.len();
+    match bytes > SETTINGS_BYTES_MAX {
+        true => Err(format!("the settings take {bytes} bytes, and may take {SETTINGS_BYTES_MAX}; list less")),
+        false => Ok(Found { settings, tls }),
+    }
 }
 
 /// The settings as processes are told them: in the place of each token's file is the token, sealed for egress together
 /// with the place that it opens. Nobody between here and there can read it, or have it sent elsewhere.
-fn with_tokens(settings: &Settings) -> Result<Settings, String> {
+fn with_tokens(settings: &Settings, state: &Path) -> Result<Settings, String> {
     let mut settings = settings.clone();
-    let public = vault::public(&settings.state.dir);
+    let public = vault::public(state);
     let places = settings.mcp.clone();
     for (at, server) in settings.mcp.catalog.iter_mut().enumerate() {
         if server.token_file.is_empty() {
@@ -66,15 +92,15 @@ fn with_tokens(settings: &Settings) -> Result<Settings, String> {
     Ok(settings)
 }
 
-/// The listener's certificate and key in one sealed memory file, empty without TLS: whoever serves has the
-/// key's bytes and no way to its file.
-fn tls(settings: &Settings) -> Result<OwnedFd, String> {
+/// The listener's certificate and key in one text, empty without TLS.
+fn tls(settings: &Settings) -> Result<Zeroizing<Vec<u8>>, String> {
     let server = &settings.server;
-    let mut both = Vec::new();
+    let mut both = Zeroizing::new(Vec::new());
     if !server.tls_certificate.as_os_str().is_empty() {
         let (certificate, key) = (&server.tls_certificate, &server.tls_key);
-        both = pem("server.tls_certificate", certificate)?;
-        let mut text = pem("server.tls_key", key)?;
+        let mut text = pem("server.tls_certificate", certificate)?;
+        both.append(&mut text);
+        text = pem("server.tls_key", key)?;
         tls::acceptor(&both, &text).map_err(|wrong| match wrong {
             Wrong::Certificate(what) => format!("server.tls_certificate {}: {what}", certificate.display()),
             Wrong::Key(what) => format!("server.tls_key {}: {what}", key.display()),
@@ -84,9 +110,7 @@ fn tls(settings: &Settings) -> Result<OwnedFd, String> {
         both.extend_from_slice(&text);
         text.zeroize();
     }
-    let sealed = memfd::sealed("tls", &both).map_err(|error| format!("memfd_create: {error}"));
-    both.zeroize();
-    sealed
+    Ok(both)
 }
 
 fn pem(key: &str, path: &Path) -> Result<Vec<u8>, String> {
@@ -160,18 +184,19 @@ mod tests {
         };
         let settings = of("the-operators-token\n");
         vault::keys(&settings.state.dir).expect("keys");
-        let told = with_tokens(&settings).expect("settings");
+        let state = settings.state.dir.clone();
+        let told = with_tokens(&settings, &state).expect("settings");
         let sealed = STANDARD.decode(&told.mcp.catalog[0].token_file).expect("base64");
         let key =
             std::fs::read(settings.state.dir.join("vault")).expect("a key").try_into().expect("32 bytes");
         let opened = gaoler_seal::Vault::of(key).open(&OFFERED, &sealed).expect("opened");
         assert_eq!(opened.as_slice(), b"https://a.example:443\nthe-operators-token");
         for wrong in ["", "two words", "\u{e9}"] {
-            let why = with_tokens(&of(wrong)).expect_err("no token");
+            let why = with_tokens(&of(wrong), &state).expect_err("no token");
             assert!(why.contains("must hold one token"), "{why}");
         }
         std::fs::remove_file(&file).expect("removed");
-        let why = with_tokens(&settings).expect_err("no file");
+        let why = with_tokens(&settings, &state).expect_err("no file");
         assert!(why.contains("entry 0: token_file") && why.contains("No such file"), "{why}");
     }
 }

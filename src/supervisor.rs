@@ -18,9 +18,11 @@ use nix::sys::socket::{Shutdown, shutdown};
 
 /// The descriptor on which a supervisor finds its settings.
 const SETTINGS_FD: i32 = 4;
-/// Those on which a server finds the listener's certificate and key, and the exporter's settings, which it hands on unread.
+/// Those on which a server finds the listener's certificate and key, how it was called, and the exporter's settings, which
+/// it hands on unread.
 const TLS_FD: i32 = 5;
-const TRACES_FD: i32 = 6;
+const ORIGIN_FD: i32 = 6;
+const TRACES_FD: i32 = 7;
 /// A supervisor that was told to end has this long: its own teardown deadline is 2 s.
 const END_WAIT: Duration = Duration::from_secs(5);
 
@@ -31,11 +33,13 @@ const END_WAIT: Duration = Duration::from_secs(5);
 pub fn become_server(
     settings: &Settings,
     tls: OwnedFd,
+    origin: OwnedFd,
     traces: Option<OwnedFd>,
 ) -> Result<Infallible, String> {
     let path = binary()?;
     let mut command = Command::new(&path);
-    let mut mappings = vec![mapped(settings_file(settings)?, SETTINGS_FD), mapped(tls, TLS_FD)];
+    let mut mappings =
+        vec![mapped(settings_file(settings)?, SETTINGS_FD), mapped(tls, TLS_FD), mapped(origin, ORIGIN_FD)];
     mappings.extend(traces.map(|traces| mapped(traces, TRACES_FD)));
     own_environment(&mut command).arg("serve").fd_mappings(mappings).map_err(collision)?;
     let error = command.exec();

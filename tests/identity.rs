@@ -897,3 +897,68 @@ fn t216_of_many_runs_at_once_no_more_begin_than_the_budget_has_room_for() {
     until("its end", || (left(&other) > 900_000).then_some(()));
     assert_eq!(says(&client, &[bearer(&other), beside("one")], "hello"), "[embedded] hello");
 }
+
+#[test]
+fn t275_an_operator_has_the_settings_read_again_and_is_told_what_that_did() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let config = folder.path().join("gaoler.toml");
+    let is = |text: &str| std::fs::write(&config, text).expect("written");
+    is("");
+    let server = Server::start(Options { config: Some(config.clone()), ..Options::with_double() });
+    let client = server.client();
+    let (admin, acme) = (admin(&server), key(&server, "acme"));
+    let reload = |key: &str| client.request("POST", "/admin/v1/reload", &[bearer(key)], b"");
+    refused(&client.request("POST", "/admin/v1/reload", &[], b""), 401, "credential_missing");
+    refused(&reload(&acme), 403, "key_insufficient");
+    let told = |taken: Value, restart: Value| json!({"type": "reload", "taken": taken, "restart_needed_for": restart});
+    assert_eq!(reload(&admin).json(), told(json!([]), json!([])));
+
+    // What is taken is in force when the answer comes: each of these is tried.
+    let raw = [("authorization", format!("Bearer {}", token("one")))];
+    assert_eq!(says(&client, &raw, "hello"), "double: hello");
+    assert_eq!(get(&client, "/metrics", &[]).status, 404);
+    is(
+        "identity.require_key = true\nserver.metrics = true\nbudget.tokens_per_day = 7\nlevel.maximum = 'developer'\n",
+    );
+    let taken = json!(["server.metrics", "identity.require_key", "budget.tokens_per_day"]);
+    assert_eq!(reload(&admin).json(), told(taken, json!(["level.maximum"])));
+    refused(&runs(&client, &raw, "hello"), 401, "key_required");
+    assert_eq!(get(&client, "/metrics", &[]).status, 200);
+    let usage = get(&client, "/v1/usage", &[bearer(&acme)]).json();
+    assert_eq!(usage["left"]["tokens_per_day"], 7, "{usage}");
+    let loose = [bearer(&acme), beside("one"), ("x-gaoler-level", "developer".to_owned())];
+    refused(&runs(&client, &loose, "hello"), 403, "level_not_allowed");
+    let prices = format!("prices.list = {PRICES}\nmcp.remote = false\n");
+    is(&prices);
+    let taken = json!([
+        "server.metrics",
+        "identity.require_key",
+        "budget.tokens_per_day",
+        "prices.list",
+        "mcp.remote"
+    ]);
+    assert_eq!(reload(&admin).json(), told(taken, json!([])));
+    assert_eq!(says(&client, &[bearer(&acme), beside("one")], "hello"), "double: hello");
+    let usage = get(&client, "/v1/usage", &[bearer(&acme)]).json();
+    assert_eq!(usage["left"]["tokens_per_day"], Value::Null, "{usage}");
+    assert!(usage["data"][0]["cost_usd"].is_number(), "there are prices: {usage}");
+
+    // Settings that are wrong change nothing, and the operator is told where.
+    is("mcp.remote = 'perhaps'");
+    let wrong = reload(&admin);
+    refused(&wrong, 409, "settings_wrong");
+    let message = wrong.json()["error"]["message"].as_str().expect("a message").to_owned();
+    assert!(message.contains("gaoler.toml: mcp.remote: must be a boolean"), "{message}");
+    assert_eq!(wrong.header("x-should-retry"), Some("false"));
+
+    // Many at once are all told, of a reload that began after each had asked.
+    is(&prices);
+    std::thread::scope(|scope| {
+        let asking: Vec<_> = (0..12).map(|_| scope.spawn(|| reload(&admin).json())).collect();
+        for answer in asking {
+            assert_eq!(answer.join().expect("an answer"), told(json!([]), json!([])));
+        }
+    });
+    assert_eq!(client.request("POST", "/admin/v1/drain", &[bearer(&admin)], b"").status, 200);
+    refused(&reload(&admin), 503, "draining");
+}

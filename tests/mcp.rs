@@ -348,3 +348,38 @@ fn t233_the_operators_own_token_opens_a_server_and_nobody_but_egress_has_it() {
         assert!(!told.contains(SECRET), "{told}");
     }
 }
+
+#[test]
+fn t274_a_reload_takes_the_catalogue_and_reads_its_tokens_again() {
+    let remote = Remote::start();
+    let folder = tempfile::tempdir().expect("a folder");
+    let (file, config) = (folder.path().join("token"), folder.path().join("gaoler.toml"));
+    std::fs::write(&file, "another-token").expect("written");
+    let catalog = |name: &str| {
+        let (address, file) = (&remote.address, file.display());
+        let entry = format!("{{ name = '{name}', url = 'http://{address}/mcp', token_file = '{file}' }}");
+        format!("[mcp]\ninternal = ['{address}']\ncatalog = [{entry}]\n")
+    };
+    std::fs::write(&config, catalog("corp")).expect("written");
+    let server = Server::start(Options { config: Some(config.clone()), ..Options::default() });
+    let asked = |name: &str| {
+        let servers = json!({ name: {"catalog": name} });
+        server.client().messages("a", &with(&format!("CALLS: mcp__{name}__whoami {{}}"), servers))
+    };
+    let reloads = |count: usize| {
+        server.signal(Signal::SIGHUP);
+        let is_there = || (server.log().matches("\"event\":\"reloaded\"").count() == count).then_some(());
+        support::until("a reload", is_there);
+    };
+    assert!(!asked("corp").text().contains("CALLS 1 ok"), "the token is a wrong one");
+    std::fs::write(&file, SECRET).expect("written");
+    assert!(!asked("corp").text().contains("CALLS 1 ok"), "nobody has asked for a reload");
+    reloads(1);
+    let answer = asked("corp");
+    assert!(answer.text().contains("CALLS 1 ok"), "{answer:?}");
+    std::fs::write(&config, catalog("renamed")).expect("written");
+    reloads(2);
+    assert_eq!(asked("corp").status, 400);
+    assert!(asked("renamed").text().contains("CALLS 1 ok"));
+    assert!(!server.log().contains(SECRET) && !server.log().contains("another-token"));
+}

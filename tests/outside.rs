@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::Signal;
 use support::{Options, Server, ask, bearer, patience, traces, until};
 
 /// A certificate for `localhost` and its key, as files.
@@ -141,6 +142,33 @@ fn t03_a_certificate_or_key_that_is_none_is_refused_at_the_start_by_name() {
         assert!(!status.success() && log.contains(&expected), "{expected}: {status} {log}");
         assert_eq!(log.lines().count(), 1, "{log}");
     }
+}
+
+#[test]
+fn t273_a_renewed_certificate_is_served_after_a_reload_and_a_wrong_one_never() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (own, other) = (pair(folder.path(), "own"), pair(folder.path(), "other"));
+    let server = Server::start(with_tls(&own));
+    let trusts = |trusted: &Pair| curl(&server.address, &trusted.certificate, &[]).status.code();
+    assert_eq!((trusts(&own), trusts(&other)), (Some(0), Some(60)));
+    let ended = |event: &str| server.log().matches(&format!("\"event\":\"{event}\"")).count();
+    let reload = |event: &str, count: usize| {
+        server.signal(Signal::SIGHUP);
+        until(event, || (ended(event) == count).then_some(()));
+    };
+    // Renewing replaces files under their names.
+    let kept = folder.path().join("kept.pem");
+    fs::copy(&own.certificate, &kept).expect("copied");
+    fs::copy(&other.key, &own.key).expect("copied");
+    reload("reload_failed", 1);
+    assert!(server.log().contains("does not belong to the first certificate"), "{}", server.log());
+    let old = Pair { certificate: kept, key: own.key.clone() };
+    assert_eq!((trusts(&old), trusts(&other)), (Some(0), Some(60)), "half a renewal changes nothing");
+    fs::copy(&other.certificate, &own.certificate).expect("copied");
+    reload("reloaded", 1);
+    assert_eq!((trusts(&old), trusts(&other)), (Some(60), Some(0)));
+    let pem = fs::read_to_string(&other.key).expect("the key");
+    assert!(!server.log().contains(pem.lines().nth(1).expect("a line of base64")));
 }
 
 #[test]

@@ -25,6 +25,7 @@ use super::http::{App, RequestId, failure};
 use super::identity::{self, Shown};
 use super::ledger::{refused, unavailable};
 use super::own::{Page, answered, day, moment, with_counted};
+use super::reload::Changes;
 use super::runs::http::{date, end, position};
 use super::runs::{self, Log, Stage, Why};
 use super::way::now_ms;
@@ -51,6 +52,7 @@ pub fn routes() -> Router<App> {
         .route("/admin/v1/runs/live", get(live))
         .route("/admin/v1/runs/{run}/cancel", post(cancel))
         .route("/admin/v1/drain", post(drain).delete(undrain))
+        .route("/admin/v1/reload", post(reload))
 }
 
 #[derive(Deserialize)]
@@ -351,6 +353,18 @@ async fn undrain(by: Operator) -> Response {
             return Err(ApiError::new(409, "drain_final", message).final_word());
         }
         Ok(drain_of(&by.app))
+    })
+    .await
+}
+
+/// Has the operator's settings read again, and says what that changed.
+async fn reload(by: Operator) -> Response {
+    answered(&by.id, async {
+        if *by.app.draining.borrow() {
+            return Err(ApiError::draining());
+        }
+        let Changes { taken, restart } = by.app.reloads.ask().await?;
+        Ok(json!({ "type": "reload", "taken": taken, "restart_needed_for": restart }))
     })
     .await
 }

@@ -23,14 +23,14 @@ const AFTER_SECONDS: std::ops::RangeInclusive<u64> = 1..=60;
 #[derive(Debug)]
 pub struct Admission {
     max: usize,
-    tenant_max: usize,
     queue_max: usize,
-    wait: Duration,
     state: Mutex<State>,
 }
 
 #[derive(Debug)]
 struct State {
+    tenant_max: usize,
+    wait: Duration,
     running: usize,
     waiting: usize,
     /// Those with a run or a request that waits, and no others.
@@ -81,12 +81,13 @@ pub struct Ticket {
 impl Admission {
     /// As many places as the settings say.
     pub fn new(runs: &Runs) -> Arc<Admission> {
+        let (tenant_max, wait) = bounds(runs);
         Arc::new(Admission {
             max: runs.max as usize,
-            tenant_max: runs.tenant_max.min(runs.max) as usize,
             queue_max: runs.queue_max as usize,
-            wait: Duration::from_secs(u64::from(runs.queue_seconds)),
             state: Mutex::new(State {
+                tenant_max,
+                wait,
                 running: 0,
                 waiting: 0,
                 tenants: HashMap::new(),
@@ -94,6 +95,12 @@ impl Admission {
                 lasts: LASTS_FIRST,
             }),
         })
+    }
+
+    /// From the next request on: how many runs a tenant may have, and how long one waits.
+    pub fn bound(&self, runs: &Runs) {
+        let mut state = self.state();
+        (state.tenant_max, state.wait) = bounds(runs);
     }
 
     /// How many of its tenant's requests are before this one in the line, itself included; `None` once it is called.
@@ -116,13 +123,16 @@ impl Admission {
         told: impl FnOnce(u64),
     ) -> Result<Ticket, ApiError> {
         let came = Instant::now();
-        let most =
-            most.map_or(self.tenant_max, |most| usize::try_from(most).unwrap_or(self.max).min(self.max));
+        let (all, wait) = {
+            let state = self.state();
+            (state.tenant_max, state.wait)
+        };
+        let most = most.map_or(all, |most| usize::try_from(most).unwrap_or(self.max).min(self.max));
         let mut ticket = self.line_up(tenant.0, most);
         told(ticket.number);
         let called = tokio::select! {
             biased;
-            called = timeout(self.wait, &mut ticket.called) => called,
+            called = timeout(wait, &mut ticket.called) => called,
             _ = draining.wait_for(|&draining| draining) => return Err(ApiError::draining()),
         };
         ticket.waited = came.elapsed();
@@ -190,6 +200,11 @@ impl Admission {
         ApiError::new(529, "busy", "As many runs as this server allows are running.")
             .after(after(state.waiting, self.max))
     }
+}
+
+/// What a reload may change.
+fn bounds(runs: &Runs) -> (usize, Duration) {
+    (runs.tenant_max.min(runs.max) as usize, Duration::from_secs(u64::from(runs.queue_seconds)))
 }
 
 impl State {

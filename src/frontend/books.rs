@@ -72,7 +72,7 @@ impl Note {
             bytes_down: exit.bytes_down,
             cost_microusd: 0,
         });
-        counted.cost_microusd = self.budgets.prices.cost(&counted, egress);
+        counted.cost_microusd = self.budgets.terms().prices.cost(&counted, egress);
         let run = spawned.run.to_string();
         let record = RunRecord {
             run: run.clone(),

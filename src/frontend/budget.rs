@@ -2,7 +2,7 @@
 //! It must never count what a cage says: tokens are what egress counted, and money is those at the operator's prices.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use time::{Date, Month, OffsetDateTime, Time};
 
@@ -116,10 +116,24 @@ impl Used {
 
 /// The budgets of a server.
 pub struct Budgets {
+    terms: RwLock<Arc<Terms>>,
+    live: Mutex<HashMap<String, Live>>,
+}
+
+/// What a reload may change.
+pub struct Terms {
     /// What operators set for a million tokens.
     pub prices: Prices,
     reserve_tokens: u64,
-    live: Mutex<HashMap<String, Live>>,
+}
+
+impl Terms {
+    fn new(settings: &Settings) -> Terms {
+        Terms {
+            prices: Prices::new(&settings.prices.list),
+            reserve_tokens: settings.budget.reserve_tokens.into(),
+        }
+    }
 }
 
 /// A tenant with live runs, or that is being looked at.
@@ -155,11 +169,17 @@ impl Drop for Reserved {
 impl Budgets {
     /// As the settings say.
     pub fn new(settings: &Settings) -> Arc<Budgets> {
-        Arc::new(Budgets {
-            prices: Prices::new(&settings.prices.list),
-            reserve_tokens: settings.budget.reserve_tokens.into(),
-            live: Mutex::default(),
-        })
+        Arc::new(Budgets { terms: RwLock::new(Arc::new(Terms::new(settings))), live: Mutex::default() })
+    }
+
+    /// From now on; what live runs hold already stays as it was taken.
+    pub fn set(&self, settings: &Settings) {
+        *self.terms.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(Terms::new(settings));
+    }
+
+    /// What the operator has set.
+    pub fn terms(&self) -> Arc<Terms> {
+        Arc::clone(&self.terms.read().unwrap_or_else(PoisonError::into_inner))
     }
 
     fn live(&self) -> MutexGuard<'_, HashMap<String, Live>> {
@@ -210,13 +230,14 @@ pub async fn reserve(
     own: &Allowance,
     model: &str,
 ) -> Result<Reserved, ApiError> {
-    let (budgets, bounds) = (&frontend.budgets, Bounds::of(&frontend.settings, own));
-    let price = budgets.prices.of(model);
+    let (budgets, bounds) = (&frontend.budgets, Bounds::of(&frontend.settings(), own));
+    let terms = budgets.terms();
+    let price = terms.prices.of(model);
     if bounds.of_money() && price.is_none() {
         let message = "model: you have a budget of money, and the operator of this server has set no price for this model.";
         return Err(ApiError::new(403, "model_unpriced", message));
     }
-    let tokens = budgets.reserve_tokens;
+    let tokens = terms.reserve_tokens;
     let sum = Sum { tokens, micro: price.map_or(0, |price| price.most(tokens)) };
     let (mut looking, returned) = budgets.look(tenant);
     let used = match bounds == Bounds::default() {
@@ -322,7 +343,7 @@ mod tests {
         let used = Used { day: used, month: used };
         // All of them look before the first one takes.
         let looking: Vec<_> = (0..runs).map(|_| budgets.look("t")).collect();
-        let sum = Sum { tokens: budgets.reserve_tokens, micro: 0 };
+        let sum = Sum { tokens: budgets.terms().reserve_tokens, micro: 0 };
         let now = OffsetDateTime::UNIX_EPOCH;
         let begun = looking.into_iter().filter_map(|(mut looking, returned)| {
             let taken = budgets.reserve(&mut looking, returned, sum, |held| within(bounds, &used, held, now));

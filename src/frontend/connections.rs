@@ -46,7 +46,7 @@ pub fn listener(socket: OwnedFd) -> io::Result<TcpListener> {
 
 /// Accepts connections to the end, in a drain too: whoever asks then is told, and goes elsewhere.
 pub async fn serve(listener: TcpListener, frontend: App) {
-    let runs = &frontend.settings.runs;
+    let runs = frontend.settings().runs.clone();
     let connections = runs.max as usize + runs.queue_max as usize + CONNECTIONS_MORE;
     let connections = Arc::new(Semaphore::new(connections));
     let router = router(Arc::clone(&frontend));
@@ -79,7 +79,7 @@ async fn arrival(
 ) {
     // Small events must not wait for large segments; where this fails they only come later.
     let _ = stream.set_nodelay(true);
-    let Some(tls) = frontend.tls.clone() else {
+    let Some(tls) = frontend.live().tls.clone() else {
         return connection(stream, peer, permit, router, frontend).await;
     };
     // A client that fails here has been told why by its own library; a line a failure would be anybody's to write.

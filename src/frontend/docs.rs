@@ -86,8 +86,8 @@ async fn root(State(frontend): State<App>, headers: HeaderMap) -> Response {
             *frontend.draining.borrow(),
             frontend.admission.load()
         )),
-        security: posture::security(listen, layers, &frontend.settings.level),
-        base: base(&headers, frontend.tls.is_some() || frontend.settings.server.trusted_proxy),
+        security: posture::security(listen, layers, &frontend.settings().level),
+        base: base(&headers, frontend.live().tls.is_some() || frontend.settings().server.trusted_proxy),
     };
     let guide = guide::guide(posture);
     let (kind, body) = match wants_page(&headers) {

@@ -109,7 +109,7 @@ fn admitted<B>(frontend: &Frontend, peer: IpAddr, request: &Request<B>) -> Resul
     }
     match ["/health", "/livez", "/readyz", "/metrics"].contains(&request.uri().path()) {
         true => Ok(()),
-        false => frontend.rates.address(peer, request.headers()),
+        false => frontend.live().rates.address(peer, request.headers()),
     }
 }
 

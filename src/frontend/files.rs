@@ -90,7 +90,7 @@ pub async fn ask(
         ));
     }
     // A run like any other, so the tenant's rate counts it.
-    frontend.rates.tenant(&tenant, &allowance)?;
+    frontend.live().rates.tenant(&tenant, &allowance)?;
     let bounds = (way::level(frontend, headers, None)?, way::limits(headers, &Limits::NONE)?);
     // Servers come third, so that without a credential there are none.
     let remotes = credential.is_some().then_some(remotes).filter(|remotes| !remotes.is_empty());
@@ -103,7 +103,7 @@ pub async fn ask(
 /// Has a tenant's old sessions removed, where the operator wants that and nobody has looked for an hour.
 pub async fn sweep(frontend: &App, tenant: TenantKey, most: Option<u64>) {
     static SWEPT: Mutex<Vec<([u8; 32], Instant)>> = Mutex::new(Vec::new());
-    if frontend.settings.sessions.ttl_days == 0 {
+    if frontend.settings().sessions.ttl_days == 0 {
         return;
     }
     {
@@ -166,7 +166,7 @@ async fn run(
     let question = Question {
         disk_bytes: u64::from(limits.disk_mib) << 20,
         disk_files: u64::from(limits.disk_kfiles) * 1000,
-        ttl_days: frontend.settings.sessions.ttl_days,
+        ttl_days: frontend.settings().sessions.ttl_days,
         what,
     };
     let mut talk = Talk::new(run, way::bounds(frontend, level, true));

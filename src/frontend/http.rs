@@ -83,8 +83,9 @@ pub fn at_once<B>(frontend: &Frontend, request: &Request<B>) -> Option<Response>
         ("/livez", _) => Some(json(StatusCode::OK, &posture::live())),
         ("/readyz", _) => Some(readied(frontend)),
         ("/v1/models", None) if matches!(identity::at_once(frontend, request.headers()), Some(Ok(()))) => {
-            let page = frontend.models.get_or_init(|| {
-                let page = models::page(&frontend.settings, "").ok();
+            let live = frontend.live();
+            let page = live.models.get_or_init(|| {
+                let page = models::page(&live.settings, "").ok();
                 page.and_then(|page| serde_json::to_vec(&page).ok()).map(Bytes::from)
             });
             page.clone().map(|page| json_bytes(StatusCode::OK, Body::from(page)))
@@ -139,7 +140,7 @@ fn readied(frontend: &Frontend) -> Response {
 
 /// Figures tell strangers much of a server, so they are there only where the operator wants them.
 async fn figures(State(frontend): State<App>, id: Extension<RequestId>) -> Response {
-    if !frontend.settings.server.metrics {
+    if !frontend.settings().server.metrics {
         return not_found(id).await;
     }
     let draining = *frontend.draining.borrow();
@@ -153,7 +154,7 @@ async fn figures(State(frontend): State<App>, id: Extension<RequestId>) -> Respo
 async fn security(State(frontend): State<App>) -> Response {
     json(
         StatusCode::OK,
-        &posture::security(frontend.listen.get(), frontend.layers.get(), &frontend.settings.level),
+        &posture::security(frontend.listen.get(), frontend.layers.get(), &frontend.settings().level),
     )
 }
 
@@ -194,8 +195,8 @@ async fn models(
     headers: HeaderMap,
     RawQuery(query): RawQuery,
 ) -> Response {
-    let query = query.unwrap_or_default();
-    listed(&frontend, &headers, &id, || models::page(&frontend.settings, &query)).await
+    let (query, settings) = (query.unwrap_or_default(), frontend.settings());
+    listed(&frontend, &headers, &id, || models::page(&settings, &query)).await
 }
 
 async fn model(
@@ -204,7 +205,8 @@ async fn model(
     headers: HeaderMap,
     Path(model): Path<String>,
 ) -> Response {
-    listed(&frontend, &headers, &id, || models::one(&frontend.settings, &model)).await
+    let settings = frontend.settings();
+    listed(&frontend, &headers, &id, || models::one(&settings, &model)).await
 }
 
 async fn catalog(
@@ -213,7 +215,7 @@ async fn catalog(
     headers: HeaderMap,
 ) -> Response {
     match identity::recognized(&frontend, &headers).await {
-        Ok(()) => json(StatusCode::OK, &mcp::catalog(&frontend.settings.mcp)),
+        Ok(()) => json(StatusCode::OK, &mcp::catalog(&frontend.settings().mcp)),
         Err(error) => failure(&error, &id),
     }
 }

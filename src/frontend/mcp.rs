@@ -83,9 +83,9 @@ pub async fn probe(frontend: &App, headers: &HeaderMap, body: Body) -> Result<Re
     let Question { servers, level, credential, ignored } = question?;
     let caller = identity::caller(frontend, shown, headers, credential.as_ref(), way::now_ms()).await?;
     let level = way::level(frontend, headers, level)?;
-    let settled = servers.settle(&frontend.settings.mcp, level, way::tier(frontend))?;
+    let settled = servers.settle(&frontend.settings().mcp, level, way::tier(frontend))?;
     let tenant = caller.tenant;
-    frontend.rates.tenant(&tenant, &caller.allowance)?;
+    frontend.live().rates.tenant(&tenant, &caller.allowance)?;
     let most = caller.allowance.tenant_max;
     let reserved = budget::reserve(frontend, &caller.name, &caller.allowance, "").await?;
     let spawn = Spawn {

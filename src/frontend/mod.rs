@@ -28,6 +28,7 @@ mod posture;
 mod prices;
 mod prove;
 mod rates;
+mod reload;
 mod repository;
 mod run;
 mod runs;
@@ -47,7 +48,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 
 use bytes::Bytes;
 use nix::sys::signal::{SigSet, Signal};
@@ -56,7 +57,7 @@ use tokio_rustls::TlsAcceptor;
 
 use gaoler_confine::{self as confine, Files, Process};
 use gaoler_policy::settings::Settings;
-use gaoler_protocol::{Empty, Layers, Listen, Message, Proven, Ready, Refusal, Refused, Role, RunId};
+use gaoler_protocol::{Empty, Layers, Listen, Message, Proven, Ready, Refusal, Refused, Reload, Role, RunId};
 use gaoler_seal::KEY_BYTES;
 use gaoler_sys::{channel, memfd};
 
@@ -64,7 +65,7 @@ use admission::Admission;
 use budget::Budgets;
 use ledger::Ledger;
 pub use prove::Check;
-use rates::Rates;
+use reload::{Live, Reloads};
 use run::{Ask, Run, Socket, Supervisor};
 use runs::Runs;
 use tenant::Secret;
@@ -85,7 +86,9 @@ type Said = ((bool, (usize, usize)), Bytes);
 
 /// Everything that a request needs.
 pub struct Frontend {
-    settings: Settings,
+    /// What a reload may change.
+    live: RwLock<Arc<Live>>,
+    reloads: Reloads,
     secret: Secret,
     supervisor: Supervisor,
     ledger: Ledger,
@@ -100,12 +103,6 @@ pub struct Frontend {
     busy: watch::Sender<()>,
     /// What /health said last, and of which state.
     health: Mutex<Option<Said>>,
-    /// The first page of the models, as it is sent.
-    models: OnceLock<Option<Bytes>>,
-    /// What the listener's connections begin with.
-    tls: Option<TlsAcceptor>,
-    /// Who asked how often.
-    rates: Rates,
     /// Who may use how much.
     budgets: Arc<Budgets>,
     /// Who may start a run, and who waits.
@@ -118,6 +115,23 @@ pub struct Frontend {
     traces: trace::Traces,
     /// The runs that wait for their clients.
     waits: waits::Waits<way::Continued>,
+}
+
+impl Frontend {
+    /// What is in force.
+    fn live(&self) -> Arc<Live> {
+        Arc::clone(&self.live.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// The settings in force.
+    fn settings(&self) -> Arc<Settings> {
+        Arc::clone(&self.live.read().unwrap_or_else(PoisonError::into_inner).settings)
+    }
+
+    /// From the next request on.
+    fn set_live(&self, live: Live) {
+        *self.live.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(live);
+    }
 }
 
 /// What the frontend must keep to itself.
@@ -246,21 +260,20 @@ pub async fn converse(control: OwnedFd, settings: Settings, secrets: Secrets) {
         Ok(traces) => traces,
         Err(error) => return log::line("exporter", &[("error", error.to_string().into())]),
     };
+    let (reloads, begun) = Reloads::new();
     let frontend = Arc::new(Frontend {
+        reloads,
         ledger,
         traces,
         vault: secrets.vault,
         admission: Admission::new(&settings.runs),
-        rates: Rates::new(&settings),
         budgets: Budgets::new(&settings),
-        settings,
+        live: RwLock::new(Arc::new(Live::new(settings, secrets.tls))),
         secret: Secret::new(secrets.server),
-        tls: secrets.tls,
         supervisor,
         layers: OnceLock::new(),
         listen: OnceLock::new(),
         health: Mutex::default(),
-        models: OnceLock::new(),
         draining: watch::Sender::new(false),
         ending: AtomicBool::new(false),
         busy: watch::Sender::new(()),
@@ -275,7 +288,7 @@ pub async fn converse(control: OwnedFd, settings: Settings, secrets: Secrets) {
         Err(error) => return log::line("supervisor", &[("error", error.to_string().into())]),
     };
     let mut task = Control { socket: control, sequence: 0, pending: HashMap::new(), pending_max };
-    if let Err(error) = task.serve(&frontend, asks).await {
+    if let Err(error) = task.serve(&frontend, asks, begun).await {
         log::line("supervisor", &[("error", error.to_string().into())]);
     }
 }
@@ -289,8 +302,15 @@ struct Control {
 }
 
 impl Control {
-    async fn serve(&mut self, frontend: &Arc<Frontend>, mut asks: mpsc::Receiver<Ask>) -> io::Result<()> {
+    async fn serve(
+        &mut self,
+        frontend: &Arc<Frontend>,
+        mut asks: mpsc::Receiver<Ask>,
+        reload: reload::Ends,
+    ) -> io::Result<()> {
         let (notices, mut noticed) = mpsc::channel(2);
+        let reload::Ends { mut wishes, begun } = reload;
+        tokio::spawn(reload::read(Arc::clone(frontend), begun));
         self.send(&Message::Ready(Ready { role: Role::Frontend, threads: THREADS }), &[]).await?;
         loop {
             tokio::select! {
@@ -299,6 +319,7 @@ impl Control {
                     None => return Ok(()),
                 },
                 Some(ask) = asks.recv() => self.ask(ask).await?,
+                Some(asks) = wishes.recv() => self.send(&Message::Reload(Reload { asks }), &[]).await?,
                 Some(notice) = noticed.recv() => match notice {
                     Notice::Proven(proven) => self.send(&Message::Proven(proven), &[]).await?,
                     Notice::Drained => self.send(&Message::Drained(Empty {}), &[]).await?,
@@ -343,6 +364,7 @@ impl Control {
                 let listener = connections::listener(socket)?;
                 tokio::spawn(connections::serve(listener, Arc::clone(frontend)));
             }
+            Message::Reload(Reload { asks }) => frontend.reloads.has_begun(asks, fds.pop())?,
             Message::Drain(_) => {
                 // Under the lock of the drain, so that no end of another drain comes between.
                 frontend.draining.send_modify(|draining| {

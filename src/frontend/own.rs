@@ -131,7 +131,8 @@ async fn usage(
 
 /// What a tenant may, and what of it is left beside what its live runs hold; `null` = any number.
 async fn left(app: &Frontend, tenant: &str, own: &Allowance) -> Result<(Value, Value), ApiError> {
-    let (settings, bounds) = (&app.settings, Bounds::of(&app.settings, own));
+    let settings = app.settings();
+    let bounds = Bounds::of(&settings, own);
     let some = |figure: u64| Some(figure).filter(|figure| *figure > 0);
     let held = app.budgets.held(tenant);
     let used = match bounds == Bounds::default() {
@@ -161,7 +162,7 @@ async fn left(app: &Frontend, tenant: &str, own: &Allowance) -> Result<(Value, V
 
 /// What something cost, in dollars; `null` where the operator has set no prices.
 fn cost(app: &Frontend, microusd: u64) -> Value {
-    if app.budgets.prices.are_set() { allowance::usd(microusd) } else { Value::Null }
+    if app.budgets.terms().prices.are_set() { allowance::usd(microusd) } else { Value::Null }
 }
 
 /// A day in the words of the API's own usage.

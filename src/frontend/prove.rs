@@ -97,7 +97,7 @@ checks! {
 pub async fn prove(frontend: &Frontend, rules: Rules) -> Proven {
     let mut seen = Seen::default();
     let verdict = match timeout(PROOF_WAIT, look(frontend, rules, &mut seen)).await {
-        Ok(Ok(())) => judge(&seen, &frontend.settings.cli.version, rules),
+        Ok(Ok(())) => judge(&seen, &frontend.settings().cli.version, rules),
         Ok(Err(check)) => Err(check),
         Err(_) => Err(Check::Answers),
     };
@@ -134,9 +134,9 @@ fn prompts(rules: Rules) -> Vec<String> {
 async fn look(frontend: &Frontend, rules: Rules, seen: &mut Seen) -> Result<(), Check> {
     let job = job()?;
     let credential = Credential::parse(TOKEN).map_err(|_| Check::Starts)?;
-    let level = gaoler_protocol::Level::from_name(&frontend.settings.level.default)
+    let level = gaoler_protocol::Level::from_name(&frontend.settings().level.default)
         .unwrap_or(gaoler_protocol::Level::Balanced);
-    let version = &frontend.settings.cli.version;
+    let version = &frontend.settings().cli.version;
     let order = way::Order::new(&job, credential.tenant(&frontend.secret), level, Limits::NONE);
     let spawn = Spawn { ephemeral: true, proof: true, ..order.spawn };
     let fds =

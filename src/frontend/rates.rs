@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::num::NonZeroU32;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use governor::clock::{Clock, DefaultClock};
@@ -24,22 +24,23 @@ const SWEEP_EVERY: u32 = 4096;
 /// Different rates of tenants that are counted; where there are more, all of them begin anew.
 const RATES_MAX: usize = 1024;
 
-/// A limit by key; `None` where there is none.
-struct Limit<K: Clone + Eq + std::hash::Hash>(
-    Option<RateLimiter<K, HashMapStateStore<K>, DefaultClock>>,
-    AtomicU32,
-);
+/// A limit by key; no limiter where there is none.
+struct Limit<K: Clone + Eq + std::hash::Hash> {
+    count: u32,
+    limiter: Option<RateLimiter<K, HashMapStateStore<K>, DefaultClock>>,
+    looks: AtomicU32,
+}
 
 impl<K: Clone + Eq + std::hash::Hash> Limit<K> {
     fn per_minute(count: u32) -> Limit<K> {
         let limiter = NonZeroU32::new(count).map(|count| RateLimiter::hashmap(Quota::per_minute(count)));
-        Limit(limiter, AtomicU32::new(0))
+        Limit { count, limiter, looks: AtomicU32::new(0) }
     }
 
     /// Counts one; how long until one more may come, where there were too many.
     fn take(&self, key: &K) -> Result<(), Duration> {
-        let Some(limiter) = &self.0 else { return Ok(()) };
-        if self.1.fetch_add(1, Ordering::Relaxed).is_multiple_of(SWEEP_EVERY) {
+        let Some(limiter) = &self.limiter else { return Ok(()) };
+        if self.looks.fetch_add(1, Ordering::Relaxed).is_multiple_of(SWEEP_EVERY) {
             limiter.retain_recent();
         }
         limiter.check_key(key).map_err(|not_until| not_until.wait_time_from(DefaultClock::default().now()))
@@ -48,10 +49,10 @@ impl<K: Clone + Eq + std::hash::Hash> Limit<K> {
 
 /// The rates of this server.
 pub struct Rates {
-    tenants: Limit<[u8; 32]>,
+    tenants: Arc<Limit<[u8; 32]>>,
     /// Of tenants with a rate of their own, by that rate.
-    own: Mutex<BTreeMap<u32, Limit<[u8; 32]>>>,
-    addresses: Limit<u128>,
+    own: Arc<Mutex<BTreeMap<u32, Limit<[u8; 32]>>>>,
+    addresses: Arc<Limit<u128>>,
     trusted_proxy: bool,
 }
 
@@ -59,10 +60,24 @@ impl Rates {
     /// As the settings say.
     pub fn new(settings: &Settings) -> Rates {
         Rates {
-            tenants: Limit::per_minute(settings.rates.tenant_per_minute),
-            own: Mutex::default(),
-            addresses: Limit::per_minute(settings.rates.address_per_minute),
+            tenants: Arc::new(Limit::per_minute(settings.rates.tenant_per_minute)),
+            own: Arc::default(),
+            addresses: Arc::new(Limit::per_minute(settings.rates.address_per_minute)),
             trusted_proxy: settings.server.trusted_proxy,
+        }
+    }
+
+    /// As these settings say. A rate that is the same as before goes on as it was counted.
+    pub fn with(&self, settings: &Settings) -> Rates {
+        let fresh = Rates::new(settings);
+        let tenants = if fresh.tenants.count == self.tenants.count { &self.tenants } else { &fresh.tenants };
+        let addresses =
+            if fresh.addresses.count == self.addresses.count { &self.addresses } else { &fresh.addresses };
+        Rates {
+            tenants: Arc::clone(tenants),
+            own: Arc::clone(&self.own),
+            addresses: Arc::clone(addresses),
+            trusted_proxy: fresh.trusted_proxy,
         }
     }
 
@@ -136,6 +151,12 @@ mod tests {
         assert!(rates.tenant(&one, &own(1)).is_ok(), "its own rate, from the next request on");
         assert_eq!(rates.tenant(&one, &own(1)).expect_err("a second").code, "rate_limited");
         assert!(rates.tenant(&two, &own(1)).is_ok() && (0..100).all(|_| rates.tenant(&one, &own(0)).is_ok()));
+        // A reload that leaves the rate as it is forgives nobody.
+        settings.rates.address_per_minute = 5;
+        assert_eq!(rates.with(&settings).tenant(&two, &own(1)).expect_err("as before").code, "rate_limited");
+        assert_eq!(rates.with(&settings).tenant(&one, &same).expect_err("as before").code, "rate_limited");
+        settings.rates.tenant_per_minute = 3;
+        assert!(rates.with(&settings).tenant(&one, &same).is_ok(), "another rate begins anew");
         let none = Rates::new(&Settings::default());
         assert!((0..100).all(|_| none.tenant(&one, &same).is_ok()), "no limit unless one is set");
     }

@@ -5,6 +5,7 @@
 use std::borrow::Cow;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Instant, SystemTime};
 
@@ -35,7 +36,8 @@ pub struct Traces(Option<Arc<Way>>);
 
 struct Way {
     socket: UnixStream,
-    ratio: f64,
+    /// The bits of a number.
+    ratio: AtomicU64,
     scheme: &'static str,
     /// Spans that were handed over.
     handed: Mutex<u64>,
@@ -49,7 +51,7 @@ impl Traces {
     pub fn new(socket: Option<OwnedFd>, settings: &Settings) -> io::Result<Traces> {
         let Some(socket) = socket else { return Ok(Traces(None)) };
         let scheme = if settings.server.tls_certificate.as_os_str().is_empty() { "http" } else { "https" };
-        let ratio = settings.telemetry.sample_ratio;
+        let ratio = AtomicU64::new(settings.telemetry.sample_ratio.to_bits());
         let socket = UnixStream::from_std(socket.into())?;
         let way = Arc::new(Way { socket, ratio, scheme, handed: Mutex::new(0) });
         let heard = Arc::clone(&way);
@@ -61,6 +63,13 @@ impl Traces {
         Ok(Traces(Some(way)))
     }
 
+    /// From now on, of the traces that begin here.
+    pub fn sample(&self, ratio: f64) {
+        if let Some(way) = &self.0 {
+            way.ratio.store(ratio.to_bits(), Ordering::Relaxed);
+        }
+    }
+
     /// A request whose head is there. Only one that asks for a run has a trace: it is its client's where that sent a
     /// valid `traceparent`, and a new one otherwise.
     pub fn begin(&self, method: &http::Method, route: &'static str, headers: &HeaderMap) -> Request {
@@ -70,7 +79,7 @@ impl Traces {
         };
         let parent = Parent::of(headers);
         let id = parent.as_ref().map_or_else(draw::<16>, |parent| parent.trace);
-        let sampled = parent.as_ref().map_or_else(|| is_sampled(&id, way.ratio), |parent| parent.sampled);
+        let sampled = parent.as_ref().map_or_else(|| is_sampled(&id, way.ratio()), |parent| parent.sampled);
         let span = draw::<8>();
         let wall = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let (wall, begun) = (u64::try_from(wall.as_nanos()).unwrap_or(u64::MAX), Instant::now());
@@ -104,6 +113,10 @@ impl Traces {
 }
 
 impl Way {
+    fn ratio(&self) -> f64 {
+        f64::from_bits(self.ratio.load(Ordering::Relaxed))
+    }
+
     /// Hears what became of spans, for as long as the supervisor keeps the other end.
     async fn hear(&self) -> io::Result<()> {
         let mut settled = 0u64;

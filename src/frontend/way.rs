@@ -100,7 +100,7 @@ pub async fn answer(
     let limits = limits(headers, &job.limits)?;
 
     let tenant = caller.tenant;
-    let mcp = job.mcp.settle(&frontend.settings.mcp, level, tier(frontend))?;
+    let mcp = job.mcp.settle(&frontend.settings().mcp, level, tier(frontend))?;
     if !job.wishes.tools.is_empty() && mcp.names.iter().any(|name| name == client::SERVER) {
         let message = "mcp_servers.client: your own tools have this name; call the server something else.";
         return Err(ApiError::invalid(message));
@@ -110,7 +110,7 @@ pub async fn answer(
             "skip_mcp_permissions: false would refuse your own tools too; leave one out.",
         ));
     }
-    frontend.rates.tenant(&tenant, &caller.allowance)?;
+    frontend.live().rates.tenant(&tenant, &caller.allowance)?;
     let order = Order::new(&job, tenant, level, limits);
     let asked = asked?(tenant);
     let about = About {
@@ -191,7 +191,7 @@ async fn conduct(
 ) {
     let Request { order, caller, mcp, budget, trace } = request;
     trace.asks(&order.spawn, &caller.name, job.model.as_str());
-    let fds = match order.fds(&job, &mcp, &caller.credential, &frontend.settings.cli.version) {
+    let fds = match order.fds(&job, &mcp, &caller.credential, &frontend.settings().cli.version) {
         Ok(fds) => fds,
         Err(error) => return writer.end(None, Ending::Failed(error), now_ms()),
     };
@@ -320,7 +320,7 @@ fn answer_of(job: &Job, writer: &Writer, servers: &[String]) -> Answer {
 
 /// Bounds that the operator's settings give to every run.
 pub fn bounds(frontend: &Frontend, level: Level, disposable: bool) -> Bounds {
-    let silence = Duration::from_secs(u64::from(frontend.settings.runs.silence_seconds.max(1)));
+    let silence = Duration::from_secs(u64::from(frontend.settings().runs.silence_seconds.max(1)));
     Bounds { silence, level, disposable }
 }
 
@@ -333,14 +333,14 @@ pub fn tier(frontend: &Frontend) -> Tier {
 /// the operator's maximum. Asked for twice, the stricter one holds.
 pub fn level(frontend: &Frontend, headers: &HeaderMap, in_body: Option<Level>) -> Result<Level, ApiError> {
     let named = |name: &str| Level::from_name(name).unwrap_or(Level::Paranoid);
-    let maximum = named(&frontend.settings.level.maximum);
+    let maximum = named(&frontend.settings().level.maximum);
     let in_header = headers.get(LEVEL).map(|value| {
         let name = value.to_str().unwrap_or_default().to_ascii_lowercase();
         let wrong = || ApiError::invalid("x-gaoler-level: must be paranoid, balanced or developer.");
         Level::from_name(&name).ok_or_else(wrong)
     });
     match in_header.transpose()?.into_iter().chain(in_body).min() {
-        None => Ok(named(&frontend.settings.level.default).min(maximum)),
+        None => Ok(named(&frontend.settings().level.default).min(maximum)),
         Some(level) if level <= maximum => Ok(level),
         Some(_) => {
             let message = "security_level, x-gaoler-level: looser than this server allows.";

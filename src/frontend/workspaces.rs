@@ -223,7 +223,7 @@ async fn make(
     let result = async {
         let asker = files::asker(&frontend, &headers).await?;
         let mut fields = fields(&frontend, body).await?;
-        let (kind, what, remotes) = made(&mut fields, &frontend.settings.mcp)?;
+        let (kind, what, remotes) = made(&mut fields, &frontend.settings().mcp)?;
         let asker = Asker { remotes, ..asker };
         form::<Workspace>(files::ask(&frontend, &headers, asker, kind, what, None).await?)
     };

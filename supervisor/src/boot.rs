@@ -32,6 +32,7 @@ use crate::monitor::{Monitor, Stage};
 use crate::notify::Notify;
 use crate::plan::{Ids, Plan, Root};
 use crate::pool::Pool;
+use crate::reload::Reload;
 use crate::spawn::{self, Attended, Network};
 use crate::template::Views;
 use crate::tenants::{self, Folder, Tenants};
@@ -123,7 +124,7 @@ pub fn run(mode: Mode, inside: bool) -> Result<u8, Fault> {
     if !inside && !nix::unistd::geteuid().is_root() {
         inside::enter(&preview()?.uids)?;
     }
-    let handed = [0, 1].map(|at| handed_on(mode, at));
+    let handed = [0, 1, 2].map(|at| handed_on(mode, at));
     let signals = signals()?;
     nix::sys::stat::umask(FileMode::from_bits_truncate(0o022));
     process::not_dumpable().doing("become untraceable")?;
@@ -189,6 +190,7 @@ pub fn run(mode: Mode, inside: bool) -> Result<u8, Fault> {
         process::adopt_orphans().doing(what)?;
     }
 
+    let left = (mode == Mode::Serve && plan.root == Root::Own).then(|| folder("/")).transpose()?;
     let levels = Levels::of(&settings.level, &settings.mcp.internal)?;
     let whole = fs::canonicalize(&settings.state.dir).doing("find the state folder")?;
     let mut folders = None;
@@ -225,7 +227,7 @@ pub fn run(mode: Mode, inside: bool) -> Result<u8, Fault> {
         notify,
         settings,
     };
-    let (mut frontend, mut upstream, mut ledger, mut exporter) = (None, None, None, None);
+    let (mut frontend, mut upstream, mut ledger, mut exporter, mut reload) = (None, None, None, None, None);
     if let Some(mut service) = service {
         upstream = Some(service.start_upstream(&mut host, &plan)?);
         let (attended, questions) = service.start_ledger(&host, &plan)?;
@@ -235,6 +237,7 @@ pub fn run(mode: Mode, inside: bool) -> Result<u8, Fault> {
             spans = Some(ours);
             exporter.insert(made).start(&host, &plan, || {});
         }
+        reload = Some(service.reload(left)?);
         let (attended, control) = service.start_frontend(&mut host, &plan, questions, spans)?;
         (frontend, peer) = (Some(attended), Some(control));
     }
@@ -253,6 +256,7 @@ pub fn run(mode: Mode, inside: bool) -> Result<u8, Fault> {
         upstream,
         ledger,
         exporter,
+        reload,
         signals,
         heard: None,
         said: 0,
@@ -330,9 +334,9 @@ fn runs(state: &OwnedFd, plan: &Plan) -> Result<OwnedFd, Fault> {
     Ok(folder)
 }
 
-/// SIGTERM and SIGINT are read from a descriptor; a terminal's Ctrl-C reaches every process of its group.
+/// SIGTERM, SIGINT and SIGHUP are read from a descriptor; a terminal's Ctrl-C reaches every process of its group.
 fn signals() -> Result<SignalFd, Fault> {
-    let caught = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT, Signal::SIGCHLD]);
+    let caught = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGCHLD]);
     sigprocmask(SigmaskHow::SIG_BLOCK, Some(&caught), None).doing("block signals")?;
     SignalFd::with_flags(&caught, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
         .doing("open a descriptor for signals")
@@ -361,6 +365,8 @@ struct Service {
     /// The exporter, where there is to be one, and the frontend's end of its socket.
     traces: Option<(Exporter, OwnedFd)>,
     gaoler: OwnedFd,
+    /// How it was called.
+    origin: OwnedFd,
     egress: OwnedFd,
     files: OwnedFd,
     upstream: OwnedFd,
@@ -374,7 +380,7 @@ struct Service {
 impl Service {
     fn open(
         settings: &Settings,
-        [tls, traces]: [Option<OwnedFd>; 2],
+        [tls, origin, traces]: [Option<OwnedFd>; 3],
         state: &OwnedFd,
         plan: &Plan,
     ) -> Result<Service, Fault> {
@@ -393,6 +399,8 @@ impl Service {
             // Without it the frontend is given nothing, and refuses where the settings speak of TLS.
             tls: tls.map_or_else(|| memfd::sealed("tls", b"").doing("seal nothing"), Ok)?,
             traces,
+            // Without it a reload says that it knows of none.
+            origin: origin.map_or_else(|| memfd::sealed("origin", b"").doing("seal nothing"), Ok)?,
             gaoler: beside("gaoler")?,
             egress: beside("gaoler-egress")?,
             files: beside("gaoler-files")?,
@@ -444,6 +452,13 @@ impl Service {
         Ok((ledger, ours))
     }
 
+    /// What a reload needs, with the host's root where that is left.
+    fn reload(&mut self, root: Option<OwnedFd>) -> Result<Reload, Fault> {
+        let copy = |fd: &OwnedFd| fd.try_clone().doing("copy a descriptor");
+        let (gaoler, origin) = (copy(&self.gaoler)?, copy(&self.origin)?);
+        Ok(Reload { gaoler, origin, root, child: None, again: false, asks: 0 })
+    }
+
     /// Starts the frontend, and leaves the rest to the monitor.
     fn start_frontend(
         self,
@@ -470,10 +485,10 @@ impl Service {
     }
 }
 
-/// What the command line has sealed for others: as descriptor 5 the listener's certificate and key, for the frontend, and
-/// as 6 the exporter's settings. Taken before anything is opened: later that number could be anybody's.
+/// What the command line has sealed for others: as descriptor 5 the listener's certificate and key, for the frontend; as 6
+/// how it was called, for itself; and as 7 the exporter's settings. Taken before anything is opened: later that number could be anybody's.
 fn handed_on(mode: Mode, at: usize) -> Option<OwnedFd> {
-    static TAKEN: [AtomicBool; 2] = [AtomicBool::new(false), AtomicBool::new(false)];
+    static TAKEN: [AtomicBool; 3] = [const { AtomicBool::new(false) }; 3];
     let fd = if mode == Mode::Serve { channel::take_inherited(5 + at as i32, &TAKEN[at]) } else { None };
     fd.filter(|fd| memfd::is_sealed(fd, TLS_BYTES_MAX))
 }

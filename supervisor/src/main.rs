@@ -19,6 +19,7 @@ mod namespaces;
 mod notify;
 mod plan;
 mod pool;
+mod reload;
 mod run;
 mod spawn;
 mod template;

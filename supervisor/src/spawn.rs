@@ -1,6 +1,7 @@
 //! Starts the unprivileged processes beside the cages: ledger, frontend, egress, embedded upstream, exporter.
 //! Each gets its own uid, no capability, no file of the state but the ledger's folder, and exactly the descriptors
-//! named here.
+//! named here. The one exception is the command line, for a reload: it reads the operator's files in the operator's name,
+//! for a few milliseconds, and hears nobody.
 
 use std::ffi::CString;
 use std::fs::File;
@@ -17,6 +18,8 @@ use crate::fault::{Doing, Fault};
 use crate::plan::{Ids, Plan, Root};
 use crate::uids::become_uid;
 
+/// Seconds that the command line may take for a reload.
+const COMMAND_SECONDS: u32 = 10;
 /// Above every number that a descriptor is placed at: 0 to 2, the control socket, and at most six more.
 const ABOVE: i32 = 64;
 
@@ -29,6 +32,8 @@ pub enum Network<'a> {
     Empty,
     /// None at all, and a folder to work in, which becomes its root where a root can be changed.
     Folder(BorrowedFd<'a>),
+    /// The host's, and the host's root where this process has left it: the command line keeps all of our rights.
+    Command(Option<BorrowedFd<'a>>),
 }
 
 /// A process with a control socket.
@@ -54,9 +59,14 @@ pub fn start(
     wipe: impl FnOnce(),
 ) -> Result<Attended, Fault> {
     let (control, theirs) = channel::pair().doing("make a control socket")?;
-    let net = if !matches!(network, Network::Host) && plan.network { libc::CLONE_NEWNET } else { 0 };
     let own = plan.namespaces & !libc::CLONE_NEWNET;
-    match fork(own | net, None).doing(format!("fork {}", argv.first().unwrap_or(&"a process")))? {
+    let namespaces = match network {
+        Network::Command(_) => 0,
+        Network::Host => own,
+        _ if plan.network => own | libc::CLONE_NEWNET,
+        _ => own,
+    };
+    match fork(namespaces, None).doing(format!("fork {}", argv.first().unwrap_or(&"a process")))? {
         Side::Parent(child) => Ok(Attended { child, control }),
         Side::Child => {
             wipe();
@@ -83,7 +93,15 @@ fn become_it(
 ) -> Fault {
     let words = argv.iter().filter_map(|word| CString::new(*word).ok()).collect();
     let (argv, environment) = (Strings::new(words), Strings::new(Vec::new()));
+    let command = matches!(network, Network::Command(_));
     let given_up = || -> Result<ManuallyDrop<OwnedFd>, Fault> {
+        if let Network::Command(root) = network {
+            nix::unistd::alarm::set(COMMAND_SECONDS);
+            if let Some(root) = root {
+                nix::unistd::fchdir(root).doing("enter the host's root")?;
+                nix::unistd::chroot(".").doing("enter the host's root")?;
+            }
+        }
         // Before the root changes: in the ledger's folder there is none.
         let null = File::options().read(true).write(true).open("/dev/null").map(ManuallyDrop::new);
         let null = null.doing("open /dev/null")?;
@@ -95,10 +113,10 @@ fn become_it(
                 changed => changed.doing("change the root")?,
             }
         }
-        if plan.bounds() {
+        if plan.bounds() && !command {
             process::empty_bounding_set().doing("empty the bounding set")?;
         }
-        if plan.ids != Ids::Same {
+        if plan.ids != Ids::Same && !command {
             become_uid(uid).doing("change uid, gid and groups")?;
         }
         process::die_with_parent().doing("ask for the parent's death signal")?;
@@ -117,7 +135,9 @@ fn become_it(
         let mut keep: Vec<i32> = (0..channel::CONTROL_FD + fds.len() as i32).collect();
         keep.push(program.as_raw_fd());
         process::close_all_but(&keep).doing("close descriptors")?;
-        process::drop_permitted().doing("drop capabilities")?;
+        if !command {
+            process::drop_permitted().doing("drop capabilities")?;
+        }
         Ok(program)
     };
     match given_up() {

@@ -217,6 +217,7 @@ fn t05_a_run_that_this_peer_may_not_ask_for_ends_it() {
     let sealed = options(b"true\0");
     let cli = Spawn { kind: Kind::Cli, ..spawn(200) };
     check("a CLI run", &Message::Spawn(cli).encode(1_000), &[sealed.as_fd(), sealed.as_fd()]);
+    check("a reload of settings that are nobody's", &Message::Reload(Reload { asks: 1 }).encode(1_000), &[]);
     let proof = Spawn { proof: true, ..spawn(200) };
     check("a self-test run", &Message::Spawn(proof).encode(1_000), &[sealed.as_fd()]);
 }

@@ -7,6 +7,7 @@ pub mod client;
 pub mod environment;
 pub mod traces;
 
+use std::ffi::OsStr;
 use std::fs::{File, Permissions};
 use std::io::{BufRead, BufReader};
 use std::os::unix::fs::PermissionsExt;
@@ -94,6 +95,8 @@ pub fn gaoler() -> Command {
 pub struct Options {
     /// `--cli`
     pub cli: PathBuf,
+    /// `--config`
+    pub config: Option<PathBuf>,
     /// `--upstream`
     pub upstream: String,
     /// `--listen`
@@ -172,6 +175,7 @@ impl Default for Options {
     fn default() -> Options {
         Options {
             cli: if environment().real_cli { real_cli() } else { double() },
+            config: None,
             upstream: "embedded".into(),
             listen: "127.0.0.1:0",
             state: None,
@@ -194,6 +198,7 @@ impl Options {
     pub fn with_double() -> Options {
         Options {
             cli: double(),
+            config: None,
             upstream: "embedded".into(),
             listen: "127.0.0.1:0",
             state: None,
@@ -207,6 +212,7 @@ impl Options {
         let mut command = gaoler();
         command.args(["serve", "--listen", self.listen, "--upstream", &self.upstream]);
         command.arg("--cli").arg(&self.cli).arg("--state").arg(state);
+        command.args(self.config.iter().flat_map(|path| [OsStr::new("--config"), path.as_os_str()]));
         // The tier that this environment must reach is asked for: with less, the server must not start.
         command.args(["--minimum", environment().tier]);
         command.envs(self.uids.settings()).envs(self.settings.iter().cloned());

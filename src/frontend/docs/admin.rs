@@ -22,6 +22,7 @@ pub fn group() -> Group {
             ("/admin/v1/runs/live", live()),
             ("/admin/v1/runs/{run}/cancel", cancel()),
             ("/admin/v1/drain", drain()),
+            ("/admin/v1/reload", reload()),
         ],
         schemas: vec![
             ("TenantPage", page(schema("TenantRow"))),
@@ -60,6 +61,7 @@ pub fn group() -> Group {
             ("LiveRun", live_run()),
             ("CancelledRun", object(json!({"type": {"const": "run_cancelled"}, "run": {"type": "string"}}))),
             ("Drain", drain_schema()),
+            ("Reload", reload_schema()),
         ],
     }
 }
@@ -255,6 +257,27 @@ fn drain() -> Value {
     delete["description"] =
         json!("Only where `POST` began the drain: a server that is being stopped answers 409.");
     json!({"post": post, "delete": delete})
+}
+
+fn reload() -> Value {
+    let about = "What was taken, and what waits for the next start.";
+    let mut post = operation("reload", "Read the settings again", errors::OPERATOR_RELOADS, about, "Reload");
+    post["description"] = json!(
+        "The file, the environment and the flags that the server was started with, as they are now; `SIGHUP` does the same. \
+         What the frontend alone goes by is in force from the next request on (`x-reload` in `gaoler config schema`), \
+         with the certificate, its key and the catalogue's tokens read again; live runs go on as they began. Settings that \
+         cannot be honoured change nothing."
+    );
+    json!({"post": post})
+}
+
+fn reload_schema() -> Value {
+    let keys = |about: &str| json!({"description": about, "type": "array", "items": {"type": "string"}});
+    object(json!({
+        "type": {"const": "reload"},
+        "taken": keys("Keys of settings whose new values are in force."),
+        "restart_needed_for": keys("Keys of settings that have changed and are in force after the next start."),
+    }))
 }
 
 fn object(properties: Value) -> Value {

@@ -123,7 +123,7 @@ pub const MESSAGES: &[Known] = &[
     known(500, "run_lost", "the run ended and no word of it came"),
     known(500, "upstream_error", "the upstream API failed, or gave an unexpected answer"),
     known(503, "ledger_unavailable", "keys and usage cannot be looked up at the moment: ask again"),
-    known(503, "draining", "the server is shutting down: ask another one, or later"),
+    DRAINING,
     known(503, "upstream_unavailable", "the upstream API could not be asked"),
     known(504, "wall_limit", "the run hit its time limit"),
     known(504, "idle_limit", "the run was silent for too long"),
@@ -179,7 +179,7 @@ pub const FILES: &[Known] = &[
     known(500, "cancelled", "the run was cancelled"),
     known(500, "cli_exited", "the run ended without an answer"),
     known(500, "run_lost", "the run ended and no word of it came"),
-    known(503, "draining", "the server is shutting down: ask another one, or later"),
+    DRAINING,
     known(503, "upstream_unavailable", "the upstream API could not be asked"),
     known(504, "wall_limit", "the run hit its time limit"),
     known(504, "idle_limit", "the run was silent for too long"),
@@ -212,6 +212,7 @@ const REVOKED: Known = known(401, "key_revoked", "the key was revoked: the opera
 const REQUIRED: Known = known(401, "key_required", "this server asks for a key of its own");
 const INSUFFICIENT: Known =
     known(403, "key_insufficient", "the key, or the credential alone, is not for this");
+const DRAINING: Known = known(503, "draining", "the server is shutting down: ask another one, or later");
 const UNAVAILABLE: Known =
     known(503, "ledger_unavailable", "keys and usage cannot be looked up at the moment");
 const INVALID: Known = known(400, "invalid_request", "the message names what is wrong");
@@ -241,11 +242,20 @@ pub const OPERATOR_FINDS: &[Known] = rows![INVALID, NOTHING; HOLDER];
 /// Of a run that the operator ends.
 pub const OPERATOR_ENDS: &[Known] = rows![NOT_LIVE; HOLDER];
 /// Of the operator's routes, and of no other.
-pub const OPERATORS: &[Known] = &[FINAL];
+pub const OPERATORS: &[Known] = &[FINAL, SETTINGS_WRONG, RELOAD_UNAVAILABLE];
 const FINAL: Known =
     known(409, "drain_final", "the server is being stopped: there is no way back but a new start");
+const SETTINGS_WRONG: Known = known(
+    409,
+    "settings_wrong",
+    "the settings cannot be honoured: `message` says where; nothing was changed",
+);
+const RELOAD_UNAVAILABLE: Known =
+    known(503, "reload_unavailable", "the settings could not be read again in time");
 /// Of a drain that the operator ends.
 pub const OPERATOR_UNDRAINS: &[Known] = rows![FINAL; HOLDER];
+/// Of a reload.
+pub const OPERATOR_RELOADS: &[Known] = rows![SETTINGS_WRONG, RELOAD_UNAVAILABLE, DRAINING; HOLDER];
 /// Of what the operator names and changes.
 pub const OPERATOR_CHANGES: &[Known] = rows![INVALID, NOTHING, TOO_LARGE; HOLDER];
 /// Of what the operator makes.

@@ -247,6 +247,12 @@ bodies! {
         threads: u32,
     }
 
+    /// The settings, once more.
+    Reload {
+        /// How often the frontend had asked for it.
+        asks: u64,
+    }
+
     /// What the self-test of the CLI must show.
     Prove {
         /// The rules that every CLI run of this instance gets.

@@ -142,6 +142,9 @@ messages! {
     18 Drain(Empty) fds 0..=0;
     /// F to S: nothing runs any more.
     19 Drained(Empty) fds 0..=0;
+    /// F to S: read the settings again. S to F: they are being read, and whoever does tells it on this socket; without
+    /// one, it could not be started.
+    20 Reload(Reload) fds 0..=1;
 }
 
 impl Message {

@@ -28,6 +28,7 @@ use crate::family;
 use crate::log::event;
 use crate::plan::{Ids, Plan};
 use crate::pool::{Pool, Source};
+use crate::reload::Reload;
 use crate::run::{Phase, Run};
 use crate::spawn::Attended;
 use crate::tenants::{TenantId, Tenants};
@@ -94,7 +95,9 @@ pub struct Monitor {
     pub ledger: Option<Attended>,
     /// The exporter of traces, where there is one.
     pub exporter: Option<Exporter>,
-    /// SIGTERM, SIGINT and SIGCHLD.
+    /// What starts a reload, where there is a frontend.
+    pub reload: Option<Reload>,
+    /// SIGTERM, SIGINT, SIGHUP and SIGCHLD.
     pub signals: SignalFd,
     /// What the peer may do now.
     pub stage: Stage,
@@ -298,6 +301,15 @@ impl Monitor {
             event("exporter_ended", &[("signal", &ended.signal.unwrap_or_default())]);
             return exporter.gone();
         }
+        if let Some(reload) = &mut self.reload
+            && reload.child.as_ref().is_some_and(|child| child.pid == pid)
+        {
+            reload.child = None;
+            if reload.again {
+                self.reload(None);
+            }
+            return;
+        }
         let Some(run) = self.runs.iter().find(|run| run.children().contains(&Some(pid))) else {
             // Somebody whom the end of a cage has left to us.
             return;
@@ -318,8 +330,9 @@ impl Monitor {
         let attended =
             [&self.frontend, &self.upstream, &self.ledger].map(|it| it.as_ref().map(|it| it.child.pid));
         let exporter = self.exporter.as_ref().and_then(Exporter::process).map(|it| it.child.pid);
+        let reload = self.reload.as_ref().and_then(|it| Some(it.child.as_ref()?.pid));
         let runs = self.runs.iter().flat_map(Run::children);
-        let known: Vec<i32> = attended.into_iter().chain([exporter]).chain(runs).flatten().collect();
+        let known: Vec<i32> = attended.into_iter().chain([exporter, reload]).chain(runs).flatten().collect();
         let mut nobody = true;
         for member in family::everybody(self.host.proc_fd.as_fd()) {
             if member.parent == own && !known.contains(&member.pid) {

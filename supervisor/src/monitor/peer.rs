@@ -4,7 +4,7 @@
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
-use gaoler_protocol::{Empty, FRAME_BYTES, Listen, Message, Prove};
+use gaoler_protocol::{Empty, FRAME_BYTES, Listen, Message, Prove, Reload};
 use gaoler_sys::channel;
 use gaoler_sys::clone::wait;
 use nix::sys::signal::Signal;
@@ -13,6 +13,7 @@ use super::{BURST, Monitor, Stage};
 use crate::boot::Mode;
 use crate::cage::attest::{Posture, place, rights};
 use crate::log::event;
+use crate::run::Run;
 
 /// A signal that comes sooner after the first one is the same wish.
 const SECOND_SIGNAL: Duration = Duration::from_millis(100);
@@ -52,6 +53,11 @@ impl Monitor {
                 }
                 (Stage::Draining(_), Message::Drained(Empty {})) => {
                     self.stage = Stage::Draining(Instant::now())
+                }
+                (Stage::Serving | Stage::Draining(_), Message::Reload(Reload { asks }))
+                    if received.fds.is_empty() && self.reload.is_some() =>
+                {
+                    self.reload(Some(asks));
                 }
                 // Not every host tells us that the command line has closed its half.
                 (Stage::Serving, Message::Drained(Empty {})) if self.host.mode == Mode::Exec => {
@@ -141,15 +147,44 @@ impl Monitor {
         let (tier, level) = (self.layers.tier, self.host.levels.default);
         println!("ready tier={tier} level={level} address={}", self.host.address);
         self.host.notify.ready();
+        if self.reload.as_ref().is_some_and(|reload| reload.again) {
+            self.reload(None);
+        }
+    }
+
+    /// Has the settings read once more, after the reload that is under way: what was written since then is to count.
+    pub(super) fn reload(&mut self, asks: Option<u64>) {
+        let Some(reload) = &mut self.reload else { return };
+        reload.asks = asks.unwrap_or(reload.asks);
+        if self.stage != Stage::Serving || reload.child.is_some() {
+            reload.again = true;
+            return;
+        }
+        let started = reload.start(&self.plan, || self.runs.iter_mut().for_each(Run::wipe));
+        let message = Message::Reload(Reload { asks: reload.asks });
+        match started {
+            Ok(socket) => self.say(&message, &[socket.as_fd()]),
+            Err(fault) => {
+                event("reload_not_started", &[("fault", &fault)]);
+                self.say(&message, &[]);
+            }
+        }
     }
 
     pub(super) fn on_signal(&mut self) {
-        let mut wishes = 0;
+        let (mut wishes, mut reload) = (0, false);
         while let Ok(Some(told)) = self.signals.read_signal() {
-            wishes += u32::from(told.ssi_signo != Signal::SIGCHLD as u32);
+            match Signal::try_from(told.ssi_signo as i32) {
+                Ok(Signal::SIGCHLD) => {}
+                Ok(Signal::SIGHUP) if self.host.mode == Mode::Serve => reload = true,
+                _ => wishes += 1,
+            }
         }
         while let Ok(Some((pid, ended))) = wait(-1, libc::WNOHANG) {
             self.on_ended(pid, ended);
+        }
+        if reload {
+            self.reload(None);
         }
         for _ in 0..wishes {
             let grace = Duration::from_secs(self.host.settings.runs.drain_seconds.into());
