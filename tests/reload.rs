@@ -59,27 +59,31 @@ fn asks(server: &Server, tenant: &str, text: &str) -> Response {
 #[test]
 fn t270_a_signal_takes_what_it_may_and_names_what_waits_for_a_start() {
     let folder = tempfile::tempdir().expect("a folder");
-    let config = Config::new(folder.path(), "models.list = [{ id = 'model-one' }]\nruns.max = 8\n");
+    let config = Config::new(folder.path(), "models.list = [{ id = 'claude-one' }]\nruns.max = 8\n");
     let server = Server::start(config.options());
     server.says("a", "hello");
     let baseline = server.baseline();
-    assert_eq!(models(&server), ["model-one"]);
+    assert_eq!(models(&server), ["claude-one"]);
     thread::scope(|scope| {
         // A run that began before, and has an order to wait for.
         let goes_on = environment().commands.then(|| {
             let running = scope.spawn(|| {
-                asks(&server, "a", "RUN: touch here; until test -e go; do sleep 0.1; done; echo it-went-on")
+                asks(
+                    &server,
+                    "a",
+                    "RUN: echo it-is > here; until test -e go; do sleep 0.1; done; echo it-went-on",
+                )
             });
-            until("a run that waits", || server.looks("a", "here").contains("here").then_some(()));
+            until("a run that waits", || server.looks("a", "here").contains("it-is").then_some(()));
             running
         });
-        config.is("models.list = [{ id = 'model-two' }]\nruns = { max = 1, tenant_max = 3 }\nrates.tenant_per_minute = 2\n");
-        assert_eq!(models(&server), ["model-one"], "nobody has asked for a reload");
+        config.is("models.list = [{ id = 'claude-two' }]\nruns = { max = 1, tenant_max = 3 }\nrates.tenant_per_minute = 2\n");
+        assert_eq!(models(&server), ["claude-one"], "nobody has asked for a reload");
         let line = reload(&server);
         assert_eq!(line["event"], "reloaded", "{line}");
         assert_eq!(line["taken"], json!(["runs.tenant_max", "rates.tenant_per_minute", "models.list"]));
         assert_eq!(line["restart_needed_for"], json!(["runs.max"]));
-        assert_eq!(models(&server), ["model-two"]);
+        assert_eq!(models(&server), ["claude-two"]);
         // With one run at a time neither of these could begin.
         let answers: Vec<Response> = (0..3).map(|_| asks(&server, "b", "hello")).collect();
         let statuses: Vec<u16> = answers.iter().map(|answer| answer.status).collect();
@@ -105,13 +109,13 @@ fn t270_a_signal_takes_what_it_may_and_names_what_waits_for_a_start() {
 #[test]
 fn t271_settings_that_cannot_be_honoured_change_nothing_and_say_where() {
     let folder = tempfile::tempdir().expect("a folder");
-    let good = "models.list = [{ id = 'model-one' }]\n";
+    let good = "models.list = [{ id = 'claude-one' }]\n";
     let config = Config::new(folder.path(), good);
     let server = Server::start(config.options());
     let place = config.0.display().to_string();
     let catalog =
         "mcp.catalog = [{ name = 'a', url = 'https://a.example/mcp', token_file = '/no/such/token' }]";
-    let unknown = "models.list = [{ id = 'model-two' }]\nrates.tenant_per_hour = 1";
+    let unknown = "models.list = [{ id = 'claude-two' }]\nrates.tenant_per_hour = 1";
     for (text, why) in [
         ("models.list = [", format!("{place}: not TOML")),
         (unknown, format!("{place}: unknown key `rates.tenant_per_hour`")),
@@ -124,22 +128,22 @@ fn t271_settings_that_cannot_be_honoured_change_nothing_and_say_where() {
         let line = reload(&server);
         assert_eq!(line["event"], "reload_failed", "{text}: {line}");
         assert!(line["error"].as_str().expect("a reason").starts_with(&why), "{text}: {line}");
-        assert_eq!(models(&server), ["model-one"], "{text}");
+        assert_eq!(models(&server), ["claude-one"], "{text}");
     }
     fs::remove_file(&config.0).expect("removed");
     assert_eq!(reload(&server)["event"], "reload_failed");
     // It serves on, and a file that is right is taken.
     assert!(server.says("a", "hello").contains("hello"));
-    config.is("models.list = [{ id = 'model-three' }]\n");
+    config.is("models.list = [{ id = 'claude-three' }]\n");
     assert_eq!(reload(&server)["event"], "reloaded");
-    assert_eq!(models(&server), ["model-three"]);
+    assert_eq!(models(&server), ["claude-three"]);
 }
 
 #[test]
 fn t272_of_many_signals_the_last_one_counts_and_none_disturbs_a_client() {
     let folder = tempfile::tempdir().expect("a folder");
-    let config = Config::new(folder.path(), "models.list = [{ id = 'model-0' }]\n");
-    let mut server = Server::start(config.options());
+    let config = Config::new(folder.path(), "models.list = [{ id = 'claude-0' }]\n");
+    let mut server = Server::start(Options { config: Some(config.0.clone()), ..Options::with_double() });
     let baseline = server.baseline();
     // A file is replaced whole: one that is read half way would be a reload that failed.
     let replaced = |text: String| {
@@ -148,13 +152,13 @@ fn t272_of_many_signals_the_last_one_counts_and_none_disturbs_a_client() {
         fs::rename(&draft, &config.0).expect("replaced");
     };
     for round in 1..=50 {
-        replaced(format!("models.list = [{{ id = 'model-{round}' }}]\n"));
+        replaced(format!("models.list = [{{ id = 'claude-{round}' }}]\n"));
         server.signal(Signal::SIGHUP);
         if round % 10 == 0 {
             assert!(server.says("a", &format!("hello {round}")).contains(&round.to_string()));
         }
     }
-    until("the last one", || (models(&server) == ["model-50"]).then_some(()));
+    until("the last one", || (models(&server) == ["claude-50"]).then_some(()));
     assert!(ended(&server).iter().all(|line| line["event"] == "reloaded"), "{:?}", ended(&server));
     if environment().full_proc {
         server.settles_to(&baseline);
