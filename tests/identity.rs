@@ -915,7 +915,7 @@ fn t275_an_operator_has_the_settings_read_again_and_is_told_what_that_did() {
 
     // What is taken is in force when the answer comes: each of these is tried.
     let raw = [("authorization", format!("Bearer {}", token("one")))];
-    assert_eq!(says(&client, &raw, "hello"), "double: hello");
+    assert_eq!(says(&client, &raw, "hello"), "[embedded] double: hello");
     assert_eq!(get(&client, "/metrics", &[]).status, 404);
     is(
         "identity.require_key = true\nserver.metrics = true\nbudget.tokens_per_day = 7\nlevel.maximum = 'developer'\n",
@@ -938,7 +938,7 @@ fn t275_an_operator_has_the_settings_read_again_and_is_told_what_that_did() {
         "mcp.remote"
     ]);
     assert_eq!(reload(&admin).json(), told(taken, json!([])));
-    assert_eq!(says(&client, &[bearer(&acme), beside("one")], "hello"), "double: hello");
+    assert_eq!(says(&client, &[bearer(&acme), beside("one")], "hello"), "[embedded] double: hello");
     let usage = get(&client, "/v1/usage", &[bearer(&acme)]).json();
     assert_eq!(usage["left"]["tokens_per_day"], Value::Null, "{usage}");
     assert!(usage["data"][0]["cost_usd"].is_number(), "there are prices: {usage}");

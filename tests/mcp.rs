@@ -7,6 +7,7 @@ use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
+use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use support::{Options, Response, Server, ask, bearer, tree};
 

@@ -88,7 +88,7 @@ fn t270_a_signal_takes_what_it_may_and_names_what_waits_for_a_start() {
         let answers: Vec<Response> = (0..3).map(|_| asks(&server, "b", "hello")).collect();
         let statuses: Vec<u16> = answers.iter().map(|answer| answer.status).collect();
         assert_eq!(statuses, [200, 200, 429], "{answers:?}");
-        assert_eq!(answers[2].error(), "rate_limited");
+        assert_eq!(answers[2].json()["error"]["details"]["error_code"], "rate_limited");
         // What is the same is no change, and a rate goes on as it was counted.
         let line = reload(&server);
         assert_eq!((&line["taken"], &line["restart_needed_for"]), (&json!([]), &json!(["runs.max"])));

@@ -100,6 +100,7 @@ fn every_message() -> Vec<Message> {
         Message::Layers(Layers { tier: Tier::Kernel, landlock_abi: 7, cgroup: 1, rows: Rows::new(layers) }),
         Message::Drain(Empty {}),
         Message::Drained(Empty {}),
+        Message::Reload(Reload { asks: 7 }),
     ]
 }
 
