@@ -6,6 +6,7 @@ mod support;
 
 use std::process::Stdio;
 
+use nix::sys::signal::Signal;
 use serde_json::Value;
 use support::{Options, Server, ask, bearer, environment, real_cli, until};
 
@@ -212,4 +213,29 @@ fn t76_a_tenant_can_shut_out_neither_itself_nor_the_measuring_of_its_disk() {
     assert_ne!(response.status, 200, "{response:?}");
     assert!(server.log().contains("\"reason\":\"disk\""), "{}", server.log());
     assert_eq!(server.says("alice", "RUN: rm -f 1 2 3; echo mine-again"), "[embedded] RUN ok:\nmine-again");
+}
+
+#[test]
+fn t77_a_reload_finds_the_operators_files_on_every_host() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let config = folder.path().join("gaoler.toml");
+    let lists = |id: &str| {
+        std::fs::write(&config, format!("models.list = [{{ id = '{id}' }}]\n")).expect("written");
+    };
+    lists("claude-before");
+    let server = Server::start(Options { config: Some(config.clone()), ..Options::with_double() });
+    let listed = |id: &str| {
+        let page = server.client().request("GET", "/v1/models", &[bearer("a")], b"");
+        String::from_utf8_lossy(&page.body).contains(id)
+    };
+    assert!(listed("claude-before") && !listed("claude-after"));
+    lists("claude-after");
+    server.signal(Signal::SIGHUP);
+    until("the new list", || listed("claude-after").then_some(()));
+    assert!(!listed("claude-before"));
+    // Whoever was asked to read it is gone, and the server answers.
+    lists("not a model");
+    server.signal(Signal::SIGHUP);
+    until("a refusal", || server.log().contains("is not a full id").then_some(()));
+    assert!(listed("claude-after") && server.says("a", "hello").contains("hello"));
 }
