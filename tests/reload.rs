@@ -131,6 +131,11 @@ fn t271_settings_that_cannot_be_honoured_change_nothing_and_say_where() {
         assert_eq!(models(&server), ["claude-one"], "{text}");
     }
     fs::remove_file(&config.0).expect("removed");
+    // What never ends is ended: nobody writes to this one.
+    nix::unistd::mkfifo(&config.0, nix::sys::stat::Mode::S_IRUSR).expect("a fifo");
+    let line = reload(&server);
+    assert!(line["error"].as_str().is_some_and(|why| why.contains("in time")), "{line}");
+    fs::remove_file(&config.0).expect("removed");
     assert_eq!(reload(&server)["event"], "reload_failed");
     // It serves on, and a file that is right is taken.
     assert!(server.says("a", "hello").contains("hello"));

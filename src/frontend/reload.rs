@@ -70,9 +70,16 @@ pub type Begun = (u64, Option<OwnedFd>);
 
 /// Those who have asked for a reload, and those that have begun.
 pub struct Reloads {
-    asked: Mutex<(u64, Vec<(u64, oneshot::Sender<Outcome>)>)>,
+    asked: Mutex<Asked>,
     wishes: mpsc::Sender<u64>,
     begun: mpsc::Sender<Begun>,
+}
+
+#[derive(Default)]
+struct Asked {
+    count: u64,
+    /// Whoever waits, with the count that theirs was.
+    waiting: Vec<(u64, oneshot::Sender<Outcome>)>,
 }
 
 /// The other ends.
@@ -91,7 +98,7 @@ impl Reloads {
         (Reloads { asked: Mutex::default(), wishes, begun }, Ends { wishes: wished, begun: read })
     }
 
-    fn asked(&self) -> MutexGuard<'_, (u64, Vec<(u64, oneshot::Sender<Outcome>)>)> {
+    fn asked(&self) -> MutexGuard<'_, Asked> {
         // What is done under the lock cannot stop half way.
         self.asked.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -106,9 +113,9 @@ impl Reloads {
         let (told, heard) = oneshot::channel();
         let number = {
             let mut asked = self.asked();
-            asked.0 += 1;
-            let number = asked.0;
-            asked.1.push((number, told));
+            asked.count += 1;
+            let number = asked.count;
+            asked.waiting.push((number, told));
             number
         };
         self.wishes.send(number).await.map_err(|_| unavailable())?;
@@ -130,13 +137,9 @@ impl Reloads {
         self.begun.try_send((asks, told)).map_err(|error| io::Error::other(error.to_string()))
     }
 
+    /// Tells everybody who had asked before it began.
     fn answer(&self, asks: u64, outcome: &Outcome) {
-        let mut asked = self.asked();
-        let (answered, waiting) = std::mem::take(&mut asked.1).into_iter().partition(|(at, _)| *at <= asks);
-        asked.1 = waiting;
-        drop(asked);
-        let answered: Vec<(u64, oneshot::Sender<Outcome>)> = answered;
-        for (_, told) in answered {
+        for (_, told) in self.asked().waiting.extract_if(.., |(number, _)| *number <= asks) {
             let _ = told.send(outcome.clone());
         }
     }
