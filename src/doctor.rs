@@ -135,12 +135,17 @@ pub fn fix(row: &LayerRow, layers: &Layers) -> Option<String> {
     let errno = Errno::from_raw(row.errno.into());
     let refused = matches!(errno, Errno::EPERM | Errno::EACCES);
     // Root that may change its uid but not its namespaces sits in a container without CAP_SYS_ADMIN.
-    let rights = if state(Uid, layers) == LayerState::Enforced { IN_CONTAINER } else { AS_ROOT };
+    let has_uids = state(Uid, layers) == LayerState::Enforced;
+    let rights = if has_uids { IN_CONTAINER } else { AS_ROOT };
     let kernel =
         |version: &str, option: &str| format!("use Linux {version} or newer, built with {option}; {PROFILE}");
     let text = match (row.name, errno) {
         (_, Errno::ETIMEDOUT) => "the attempt took longer than 2 s: run doctor again when the machine is idle".into(),
         (CgroupMemory | CgroupTasks | CgroupCpu, errno) => cgroup_fix(errno),
+        // Both take somebody else to be tried; and what is mapped for one uid alone is no map.
+        (Hidepid, _) if row.errno == 0 && !has_uids => return uid_fix(layers),
+        (PeerCredentials, _) if !has_uids => return uid_fix(layers),
+        (IdMappedMounts, Errno::EINVAL) if !has_uids => AS_ROOT.into(),
         (_, _) if row.errno == 0 => SANDBOXED_KERNEL.into(),
         (UserNamespace, Errno::ENOSPC | Errno::EUSERS) => "sysctl -w user.max_user_namespaces=15000".into(),
         (UserNamespace, _) if refused && row.state == LayerState::Absent => {
@@ -156,9 +161,10 @@ pub fn fix(row: &LayerRow, layers: &Layers) -> Option<String> {
             kernel("5.10", namespace(name).unwrap_or_default().1)
         }
         (Uid, Errno::EINVAL) => {
-            "an ordinary user has one uid: have the host lend it more (apt-get install uidmap, and for USER \
-             in /etc/subuid and /etc/subgid a line USER:100000:65536), or start gaoler as root (sudo gaoler doctor, or a \
-             systemd unit without User=), outside of a rootless container"
+            "an ordinary user has one uid: have the host lend it more (apt-get install uidmap; usermod --add-subuids \
+             100000-165535 --add-subgids 100000-165535 USER, or another range that no line of /etc/subuid and /etc/subgid \
+             has), or start gaoler as root (sudo gaoler doctor, or a systemd unit without User=), outside of a rootless \
+             container"
                 .into()
         }
         (IdMappedMounts, Errno::EINVAL) => {
@@ -189,6 +195,11 @@ pub fn fix(row: &LayerRow, layers: &Layers) -> Option<String> {
         (name, errno) => format!("{name} failed with {errno:?}, which gaoler has not met before: please report it"),
     };
     Some(text)
+}
+
+/// What gives a run a uid of its own, for whatever cannot be tried without one.
+fn uid_fix(layers: &Layers) -> Option<String> {
+    layers.rows.iter().find(|row| row.name == LayerName::Uid).and_then(|uid| fix(&uid, layers))
 }
 
 /// The sysctl's word and the kernel's option of a namespace.
@@ -336,6 +347,33 @@ mod tests {
         check(&[(Rlimits, Absent, Errno::from_raw(0))], 7, "gVisor");
         check(&[(Keyring, Absent, Errno::EDQUOT)], 7, "maxkeys");
         check(&[(Uid, Absent, Errno::ETIMEDOUT)], 7, "idle");
+        check(&[(PeerCredentials, Absent, Errno::EPERM)], 7, "gVisor");
+        check(&[(Hidepid, Absent, Errno::from_raw(0))], 7, "gVisor");
+    }
+
+    #[test]
+    fn what_takes_a_second_uid_is_mended_by_a_loan_of_ids() {
+        use LayerName::*;
+        // As an ordinary user's host looks without newuidmap, or without a line in /etc/subuid.
+        let one = |name, errno| (name, LayerState::Absent, errno);
+        let loan = host(
+            Tier::Namespaces,
+            7,
+            &[
+                one(Uid, Errno::EINVAL),
+                one(Hidepid, Errno::from_raw(0)),
+                one(PeerCredentials, Errno::EPERM),
+                one(IdMappedMounts, Errno::EINVAL),
+            ],
+        );
+        let uid = fix_of(Uid, &loan).unwrap();
+        assert!(uid.contains("uidmap") && uid.contains("usermod --add-subuids"), "{uid}");
+        assert_eq!(fix_of(Hidepid, &loan), Some(uid.clone()));
+        assert_eq!(fix_of(PeerCredentials, &loan), Some(uid));
+        // A loan does not help there, and neither does another file system.
+        assert_eq!(fix_of(IdMappedMounts, &loan).as_deref(), Some(AS_ROOT));
+        let table = render_table(&loan, false);
+        assert!(!table.contains("gVisor") && table.matches("--add-subuids").count() == 1, "{table}");
     }
 
     #[test]

@@ -3,17 +3,21 @@
 
 #[path = "support/collector.rs"]
 mod collector;
+#[path = "support/names.rs"]
+mod names;
 mod support;
 
 use std::collections::BTreeSet;
 use std::net::TcpListener;
 use std::time::{Duration, Instant};
 
-use collector::{Answer, Collector, attribute};
+use collector::{Answer, Authority, Collector, attribute};
+use names::Names;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use opentelemetry_proto::tonic::trace::v1::Span;
 use opentelemetry_proto::tonic::trace::v1::span::SpanKind;
+use serde_json::{Value, json};
 use support::traces::{Process, Role, processes};
 use support::{Options, Response, Server, ask, bearer, environment, token, until};
 
@@ -284,4 +288,157 @@ fn t206_without_a_collector_there_is_no_exporter_and_no_trace() {
     assert!(exporter(&server).is_none());
     assert!(!server.log().contains("\"trace\""), "{}", server.log());
     assert_eq!(settled(&server), [0, 0]);
+}
+
+#[test]
+fn t207_a_collector_under_tls_is_believed_by_the_operators_authority_alone() {
+    let (own, other) = (Authority::new(), Authority::new());
+    let ca = own.file();
+    let trusting = |collector: &Collector| {
+        let options = options(&collector.url).with("GAOLER_TELEMETRY__OTLP_CA", ca.path().display());
+        Server::start(options)
+    };
+    // By the operator's authority, and under the name that it vouches for.
+    let collector = Collector::secure("localhost", &own);
+    let server = trusting(&collector);
+    assert_eq!(server.says("a", "hello"), "[embedded] hello");
+    spans(&collector, NAMES.len());
+    until("its counts", || (settled(&server) == [NAMES.len() as u64, 0]).then_some(()));
+    drop(server);
+    // By another authority, by the own one for another name, and where the built-in roots are to be believed.
+    let mut elsewhere = Collector::secure("other", &own);
+    elsewhere.url = elsewhere.url.replace("other", "127.0.0.1");
+    let strangers = [
+        (Collector::secure("localhost", &other), true),
+        (elsewhere, true),
+        (Collector::secure("localhost", &own), false),
+    ];
+    let servers = strangers.map(|(collector, trusts)| {
+        let server = if trusts { trusting(&collector) } else { Server::start(options(&collector.url)) };
+        let begun = Instant::now();
+        assert_eq!(server.says("a", PROMPT), format!("[embedded] {PROMPT}"));
+        assert!(begun.elapsed() < Duration::from_secs(30), "{:?}", begun.elapsed());
+        (collector, server)
+    });
+    for (collector, mut server) in servers {
+        until("the count of what was given up", || {
+            (settled(&server) == [0, NAMES.len() as u64]).then_some(())
+        });
+        assert!(collector.connections() > 1, "it was tried, and again");
+        assert!(collector.taken().is_empty());
+        let log = server.log();
+        let said = log.lines().find(|line| line.contains("export_failed")).expect("a line of it");
+        assert!(said.contains("invalid peer certificate"), "{said}");
+        assert!(server.stop().success());
+    }
+}
+
+#[test]
+fn t208_a_collector_by_name_is_looked_up_with_the_hosts_servers_and_no_other_name_is() {
+    let names = Names::new("127.0.0.81");
+    let authority = Authority::new();
+    let collector = Collector::secure("collector.example", &authority);
+    let (ca, resolv_conf) = (authority.file(), names.resolv_conf());
+    let mut options = options(&collector.url).with("GAOLER_TELEMETRY__OTLP_CA", ca.path().display());
+    // A host with another resolv.conf; everything else of it is this one.
+    let there = "mount --bind \"$0\" /etc/resolv.conf && exec \"$@\"";
+    let file = resolv_conf.path().display().to_string();
+    options.under = ["unshare", "--mount", "sh", "-c", there, &file].map(ToOwned::to_owned).to_vec();
+    let server = Server::start(options);
+    assert_eq!(server.says("a", "hello"), "[embedded] hello");
+    spans(&collector, NAMES.len());
+    until("its counts", || (settled(&server) == [NAMES.len() as u64, 0]).then_some(()));
+    assert!(
+        collector.taken()[0].head.contains("\r\nhost: collector.example:"),
+        "{}",
+        collector.taken()[0].head
+    );
+    let asked = names.asked();
+    assert!(!asked.is_empty() && asked.iter().all(|name| name == "collector.example."), "{asked:?}");
+    // What comes later asks nobody.
+    assert_eq!(server.says("a", "hello"), "[embedded] hello");
+    spans(&collector, 2 * NAMES.len());
+    assert_eq!(names.asked(), asked);
+    drop(server);
+    // `localhost` is this machine, whoever answers for names.
+    let collector = Collector::named("localhost");
+    let server = Server::start(self::options(&collector.url));
+    assert_eq!(server.says("a", "hello"), "[embedded] hello");
+    spans(&collector, NAMES.len());
+    assert_eq!(names.asked(), asked);
+}
+
+#[test]
+fn t209_a_run_that_its_clients_tools_continue_is_a_trace_for_each_request_and_they_are_linked() {
+    let collector = Collector::new();
+    let server = Server::start(options(&collector.url));
+    let tools = json!([{
+        "name": "get_weather", "description": "The weather of a city",
+        "input_schema": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+    }]);
+    let asks = |body: &Value, headers: &[(&'static str, String)]| {
+        let all = [&[bearer("a")], headers].concat();
+        let response = server.client().request("POST", "/v1/messages", &all, body.to_string().as_bytes());
+        assert_eq!(response.status, 200, "{response:?}");
+        response
+    };
+    let mut body = ask("CALLS: mcp__client__get_weather {\"city\": \"Oslo\"}");
+    body["tools"] = tools;
+    let first = asks(&body, &[]);
+    let message = first.json();
+    assert_eq!(message["stop_reason"], "tool_use", "{message}");
+    let call =
+        message["content"].as_array().expect("content").iter().find(|block| block["type"] == "tool_use");
+    let result =
+        json!({"type": "tool_result", "tool_use_id": call.expect("a call")["id"], "content": "snow in Oslo"});
+    let messages = body["messages"].as_array_mut().expect("messages");
+    messages.push(json!({"role": "assistant", "content": message["content"]}));
+    messages.push(json!({"role": "user", "content": [result]}));
+    // The second request is of another trace of the client's.
+    let trace = "0af7651916cd43dd8448eb211c80319c";
+    let parent = format!("00-{trace}-b7ad6b7169203332-01");
+    let second = asks(&body, &[("traceparent", parent)]);
+    assert_eq!(second.json()["stop_reason"], "end_turn");
+    assert!(second.text().contains("snow in Oslo"), "{second:?}");
+
+    let all = spans(&collector, 8);
+    let (later, earlier): (Vec<Span>, Vec<Span>) =
+        all.into_iter().partition(|span| hex(&span.trace_id) == trace);
+    let names = |spans: &[Span]| spans.iter().map(|span| span.name.clone()).collect::<BTreeSet<_>>();
+    let set = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<BTreeSet<_>>();
+    // What launched the run is in the first one's trace, what ended it in the last one's.
+    assert_eq!((earlier.len(), names(&earlier)), (4, set(&[NAMES[0], "queue", "launch", "cli"])));
+    assert_eq!((later.len(), names(&later)), (4, set(&[NAMES[0], "cli", "upstream", "teardown"])));
+    let (asked, went_on) = (named(&earlier, NAMES[0]), named(&later, NAMES[0]));
+    assert!(earlier.iter().all(|span| span.trace_id == asked.trace_id));
+    assert_eq!(hex(&went_on.parent_span_id), "b7ad6b7169203332");
+    // The one leads to the other.
+    let links: Vec<_> = went_on.links.iter().map(|link| (&link.trace_id, &link.span_id)).collect();
+    assert_eq!(links, [(&asked.trace_id, &asked.span_id)]);
+    let others = earlier.iter().chain(&later).filter(|span| span.span_id != went_on.span_id);
+    assert!(others.into_iter().all(|span| span.links.is_empty()));
+    // No span begins before the one that it is a part of.
+    for (spans, request) in [(&earlier, asked), (&later, went_on)] {
+        for span in spans.iter().filter(|span| span.span_id != request.span_id) {
+            let parent =
+                spans.iter().find(|parent| parent.span_id == span.parent_span_id).expect("its parent");
+            assert!(parent.start_time_unix_nano <= span.start_time_unix_nano, "{span:#?}");
+        }
+    }
+    // One run, by the name that it has everywhere, and what each client was told.
+    let said = |span: &Span, name: &str| attribute(&span.attributes, name);
+    let run = first.header("x-gaoler-run").map(ToOwned::to_owned);
+    let continued_as = second.header("x-gaoler-run").map(ToOwned::to_owned);
+    assert!(run.is_some() && continued_as.is_some() && run != continued_as, "{run:?} {continued_as:?}");
+    for span in earlier.iter().chain(&later) {
+        assert_eq!(said(span, "gaoler.run"), run, "{span:#?}");
+        assert_eq!(said(span, "gaoler.tier").as_deref(), Some(environment().tier));
+    }
+    assert!(earlier.iter().all(|span| said(span, "gaoler.continued_as").is_none()));
+    assert!(later.iter().all(|span| said(span, "gaoler.continued_as") == continued_as));
+    // Egress tells of the whole run, once.
+    assert_eq!(said(named(&later, "upstream"), "gaoler.upstream.requests").as_deref(), Some("2"));
+    let log = server.log();
+    let line = log.lines().find(|line| line.contains("\"event\":\"run\"")).expect("the run's line");
+    assert!(line.contains(&format!("\"trace\":\"{trace}\"")), "{line}");
 }

@@ -30,6 +30,8 @@ const REQUEST_TIME: Duration = Duration::from_secs(10);
 const IDLE_TIME: Duration = Duration::from_secs(60);
 /// Bytes of an answer that are read.
 const ANSWER_BYTES_MAX: usize = 64 * 1024;
+/// Of an error, what is logged: a certificate's names are the collector's own choice.
+const CAUSE_CHARS_MAX: usize = 200;
 
 /// Where the collector is.
 pub struct Target {
@@ -86,12 +88,14 @@ impl Service<Name> for Found {
 }
 
 /// What the collector says of a batch.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Said {
     /// Taken, but for so many spans.
     Taken(u64),
     /// Not now; no sooner than this, where it says when.
     Later(Option<Duration>),
+    /// Nothing, for this reason: it is not there, is not believed, or is too slow.
+    Away(String),
     /// Never: with this status.
     Never(u16),
 }
@@ -138,22 +142,22 @@ impl Collector {
     /// Sends one batch, once.
     pub async fn send(&self, body: Bytes) -> Said {
         match tokio::time::timeout(REQUEST_TIME, self.exchange(body)).await {
-            Ok(Some(said)) => said,
-            // Not there, too slow, or gone in between.
-            Ok(None) | Err(_) => Said::Later(None),
+            Ok(Ok(said)) => said,
+            Ok(Err(error)) => Said::Away(cause(&error)),
+            Err(_) => Said::Away("the collector does not answer in time".into()),
         }
     }
 
-    async fn exchange(&self, body: Bytes) -> Option<Said> {
+    async fn exchange(&self, body: Bytes) -> std::result::Result<Said, hyper_util::client::legacy::Error> {
         let mut request = Request::new(Full::new(body));
         *request.method_mut() = Method::POST;
         *request.uri_mut() = self.uri.clone();
         *request.headers_mut() = self.headers.clone();
-        let response = self.client.request(request).await.ok()?;
+        let response = self.client.request(request).await?;
         let status = response.status().as_u16();
         let after =
             response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.trim().parse().ok());
-        Some(match status {
+        Ok(match status {
             200..=299 => {
                 let body = Limited::new(response.into_body(), ANSWER_BYTES_MAX).collect().await;
                 Said::Taken(body.map_or(0, |body| rejected(&body.to_bytes())))
@@ -162,6 +166,15 @@ impl Collector {
             status => Said::Never(status),
         })
     }
+}
+
+/// What is at the bottom of an error: `Connection refused`, or what is wrong with a certificate. No header is in it.
+fn cause(error: &dyn std::error::Error) -> String {
+    let mut last = error;
+    while let Some(below) = last.source() {
+        last = below;
+    }
+    last.to_string().chars().take(CAUSE_CHARS_MAX).collect()
 }
 
 /// How many spans of a batch were not taken. A collector that answers in another form has taken all.

@@ -6,7 +6,7 @@ use gaoler_exporter_wire::{Side, Span, Value, Word};
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
 use opentelemetry_proto::tonic::common::v1::{AnyValue, InstrumentationScope, KeyValue, any_value};
 use opentelemetry_proto::tonic::resource::v1::Resource;
-use opentelemetry_proto::tonic::trace::v1::span::{Event, SpanKind};
+use opentelemetry_proto::tonic::trace::v1::span::{Event, Link, SpanKind};
 use opentelemetry_proto::tonic::trace::v1::status::StatusCode;
 use opentelemetry_proto::tonic::trace::v1::{ResourceSpans, ScopeSpans, Span as OtlpSpan, Status};
 use prost::Message as _;
@@ -60,6 +60,11 @@ fn span(span: Span) -> OtlpSpan {
     };
     let event =
         |(name, at): (Word, u64)| Event { name: name.into_owned(), time_unix_nano: at, ..Event::default() };
+    let link = |(trace, id): ([u8; 16], [u8; 8])| Link {
+        trace_id: trace.to_vec(),
+        span_id: id.to_vec(),
+        ..Link::default()
+    };
     let status = span.failed.then(|| Status { message: String::new(), code: StatusCode::Error.into() });
     OtlpSpan {
         trace_id: span.trace.to_vec(),
@@ -73,6 +78,7 @@ fn span(span: Span) -> OtlpSpan {
         end_time_unix_nano: span.end,
         attributes: span.attributes.into_iter().map(|(key, value)| attribute(key, value)).collect(),
         events: span.events.into_iter().map(event).collect(),
+        links: span.links.into_iter().map(link).collect(),
         status,
         ..OtlpSpan::default()
     }

@@ -43,21 +43,22 @@ pub async fn send(collector: &Collector, named: bool, mut queue: Queue) -> Resul
         let said = deliver(collector, identity.request(batch)).await;
         let (exported, dropped) = match said {
             Said::Taken(rejected) => (count.saturating_sub(rejected), rejected.min(count)),
-            Said::Later(_) | Said::Never(_) => (0, count),
+            Said::Later(_) | Said::Away(_) | Said::Never(_) => (0, count),
         };
         queue.settle(exported, dropped);
         let is_well = matches!(said, Said::Taken(_));
         // Once for each change: a collector that is away for a day is not a line a second.
-        match said {
-            Said::Never(status) if well => log("export_failed", &[("status", status.into())]),
+        match &said {
+            Said::Never(status) if well => log("export_failed", &[("status", (*status).into())]),
             Said::Later(_) if well => {
-                log("export_failed", &[("status", "the collector does not answer".into())])
+                log("export_failed", &[("status", "the collector asks for time".into())])
             }
+            Said::Away(why) if well => log("export_failed", &[("status", why.as_str().into())]),
             Said::Taken(_) if !well => log("export_works", &[]),
             _ => {}
         }
         well = is_well;
-        if !matches!(said, Said::Later(_)) {
+        if !matches!(said, Said::Later(_) | Said::Away(_)) {
             reached = Instant::now();
         }
         if named && reached.elapsed() > UNREACHED_MAX {
@@ -75,9 +76,13 @@ async fn deliver(collector: &Collector, body: Bytes) -> Said {
     let mut pause = PAUSE_FIRST;
     loop {
         let Ok(said) = timeout_at(until, collector.send(body.clone())).await else {
-            return Said::Later(None);
+            return Said::Away("the collector does not answer in time".into());
         };
-        let Said::Later(after) = said else { return said };
+        let after = match said {
+            Said::Later(after) => after,
+            Said::Away(_) => None,
+            Said::Taken(_) | Said::Never(_) => return said,
+        };
         // Up to a half more, so that many servers do not come back together.
         let wait = after.unwrap_or(Duration::ZERO).max(pause.mul_f64(1.0 + rand::random::<f64>() / 2.0));
         if Instant::now() + wait >= until {

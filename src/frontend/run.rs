@@ -317,6 +317,7 @@ impl Exchange {
     /// Hands over what the client says of these calls, and goes on.
     pub fn go_on(&mut self, calls: &[String], prompt: &[Block], trace: Trace) {
         trace.runs(&self.spawned);
+        trace.follows(&self.trace);
         self.trace = trace;
         self.talk.meter.meter.touch();
         for line in self.talk.client.results(calls, prompt) {

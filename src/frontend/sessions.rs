@@ -162,21 +162,31 @@ pub fn title(fields: &Map<String, Value>) -> Result<Option<String>, ApiError> {
     }
 }
 
+/// One question, and its answer in one form.
+macro_rules! asks {
+    ($frontend:ident, $headers:ident, $request:ident, $status:expr, $kind:expr, $form:ty, $what:block) => {{
+        let result = async {
+            let asker = files::asker(&$frontend, &$headers).await?;
+            let what: What = $what;
+            form::<$form>(files::ask(&$frontend, &$headers, asker, $kind, what, None).await?)
+        };
+        answer($status, result.await, &$request)
+    }};
+}
+pub(super) use asks;
+
 async fn list(
     State(frontend): State<App>,
     Extension(request): Extension<RequestId>,
     headers: HeaderMap,
     RawQuery(query): RawQuery,
 ) -> Response {
-    let result = async {
-        let asker = files::asker(&frontend, &headers).await?;
+    asks!(frontend, headers, request, StatusCode::OK, Kind::Sessions, Page<Session>, {
         let query = query.unwrap_or_default();
         let limit = number(&query, "limit", PAGE_MAX.into(), PAGE.into())? as u32;
         let after = word(&query, "after_id").map(|id| session(&id)).transpose()?;
-        let what = What::Sessions { limit, after };
-        form::<Page<Session>>(files::ask(&frontend, &headers, asker, Kind::Sessions, what, None).await?)
-    };
-    answer(StatusCode::OK, result.await, &request)
+        What::Sessions { limit, after }
+    })
 }
 
 async fn one(
@@ -185,12 +195,9 @@ async fn one(
     headers: HeaderMap,
     uri: Uri,
 ) -> Response {
-    let result = async {
-        let asker = files::asker(&frontend, &headers).await?;
-        let what = What::Session { id: session(part(&uri, 3))? };
-        form::<Session>(files::ask(&frontend, &headers, asker, Kind::Sessions, what, None).await?)
-    };
-    answer(StatusCode::OK, result.await, &request)
+    asks!(frontend, headers, request, StatusCode::OK, Kind::Sessions, Session, {
+        What::Session { id: session(part(&uri, 3))? }
+    })
 }
 
 async fn rename(
@@ -200,15 +207,12 @@ async fn rename(
     uri: Uri,
     body: Body,
 ) -> Response {
-    let result = async {
-        let asker = files::asker(&frontend, &headers).await?;
+    asks!(frontend, headers, request, StatusCode::OK, Kind::Sessions, Session, {
         let id = session(part(&uri, 3))?;
         let title = title(&fields(&frontend, body).await?)?;
         let title = title.ok_or_else(|| ApiError::invalid("title: field required."))?;
-        let what = What::NameSession { id, title };
-        form::<Session>(files::ask(&frontend, &headers, asker, Kind::Sessions, what, None).await?)
-    };
-    answer(StatusCode::OK, result.await, &request)
+        What::NameSession { id, title }
+    })
 }
 
 async fn remove(
@@ -217,12 +221,9 @@ async fn remove(
     headers: HeaderMap,
     uri: Uri,
 ) -> Response {
-    let result = async {
-        let asker = files::asker(&frontend, &headers).await?;
-        let what = What::DropSession { id: session(part(&uri, 3))? };
-        form::<Deleted>(files::ask(&frontend, &headers, asker, Kind::Sessions, what, None).await?)
-    };
-    answer(StatusCode::OK, result.await, &request)
+    asks!(frontend, headers, request, StatusCode::OK, Kind::Sessions, Deleted, {
+        What::DropSession { id: session(part(&uri, 3))? }
+    })
 }
 
 async fn fork(
@@ -232,15 +233,12 @@ async fn fork(
     uri: Uri,
     body: Body,
 ) -> Response {
-    let result = async {
-        let asker = files::asker(&frontend, &headers).await?;
+    asks!(frontend, headers, request, StatusCode::CREATED, Kind::Sessions, Session, {
         let id = session(part(&uri, 3))?;
         let title = title(&fields(&frontend, body).await?)?;
         let new = uuid::Builder::from_random_bytes(rand::random()).into_uuid().to_string();
-        let what = What::ForkSession { id, new, title };
-        form::<Session>(files::ask(&frontend, &headers, asker, Kind::Sessions, what, None).await?)
-    };
-    answer(StatusCode::CREATED, result.await, &request)
+        What::ForkSession { id, new, title }
+    })
 }
 
 async fn transcript(
@@ -250,13 +248,10 @@ async fn transcript(
     uri: Uri,
     RawQuery(query): RawQuery,
 ) -> Response {
-    let result = async {
-        let asker = files::asker(&frontend, &headers).await?;
+    asks!(frontend, headers, request, StatusCode::OK, Kind::Sessions, Transcript, {
         let query = query.unwrap_or_default();
         let limit = number(&query, "limit", PAGE_MAX.into(), PAGE_MAX.into())? as u32;
         let offset = number(&query, "offset", u64::from(u32::MAX), 0)?;
-        let what = What::Transcript { id: session(part(&uri, 3))?, limit, offset };
-        form::<Transcript>(files::ask(&frontend, &headers, asker, Kind::Sessions, what, None).await?)
-    };
-    answer(StatusCode::OK, result.await, &request)
+        What::Transcript { id: session(part(&uri, 3))?, limit, offset }
+    })
 }

@@ -252,6 +252,8 @@ struct Known {
     of_all: Vec<(Word, Value)>,
     /// Spans that have ended and were not handed over.
     ended: Vec<Told>,
+    /// The request before this one, where it goes on with that one's run.
+    follows: Option<([u8; 16], [u8; 8])>,
     /// What its run failed of: a status and a code.
     error: Option<(u16, &'static str)>,
 }
@@ -284,6 +286,9 @@ impl Inner {
         for span in &mut spans {
             let room = ATTRIBUTES_MAX.saturating_sub(span.attributes.len());
             span.attributes.extend(known.of_all.iter().take(room).cloned());
+            if span.id == self.root {
+                span.links.extend(known.follows);
+            }
         }
         drop(known);
         if !spans.is_empty() {
@@ -315,6 +320,12 @@ impl Trace {
         }
     }
 
+    /// What is known of this.
+    fn known(&self, key: &'static str) -> Option<Value> {
+        let known = self.0.as_ref()?.known();
+        known.of_all.iter().find(|(name, _)| *name == key).map(|(_, value)| value.clone())
+    }
+
     /// It has a run, for this tenant.
     pub fn asks(&self, spawn: &Spawn, tenant: &str, model: &str) {
         if self.0.is_some() {
@@ -326,9 +337,24 @@ impl Trace {
         }
     }
 
-    /// Its run goes by this name and runs there.
+    /// Its run goes by this name and runs there. A request that goes on with a run has a name of its own too.
     pub fn runs(&self, spawned: &Spawned) {
+        let run = Value::from(spawned.run.to_string());
+        match self.known("gaoler.run") {
+            Some(own) if own != run => self.know("gaoler.continued_as", own),
+            _ => {}
+        }
+        self.know("gaoler.run", run);
         self.know("gaoler.tier", spawned.tier.name());
+    }
+
+    /// It goes on with the run of that trace's request.
+    pub fn follows(&self, before: &Trace) {
+        let (Some(inner), Some(before)) = (&self.0, &before.0) else { return };
+        // What was not sent is not there to be led to.
+        if before.sampled {
+            inner.known().follows = Some((before.id, before.root));
+        }
     }
 
     /// A step of its run, until what is returned is dropped.
@@ -351,6 +377,7 @@ impl Trace {
             end: 0,
             attributes: Vec::new(),
             events: Vec::new(),
+            links: Vec::new(),
             failed: false,
         };
         Span(Some((Arc::clone(inner), Box::new(told))))
@@ -425,7 +452,8 @@ impl Span {
         span.set("gaoler.upstream.requests", u64::from(exit.requests));
         span.set("gaoler.upstream.denials", u64::from(exit.denials));
         if let Some((inner, told)) = &mut span.0 {
-            told.start = inner.at(since);
+            // Of a run that was launched for a request before this one, it is a part of what is served now.
+            told.start = inner.at(since).max(own.start);
             told.end = own.end;
         }
     }
@@ -460,9 +488,9 @@ impl Request {
     pub fn answered<B>(&mut self, response: &Response<B>) {
         let Some(span) = &mut self.span else { return };
         span.set("http.response.status_code", u64::from(response.status().as_u16()));
-        // A request that joined a run has not begun it.
+        // A request that joined a run has not begun it, and knows no other name.
         let run = response.headers().get(way::RUN_ID).and_then(|run| run.to_str().ok());
-        if let Some(run) = run {
+        if let Some(run) = run.filter(|_| self.trace.known("gaoler.run").is_none()) {
             self.trace.know("gaoler.run", run.to_owned());
         }
     }

@@ -21,7 +21,7 @@ use super::error::ApiError;
 use super::files::{self, Asker, Told};
 use super::http::{App, RequestId, failure};
 use super::repository::Repository;
-use super::sessions::{Deleted, Page, answer, fields, form, number, part, title, word};
+use super::sessions::{Deleted, Page, answer, asks, fields, form, number, part, title, word};
 
 /// The workspace that is always there.
 const DEFAULT: &str = "default";
@@ -192,18 +192,6 @@ fn fresh() -> String {
 fn path_of(uri: &Uri) -> String {
     let rest = uri.path().splitn(6, '/').nth(5).unwrap_or_default();
     rest.to_owned()
-}
-
-/// One question, and its answer in one form.
-macro_rules! asks {
-    ($frontend:ident, $headers:ident, $request:ident, $status:expr, $kind:expr, $form:ty, $what:block) => {{
-        let result = async {
-            let asker = files::asker(&$frontend, &$headers).await?;
-            let what: What = $what;
-            form::<$form>(files::ask(&$frontend, &$headers, asker, $kind, what, None).await?)
-        };
-        answer($status, result.await, &$request)
-    }};
 }
 
 async fn list(

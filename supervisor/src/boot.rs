@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use std::fs::{self, DirBuilder, File};
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
@@ -76,8 +76,8 @@ pub struct Host {
     pub folders: Option<OwnedFd>,
     /// The host's /proc.
     pub proc_fd: OwnedFd,
-    /// The folder and name that /etc/resolv.conf really is: read anew for each egress, for it changes.
-    resolver: Option<(OwnedFd, OsString)>,
+    /// Read anew for each egress, for it changes.
+    resolver: Option<Resolver>,
     /// The egress program.
     pub egress: Option<OwnedFd>,
     /// The program of runs over files.
@@ -105,10 +105,38 @@ impl Host {
     /// Those of open(2).
     pub fn resolver(&self) -> nix::Result<OwnedFd> {
         let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NOCTTY;
-        let real = self.resolver.as_ref().and_then(|(folder, name)| {
-            openat(folder, name.as_os_str(), flags | OFlag::O_NOFOLLOW, FileMode::empty()).ok()
+        let none = FileMode::empty();
+        let real = self.resolver.as_ref().and_then(|resolver| match resolver {
+            Resolver::Named(folder, name) => {
+                openat(folder, name.as_os_str(), flags | OFlag::O_NOFOLLOW, none).ok()
+            }
+            Resolver::Mounted(file) => {
+                openat(&self.proc_fd, format!("self/fd/{}", file.as_raw_fd()).as_str(), flags, none).ok()
+            }
         });
-        real.map_or_else(|| nix::fcntl::open("/etc/resolv.conf", flags, FileMode::empty()), Ok)
+        real.map_or_else(|| nix::fcntl::open("/etc/resolv.conf", flags, none), Ok)
+    }
+}
+
+/// What /etc/resolv.conf really is.
+enum Resolver {
+    /// A file of this name in this folder, which may be replaced.
+    Named(OwnedFd, OsString),
+    /// A mount of its own, as containers have it: it is written to and never replaced. Its name ends with the host's
+    /// root, for what is mounted below a root that is left goes apart, and another file comes to light there.
+    Mounted(OwnedFd),
+}
+
+impl Resolver {
+    /// This host's.
+    fn find() -> Option<Resolver> {
+        let path = fs::canonicalize("/etc/resolv.conf").ok()?;
+        let mounts = fs::read_to_string("/proc/self/mountinfo").ok()?;
+        if mounts.lines().filter_map(|line| line.split(' ').nth(4)).any(|point| Path::new(point) == path) {
+            let flags = OFlag::O_PATH | OFlag::O_CLOEXEC;
+            return nix::fcntl::open(&path, flags, FileMode::empty()).ok().map(Resolver::Mounted);
+        }
+        Some(Resolver::Named(folder(path.parent()?).ok()?, path.file_name()?.to_owned()))
     }
 }
 
@@ -175,9 +203,7 @@ pub fn run(mode: Mode, inside: bool) -> Result<u8, Fault> {
     uids.release(tried);
 
     let proc_fd = folder("/proc")?;
-    let resolver = fs::canonicalize("/etc/resolv.conf")
-        .ok()
-        .and_then(|path| Some((folder(path.parent()?).ok()?, path.file_name()?.to_owned())));
+    let resolver = Resolver::find();
     let cgroups = if plan.cgroup { Some(Cgroups::open(proc_fd.as_fd())?) } else { None };
     let egress_uids = Uids::open(&uids_file, settings.uids.egress).doing("open the state's uids")?;
     let cli = cli(&settings, mode)?;

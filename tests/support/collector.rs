@@ -3,7 +3,8 @@
 
 use std::collections::VecDeque;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpListener;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -13,6 +14,9 @@ use opentelemetry_proto::tonic::collector::trace::v1::{
 use opentelemetry_proto::tonic::common::v1::{KeyValue, any_value};
 use opentelemetry_proto::tonic::trace::v1::Span;
 use prost::Message;
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
+use rustls::{ServerConfig, ServerConnection, StreamOwned};
 
 /// How it answers one request.
 #[derive(Debug, Clone, Copy)]
@@ -36,25 +40,86 @@ pub struct Taken {
     pub status: u16,
 }
 
+/// An authority of a test's own.
+pub struct Authority(CertifiedIssuer<'static, KeyPair>);
+
+impl Authority {
+    /// A new one, which nobody trusts yet.
+    pub fn new() -> Authority {
+        let mut params = CertificateParams::new(Vec::new()).expect("parameters");
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let key = KeyPair::generate().expect("a key");
+        Authority(CertifiedIssuer::self_signed(params, key).expect("an authority"))
+    }
+
+    /// Its certificate, in a file.
+    pub fn file(&self) -> tempfile::NamedTempFile {
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        std::fs::write(file.path(), self.0.pem()).expect("written");
+        file
+    }
+
+    /// A server's side of TLS, under this name.
+    fn serves(&self, name: &str) -> Arc<ServerConfig> {
+        let key = KeyPair::generate().expect("a key");
+        let params = CertificateParams::new(vec![name.to_owned()]).expect("parameters");
+        let leaf = params.signed_by(&key, &self.0).expect("a certificate");
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let config = ServerConfig::builder_with_provider(provider);
+        let config = config.with_safe_default_protocol_versions().expect("versions").with_no_client_auth();
+        let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
+        Arc::new(config.with_single_cert(vec![leaf.der().clone()], key).expect("a server"))
+    }
+}
+
 /// A collector that listens until its test ends.
 pub struct Collector {
     /// Where.
     pub url: String,
-    taken: Arc<Mutex<Vec<Taken>>>,
-    answers: Arc<Mutex<VecDeque<Answer>>>,
+    told: Arc<Told>,
+}
+
+/// What it was told, and is to say.
+#[derive(Default)]
+struct Told {
+    taken: Mutex<Vec<Taken>>,
+    answers: Mutex<VecDeque<Answer>>,
+    connections: AtomicU32,
 }
 
 impl Collector {
     /// One that takes everything.
     pub fn new() -> Collector {
+        Collector::start("http", "127.0.0.1", None)
+    }
+
+    /// The same under a name, without TLS.
+    pub fn named(name: &str) -> Collector {
+        Collector::start("http", name, None)
+    }
+
+    /// The same under TLS, with a certificate of this authority for this name.
+    pub fn secure(name: &str, authority: &Authority) -> Collector {
+        Collector::start("https", name, Some(authority.serves(name)))
+    }
+
+    fn start(scheme: &str, name: &str, tls: Option<Arc<ServerConfig>>) -> Collector {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-        let url = format!("http://{}", listener.local_addr().expect("an address"));
-        let (taken, answers) = (Arc::default(), Arc::default());
-        let collector = Collector { url, taken: Arc::clone(&taken), answers: Arc::clone(&answers) };
+        let url = format!("{scheme}://{name}:{}", listener.local_addr().expect("an address").port());
+        let collector = Collector { url, told: Arc::default() };
+        let told = Arc::clone(&collector.told);
         std::thread::spawn(move || {
             for stream in listener.incoming().flatten() {
-                let (taken, answers) = (Arc::clone(&taken), Arc::clone(&answers));
-                std::thread::spawn(move || serve(stream, &taken, &answers));
+                stream.set_read_timeout(Some(Duration::from_secs(120))).expect("a bound");
+                told.connections.fetch_add(1, Ordering::Relaxed);
+                let (told, tls) = (Arc::clone(&told), tls.clone());
+                std::thread::spawn(move || match tls {
+                    Some(tls) => {
+                        let connection = ServerConnection::new(tls).expect("a connection");
+                        serve(StreamOwned::new(connection, stream), &told);
+                    }
+                    None => serve(stream, &told),
+                });
             }
         });
         collector
@@ -62,12 +127,17 @@ impl Collector {
 
     /// It answers the next requests like this, and those after them as it should.
     pub fn answers(&self, answers: impl IntoIterator<Item = Answer>) {
-        self.answers.lock().expect("answers").extend(answers);
+        self.told.answers.lock().expect("answers").extend(answers);
     }
 
     /// Everything that came.
     pub fn taken(&self) -> Vec<Taken> {
-        self.taken.lock().expect("what came").clone()
+        self.told.taken.lock().expect("what came").clone()
+    }
+
+    /// How often somebody has connected.
+    pub fn connections(&self) -> u32 {
+        self.told.connections.load(Ordering::Relaxed)
     }
 
     /// The spans that it has taken, in the order in which they came.
@@ -88,14 +158,12 @@ pub fn attribute(attributes: &[KeyValue], name: &str) -> Option<String> {
     }
 }
 
-fn serve(stream: TcpStream, taken: &Mutex<Vec<Taken>>, answers: &Mutex<VecDeque<Answer>>) {
-    stream.set_read_timeout(Some(Duration::from_secs(120))).expect("a bound");
-    let mut reader = BufReader::new(stream.try_clone().expect("a stream"));
-    let mut stream = stream;
+fn serve(stream: impl Read + Write, told: &Told) {
+    let mut stream = BufReader::new(stream);
     loop {
         let mut head = String::new();
         while !head.ends_with("\r\n\r\n") {
-            match reader.read_line(&mut head) {
+            match stream.read_line(&mut head) {
                 Ok(0) | Err(_) => return,
                 Ok(_) => {}
             }
@@ -103,9 +171,9 @@ fn serve(stream: TcpStream, taken: &Mutex<Vec<Taken>>, answers: &Mutex<VecDeque<
         let head = head.to_ascii_lowercase();
         let length = head.lines().find_map(|line| line.strip_prefix("content-length: ")?.trim().parse().ok());
         let mut body = vec![0; length.expect("a length")];
-        reader.read_exact(&mut body).expect("a body");
+        stream.read_exact(&mut body).expect("a body");
         let request = ExportTraceServiceRequest::decode(&body[..]).expect("a request of the protocol");
-        let answer = answers.lock().expect("answers").pop_front();
+        let answer = told.answers.lock().expect("answers").pop_front();
         let (status, after) = match answer {
             Some(Answer::Status(status, after)) => (status, after),
             Some(Answer::After(time)) => {
@@ -114,14 +182,16 @@ fn serve(stream: TcpStream, taken: &Mutex<Vec<Taken>>, answers: &Mutex<VecDeque<
             }
             None => (200, ""),
         };
-        taken.lock().expect("what came").push(Taken { head, body, request, status });
+        told.taken.lock().expect("what came").push(Taken { head, body, request, status });
         let mut answer = format!("HTTP/1.1 {status} x\r\ncontent-type: application/x-protobuf\r\n");
         if !after.is_empty() {
             answer += &format!("retry-after: {after}\r\n");
         }
         let said = ExportTraceServiceResponse::default().encode_to_vec();
         answer += &format!("content-length: {}\r\n\r\n", said.len());
-        if stream.write_all(answer.as_bytes()).and_then(|()| stream.write_all(&said)).is_err() {
+        let stream = stream.get_mut();
+        let sent = stream.write_all(answer.as_bytes()).and_then(|()| stream.write_all(&said));
+        if sent.and_then(|()| stream.flush()).is_err() {
             return;
         }
     }

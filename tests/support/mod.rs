@@ -84,7 +84,13 @@ pub fn double() -> PathBuf {
 
 /// The server's own program; the others lie beside it.
 pub fn gaoler() -> Command {
-    let mut command = Command::new(program("gaoler"));
+    gaoler_under(&[])
+}
+
+fn gaoler_under(words: &[String]) -> Command {
+    let mut words = words.iter().map(PathBuf::from).chain([program("gaoler")]);
+    let mut command = Command::new(words.next().expect("a program"));
+    command.args(words);
     // Of the environment only what a program needs: a variable of the suite is no setting of the server.
     command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
     command
@@ -101,6 +107,8 @@ pub struct Options {
     pub upstream: String,
     /// `--listen`
     pub listen: &'static str,
+    /// A program and its arguments that becomes what is named after them; empty = none.
+    pub under: Vec<String>,
     /// An existing state folder; `None` = a fresh one.
     pub state: Option<PathBuf>,
     /// More settings, as environment variables.
@@ -178,6 +186,7 @@ impl Default for Options {
             config: None,
             upstream: "embedded".into(),
             listen: "127.0.0.1:0",
+            under: Vec::new(),
             state: None,
             settings: Vec::new(),
             uids: Uids::fresh(),
@@ -201,6 +210,7 @@ impl Options {
             config: None,
             upstream: "embedded".into(),
             listen: "127.0.0.1:0",
+            under: Vec::new(),
             state: None,
             settings: Vec::new(),
             uids: Uids::fresh(),
@@ -209,7 +219,7 @@ impl Options {
 
     /// The command that starts it.
     pub fn command(&self, state: &Path) -> Command {
-        let mut command = gaoler();
+        let mut command = gaoler_under(&self.under);
         command.args(["serve", "--listen", self.listen, "--upstream", &self.upstream]);
         command.arg("--cli").arg(&self.cli).arg("--state").arg(state);
         command.args(self.config.iter().flat_map(|path| [OsStr::new("--config"), path.as_os_str()]));

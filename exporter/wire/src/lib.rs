@@ -63,6 +63,8 @@ pub struct Span {
     pub attributes: Vec<(Word, Value)>,
     /// What happened meanwhile, and when.
     pub events: Vec<(Word, u64)>,
+    /// Spans of other traces that it follows from: their trace, and they.
+    pub links: Vec<([u8; 16], [u8; 8])>,
     /// It failed.
     pub failed: bool,
 }
@@ -152,6 +154,7 @@ mod tests {
             end: u64::MAX,
             attributes: vec![("gaoler.run".into(), "00".into()), ("n".into(), Value::from(7))],
             events: vec![("first_output".into(), 1_700_000_000_000_000_001)],
+            links: vec![([4; 16], [5; 8])],
             failed: false,
         };
         let frame = Frame { before: 9, spans: vec![span] };

@@ -128,6 +128,21 @@ pub fn run_parameters() -> Vec<Value> {
             "description": "`ids` puts an id before each event of a stream; `GET /v1/runs/{id}/events` goes on after one.",
             "schema": {"type": "string"},
         }),
+        json!({
+            "name": "traceparent", "in": "header",
+            "description": "Your trace, as W3C Trace Context has it. Where the operator collects traces, this request and its run \
+                are a part of it, and its `sampled` flag decides whether they are sent. One that is not valid, or comes twice, \
+                is ignored, and a new trace begins. No answer has it.",
+            "schema": {"type": "string"},
+            "example": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+        }),
+        json!({
+            "name": "tracestate", "in": "header",
+            "description": "What goes with a valid `traceparent`, up to 512 bytes; it is sent with each span. One that is not valid \
+                is left out.",
+            "schema": {"type": "string"},
+            "example": "vendor=value",
+        }),
     ]
 }
 
