@@ -341,27 +341,23 @@ fn t248_a_ledger_that_is_killed_while_it_keeps_servers_has_each_as_it_was_acknow
     let session = |n: u64| format!("00000000-0000-0000-0000-{:012x}", n % 8);
     // What is kept for a session says which question it came with, over and over.
     let locked = |n: u64| Hex(n.to_le_bytes().repeat(1000));
-    let (mut next, mut acknowledged) = (0u64, 0u64);
+    let (mut next, mut acknowledged) = (0u64, [None::<u64>; 8]);
     for round in 0..KILLS {
         let mut ledger = Ledger::start(folder.path());
-        // Of each session: as old as its last acknowledged question, or newer, and whole.
-        for n in next.saturating_sub(8)..next {
+        // Of each session: what came with its last acknowledged question, or with a later one, and whole.
+        for (n, least) in (0u64..).zip(acknowledged) {
             let question = Question::Servers { session: session(n) };
-            let found = match ledger.ask(Some(by.clone()), question) {
-                Ok(Answer::Servers(found)) => found,
-                other => panic!("{other:?}"),
+            let Ok(Answer::Servers(found)) = ledger.ask(Some(by.clone()), question) else {
+                panic!("no answer")
             };
-            let least = (0..acknowledged).rev().find(|told| told % 8 == n % 8);
             let Some(kept) = found else {
                 assert_eq!(least, None, "round {round}: what was acknowledged is there");
                 continue;
             };
             let told = u64::from_le_bytes(kept.locked.0[..8].try_into().expect("eight bytes"));
             assert_eq!(kept.locked, locked(told), "round {round}: whole");
-            assert!(
-                told % 8 == n % 8 && told < next && least.is_none_or(|least| told >= least),
-                "round {round}"
-            );
+            assert!(told % 8 == n && told < next, "round {round}: {told}");
+            assert!(least.is_none_or(|least| told >= least), "round {round}: {told} is older than {least:?}");
         }
         let target = next + 1 + u64::from(round) % 5;
         let begun = next;
@@ -372,12 +368,12 @@ fn t248_a_ledger_that_is_killed_while_it_keeps_servers_has_each_as_it_was_acknow
         }
         for n in begun..target {
             assert_eq!(ledger.told().expect("alive").answer, Ok(Answer::Done));
-            acknowledged = n + 1;
+            acknowledged[usize::try_from(n % 8).expect("small")] = Some(n);
         }
         // Nobody knows how far it is with the rest.
         ledger.kill();
     }
-    assert!(acknowledged > u64::from(KILLS), "{acknowledged}");
+    assert!(acknowledged.iter().all(Option::is_some), "{acknowledged:?}");
     assert_eq!(root(folder.path(), &Question::Integrity), Ok(Answer::Integrity(vec![])));
 }
 
