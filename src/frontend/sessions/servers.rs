@@ -1,7 +1,6 @@
 //! A session's own MCP servers: set once, and each of its turns has them that names none itself.
 //! It must never show a secret, nor give one session's servers, or one tenant's, to another.
 
-use std::collections::HashSet;
 use std::sync::{Mutex, PoisonError};
 
 use axum::body::Body;
@@ -57,7 +56,8 @@ impl Owner {
 /// leave them behind.
 pub struct Changing([u8; 32], Uuid);
 
-static CHANGING: Mutex<Option<HashSet<([u8; 32], Uuid)>>> = Mutex::new(None);
+/// Those of all tenants. Each is a request that is under way, and those have their bounds.
+static CHANGING: Mutex<Vec<([u8; 32], Uuid)>> = Mutex::new(Vec::new());
 
 impl Changing {
     /// Until it is dropped.
@@ -66,17 +66,18 @@ impl Changing {
     /// 409 where somebody else does the same.
     pub fn begin(owner: &Owner, session: Uuid) -> Result<Changing, ApiError> {
         let mut all = CHANGING.lock().unwrap_or_else(PoisonError::into_inner);
-        match all.get_or_insert_default().insert((owner.tenant.0, session)) {
-            true => Ok(Changing(owner.tenant.0, session)),
-            false => Err(ApiError::new(409, "session_busy", "Another request changes this session.")),
+        if all.contains(&(owner.tenant.0, session)) {
+            return Err(ApiError::new(409, "session_busy", "Another request changes this session."));
         }
+        all.push((owner.tenant.0, session));
+        Ok(Changing(owner.tenant.0, session))
     }
 }
 
 impl Drop for Changing {
     fn drop(&mut self) {
         let mut all = CHANGING.lock().unwrap_or_else(PoisonError::into_inner);
-        all.get_or_insert_default().remove(&(self.0, self.1));
+        all.retain(|it| *it != (self.0, self.1));
     }
 }
 
