@@ -4,7 +4,7 @@
 
 #![forbid(unsafe_code)]
 
-use chacha20poly1305::aead::{Aead, Generate, KeyInit, Payload};
+use chacha20poly1305::aead::{Aead, KeyInit, Payload};
 use chacha20poly1305::{XChaCha20Poly1305, XNonce};
 use hpke::aead::ChaCha20Poly1305;
 use hpke::kdf::HkdfSha256;
@@ -128,14 +128,13 @@ impl Lock {
         Lock(Zeroizing::new(key))
     }
 
-    /// Locks a text, which opens for the same owner alone. `None` for a text that is longer than the cipher takes.
-    ///
-    /// # Panics
-    /// Where the kernel has no randomness.
+    /// Locks a text, which opens for the same owner alone. `None` for a text that is longer than the cipher takes, and
+    /// where the kernel has no randomness.
     #[must_use]
     pub fn lock(&self, owner: &[u8], text: &[u8]) -> Option<Vec<u8>> {
-        let nonce = XNonce::generate();
-        let locked = self.cipher().encrypt(&nonce, Payload { msg: text, aad: owner }).ok()?;
+        let mut nonce = [0; NONCE_BYTES];
+        getrandom::fill(&mut nonce).ok()?;
+        let locked = self.cipher().encrypt(&XNonce::from(nonce), Payload { msg: text, aad: owner }).ok()?;
         Some([nonce.as_slice(), &locked].concat())
     }
 
