@@ -412,6 +412,8 @@ async fn d12_every_answer_about_files_is_in_the_form_of_the_document() {
         ("post", one, "", r#"{"title":"t"}"#, 200, session.clone()),
         ("delete", one, "", "", 200, gone.clone()),
         ("post", "/v1/sessions/{id}/fork", "", "", 201, session.clone()),
+        ("get", "/v1/sessions/{id}/mcp", "", "", 200, session.clone()),
+        ("delete", "/v1/sessions/{id}/mcp", "", "", 200, session.clone()),
         (
             "get",
             "/v1/sessions/{id}/transcript",

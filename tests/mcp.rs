@@ -4,7 +4,7 @@
 mod support;
 
 use std::io::{BufRead, BufReader};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use nix::sys::signal::Signal;
@@ -383,4 +383,387 @@ fn t274_a_reload_takes_the_catalogue_and_reads_its_tokens_again() {
     assert_eq!(asked("corp").status, 400);
     assert!(asked("renamed").text().contains("CALLS 1 ok"));
     assert!(!server.log().contains(SECRET) && !server.log().contains("another-token"));
+}
+
+const SESSION: &str = "6f1c0f0e-8d2b-4c7e-9a51-0c2d3e4f5a6b";
+const SECOND: &str = "7a2d1f1e-9e3c-4d8f-8b62-1d3e4f5a6b7c";
+
+/// Something said in a session.
+fn turn(session: &str, text: &str) -> Value {
+    let mut body = ask(text);
+    body["session_id"] = session.into();
+    body
+}
+
+fn on(server: &Server, tenant: &str, method: &str, path: &str, body: &Value) -> Response {
+    let body = if body.is_null() { String::new() } else { body.to_string() };
+    server.client().request(method, &format!("/v1/sessions/{path}"), &[bearer(tenant)], body.as_bytes())
+}
+
+/// Sets a session's servers.
+fn set(server: &Server, session: &str, servers: Value) -> Response {
+    let response = on(server, "a", "PUT", &format!("{session}/mcp"), &json!({"mcp_servers": servers}));
+    assert_eq!(response.status, 200, "{response:?}");
+    response
+}
+
+fn set_now(server: &Server, session: &str) -> Value {
+    let response = on(server, "a", "GET", &format!("{session}/mcp"), &Value::Null);
+    assert_eq!(response.status, 200, "{response:?}");
+    assert_eq!(response.json()["session_id"], session);
+    response.json()["mcp_servers"].clone()
+}
+
+#[track_caller]
+fn refused(response: &Response, status: u16, code: &str) {
+    let found = response.json()["error"]["details"]["error_code"].clone();
+    assert_eq!((response.status, found), (status, json!(code)), "{response:?}");
+}
+
+/// How many sessions' servers the ledger has, by its own file.
+fn kept(server: &Server) -> u64 {
+    let count = "import sqlite3, sys; d = sqlite3.connect(sys.argv[1]); \
+                 print(d.execute('SELECT count(*) FROM session_servers').fetchone()[0])";
+    let database = server.state.join("ledger/ledger.db");
+    let output = Command::new("python3").args(["-c", count]).arg(&database).output().expect("python3");
+    String::from_utf8_lossy(&output.stdout).trim().parse().unwrap_or_else(|_| panic!("{output:?}"))
+}
+
+/// The files below a folder that hold this text.
+fn holding(folder: &Path, text: &str) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(folder).expect("a folder").flatten() {
+        let (path, kind) = (entry.path(), entry.file_type().expect("a type"));
+        if kind.is_dir() {
+            found.extend(holding(&path, text));
+        } else if kind.is_file() {
+            let bytes = std::fs::read(&path).expect("a file");
+            if bytes.windows(text.len()).any(|part| part == text.as_bytes()) {
+                found.push(path);
+            }
+        }
+    }
+    found
+}
+
+fn memory() -> Value {
+    json!({"memory": {
+        "command": "node", "args": [package("server-memory")], "env": {"MEMORY_FILE_PATH": "/workspace/memory.jsonl"},
+    }})
+}
+
+#[test]
+fn t240_a_sessions_servers_are_had_by_each_turn_until_a_request_names_others_or_they_are_deleted() {
+    let shown = Shown::new();
+    let server = Server::start(shown.options());
+    says(&server, &turn(SESSION, "hello"));
+    assert_eq!(set_now(&server, SESSION), json!({}));
+    let told = set(&server, SESSION, memory()).json();
+    let expected = json!({"memory": {"command": "node", "args": [package("server-memory")], "env": ["MEMORY_FILE_PATH"]}});
+    assert_eq!(told, json!({"session_id": SESSION, "mcp_servers": expected}));
+    assert_eq!(set_now(&server, SESSION), expected);
+    // Two turns that name none, in either dialect.
+    let entity = json!({"entities": [{"name": "bittern", "entityType": "bird", "observations": ["booms"]}]});
+    let (text, stood) =
+        says(&server, &turn(SESSION, &format!("CALLS: mcp__memory__create_entities {entity}")));
+    assert!(text.contains("CALLS 1 ok"), "{text}");
+    assert_eq!(stood, json!([{"name": "memory", "status": "connected"}]));
+    let chat = json!({"model": "sonnet", "messages": [{"role": "user", "content": "CALLS: mcp__memory__read_graph {}"}]});
+    let headers = [bearer("a"), ("x-session-id", SESSION.to_owned())];
+    let path = "/v1/chat/completions";
+    let answer = server.client().request("POST", path, &headers, chat.to_string().as_bytes());
+    let said = answer.json()["choices"][0]["message"]["content"].as_str().unwrap_or_default().to_owned();
+    assert!(said.contains("CALLS 1 ok") && said.contains("booms"), "{answer:?}");
+    // A request's own replace them for its turn, all of them; an empty list is none.
+    let other = json!({"fs": {"command": "node", "args": [package("server-filesystem"), "/workspace"]}});
+    let mut body = turn(
+        SESSION,
+        "CALLS: mcp__fs__list_directory {\"path\":\"/workspace\"} ;; mcp__memory__read_graph {}",
+    );
+    body["mcp_servers"] = other;
+    let (text, stood) = says(&server, &body);
+    assert!(text.contains("CALLS 1 ok") && text.contains("CALLS 2 error"), "{text}");
+    assert_eq!(stood, json!([{"name": "fs", "status": "connected"}]));
+    for none in [json!({}), json!([])] {
+        let mut body = turn(SESSION, "CALLS: mcp__memory__read_graph {}");
+        body["mcp_servers"] = none;
+        let (text, stood) = says(&server, &body);
+        assert!(text.contains("CALLS 1 error") && stood.is_null(), "{text} {stood}");
+    }
+    // Whether anybody permits the tools stays the request's to say.
+    let mut body = turn(SESSION, "CALLS: mcp__memory__read_graph {}");
+    body["skip_mcp_permissions"] = json!(false);
+    assert!(says(&server, &body).0.contains("CALLS 1 error"));
+    let (text, _) = says(&server, &turn(SESSION, "CALLS: mcp__memory__read_graph {}"));
+    assert!(text.contains("CALLS 1 ok"), "{text}");
+    // They are this session's alone.
+    let (_, stood) = says(&server, &turn(SECOND, "hello"));
+    assert!(stood.is_null() && says(&server, &ask("hello")).1.is_null(), "{stood}");
+    let gone = on(&server, "a", "DELETE", &format!("{SESSION}/mcp"), &Value::Null);
+    assert_eq!((gone.status, gone.json()), (200, json!({"id": SESSION, "deleted": true})));
+    assert_eq!((set_now(&server, SESSION), kept(&server)), (json!({}), 0));
+    assert!(says(&server, &turn(SESSION, "hello")).1.is_null());
+    assert_eq!(on(&server, "a", "DELETE", &format!("{SESSION}/mcp"), &Value::Null).status, 200, "again");
+}
+
+#[test]
+fn t241_what_opens_a_sessions_server_lasts_over_a_restart_and_is_in_no_file_log_or_answer() {
+    let remote = Remote::start();
+    let (header, variable, query) =
+        ("canary-of-a-header-01", "canary-of-a-variable-02", "canary-of-a-query-03");
+    let shown = Shown::new();
+    let mut server = Server::start(shown.options().with("GAOLER_MCP__INTERNAL", json!([remote.address])));
+    says(&server, &turn(SESSION, "hello"));
+    let mut custom = remote.named(&format!("/mcp?key={query}"), "http", SECRET);
+    custom["headers"] = json!({"X-Team": header});
+    let local = json!({"command": "node", "args": [package("server-memory")], "env": {"API_KEY": variable}});
+    let told = set(&server, SESSION, json!({"custom": custom, "memory": local}));
+    let expected = json!({
+        "custom": {"url": format!("http://{}/mcp", remote.address), "query": true, "transport": "http",
+            "headers": ["x-team", "authorization"]},
+        "memory": {"command": "node", "args": [package("server-memory")], "env": ["API_KEY"]},
+    });
+    assert_eq!(told.json()["mcp_servers"], expected);
+    let calls = "CALLS: mcp__custom__whoami {} ;; mcp__memory__read_graph {}";
+    let works = |server: &Server| {
+        let (text, stood) = says(server, &turn(SESSION, calls));
+        assert!(text.contains("CALLS 1 ok") && text.contains("CALLS 2 ok"), "{text}");
+        assert!(text.contains("authorization") && text.contains("x-team"), "{text}");
+        let connected = |name: &str| json!({"name": name, "status": "connected"});
+        assert_eq!(stood, json!([connected("custom"), connected("memory")]));
+    };
+    works(&server);
+    let look = "RUN: cat /run/gaoler/mcp.json; env; cat /proc/*/environ /proc/*/cmdline 2>/dev/null | tr '\\0' '\\n'; echo it-ran";
+    says(&server, &turn(SECOND, "hello"));
+    set(&server, SECOND, json!({"custom": custom}));
+    let (looked, _) = says(&server, &turn(SECOND, look));
+    assert!(looked.contains("s0.mcp.invalid/mcp") && looked.contains("it-ran"), "{looked}");
+    assert!(!looked.contains(SECRET) && !looked.contains(header), "{looked}");
+    let quiet = |server: &Server| {
+        let got = on(server, "a", "GET", &format!("{SESSION}/mcp"), &Value::Null);
+        for secret in [SECRET, header, variable, query] {
+            assert!(!format!("{told:?} {got:?} {}", server.log()).contains(secret), "{secret}");
+        }
+        // The tenant's own transcript has what its own command was shown: the query is a part of the address.
+        for secret in [SECRET, header, variable] {
+            assert_eq!(holding(&server.state, secret), Vec::<PathBuf>::new(), "{secret}");
+        }
+        assert_eq!(holding(&server.state.join("ledger"), query), Vec::<PathBuf>::new());
+        assert_eq!(holding(&server.state.join("ledger"), &remote.address), Vec::<PathBuf>::new());
+        assert_eq!(holding(&server.state.join("ledger"), "server-memory"), Vec::<PathBuf>::new());
+    };
+    quiet(&server);
+    assert!(
+        !holding(&server.state.join("ledger"), SESSION).is_empty(),
+        "this way of looking finds what is there"
+    );
+    assert!(server.stop().success());
+    quiet_files(&server, &[SECRET, header, variable]);
+    let again = Server::start(server.options.clone());
+    assert_eq!(set_now(&again, SESSION), expected);
+    works(&again);
+    quiet(&again);
+}
+
+fn quiet_files(server: &Server, secrets: &[&str]) {
+    for secret in secrets {
+        assert_eq!(holding(&server.state, secret), Vec::<PathBuf>::new(), "{secret}");
+    }
+}
+
+#[test]
+fn t242_another_tenants_session_has_no_servers_to_be_seen_set_or_deleted() {
+    let shown = Shown::new();
+    let server = Server::start(shown.options());
+    says(&server, &turn(SESSION, "hello"));
+    set(&server, SESSION, memory());
+    // Somebody who has sessions too, and somebody who has none.
+    assert_eq!(server.client().messages("b", &turn(SECOND, "hello")).status, 200);
+    let named = json!({"mcp_servers": {"x": {"command": "x"}}});
+    for tenant in ["b", "c"] {
+        for (method, body) in [("GET", Value::Null), ("PUT", named.clone()), ("DELETE", Value::Null)] {
+            let theirs = on(&server, tenant, method, &format!("{SESSION}/mcp"), &body);
+            let none = on(&server, tenant, method, "11111111-1111-4111-8111-111111111111/mcp", &body);
+            refused(&theirs, 404, "session_not_found");
+            let plain = |response: &Response| (response.status, response.json()["error"].clone());
+            assert_eq!(plain(&theirs), plain(&none), "{tenant} {method}");
+        }
+    }
+    for odd in ["default", "..%2f..", "6f1c0f0e8d2b4c7e9a510c2d3e4f5a6b"] {
+        refused(&on(&server, "a", "GET", &format!("{odd}/mcp"), &Value::Null), 404, "session_not_found");
+    }
+    assert_eq!(server.client().request("GET", &format!("/v1/sessions/{SESSION}/mcp"), &[], b"").status, 401);
+    // The same id is another session of somebody else's, and begins with nothing.
+    let mine = server.client().messages("b", &turn(SESSION, "CALLS: mcp__memory__read_graph {}"));
+    assert!(mine.text().contains("CALLS 1 error") && mine.json()["mcp_servers"].is_null(), "{mine:?}");
+    let gone = on(&server, "b", "DELETE", &format!("{SESSION}/mcp"), &Value::Null);
+    assert_eq!(gone.status, 200, "now there is one: {gone:?}");
+    assert_eq!(set_now(&server, SESSION)["memory"]["command"], "node", "and the first one has what it had");
+    assert_eq!(kept(&server), 1);
+}
+
+#[test]
+fn t243_what_the_level_does_not_permit_is_refused_when_it_is_set_and_at_each_turn() {
+    let remote = Remote::start();
+    let server = remote.server();
+    says(&server, &turn(SESSION, "hello"));
+    let path = format!("{SESSION}/mcp");
+    let named = json!({"mcp_servers": {"custom": remote.named("/mcp", "http", SECRET)}});
+    let mut strict = named.clone();
+    strict["security_level"] = json!("PARANOID");
+    refused(&on(&server, "a", "PUT", &path, &strict), 403, "mcp_remote_refused");
+    for (body, code) in [
+        (json!({}), "invalid_request"),
+        (json!({"mcp_servers": {}}), "invalid_request"),
+        (json!({"mcp_servers": {"a": {"url": "http://10.0.0.1/"}}}), "invalid_request"),
+        (json!({"mcp_servers": {"a": {"catalog": "none"}}}), "invalid_request"),
+        (json!({"mcp_servers": {"a b": {"command": "x"}}}), "invalid_request"),
+    ] {
+        refused(&on(&server, "a", "PUT", &path, &body), 400, code);
+    }
+    // 28 KiB are as many as are kept.
+    let large =
+        json!({"mcp_servers": {"a": {"command": "x", "args": ["v".repeat(15_000), "v".repeat(15_000)]}}});
+    refused(&on(&server, "a", "PUT", &path, &large), 413, "request_too_large");
+    assert_eq!(kept(&server), 0);
+    let response = on(&server, "a", "PUT", &path, &named);
+    assert_eq!(response.status, 200, "{response:?}");
+    let mut body = turn(SESSION, "CALLS: mcp__custom__whoami {}");
+    body["security_level"] = json!("PARANOID");
+    let response = server.client().messages("a", &body);
+    refused(&response, 403, "mcp_remote_refused");
+    assert!(
+        response.complaint().contains("mcp_servers.custom")
+            && response.complaint().contains("an empty mcp_servers")
+    );
+    body["mcp_servers"] = json!({});
+    assert!(says(&server, &body).0.contains("CALLS 1 error"));
+    assert!(says(&server, &turn(SESSION, "CALLS: mcp__custom__whoami {}")).0.contains("CALLS 1 ok"));
+    // What the operator has closed since then is closed for sessions too.
+    let mut server = server;
+    assert!(server.stop().success());
+    let again = Server::start(server.options.clone().with("GAOLER_MCP__REMOTE", false));
+    refused(&again.client().messages("a", &turn(SESSION, "hello")), 403, "mcp_remote_refused");
+    let mut without = turn(SESSION, "hello");
+    without["mcp_servers"] = json!([]);
+    assert_eq!(says(&again, &without).0, "[embedded] hello");
+}
+
+#[test]
+fn t244_servers_go_with_their_session_and_a_copy_has_them_too() {
+    let shown = Shown::new();
+    let mut server = Server::start(shown.options());
+    says(&server, &turn(SESSION, "hello"));
+    set(&server, SESSION, memory());
+    let copy = on(&server, "a", "POST", &format!("{SESSION}/fork"), &json!({}));
+    assert_eq!(copy.status, 201, "{copy:?}");
+    let copy = copy.json()["id"].as_str().expect("an id").to_owned();
+    assert_eq!(set_now(&server, &copy), set_now(&server, SESSION));
+    assert_eq!(kept(&server), 2);
+    assert_eq!(on(&server, "a", "DELETE", SESSION, &Value::Null).status, 200);
+    assert_eq!(kept(&server), 1, "the deleted session's are gone");
+    // The same id again is a session that has none.
+    let (text, stood) = says(&server, &turn(SESSION, "CALLS: mcp__memory__read_graph {}"));
+    assert!(text.contains("CALLS 1 error") && stood.is_null(), "{text}");
+    assert_eq!(set_now(&server, SESSION), json!({}));
+    let (text, _) = says(&server, &turn(&copy, "CALLS: mcp__memory__read_graph {}"));
+    assert!(text.contains("CALLS 1 ok"), "the copy's own: {text}");
+    // One that nobody has used for as many days as the operator keeps it.
+    let transcripts = |id: &str| {
+        let tenant = std::fs::read_dir(server.state.join("tenants")).expect("tenants").flatten().next();
+        tenant.expect("one").path().join("sessions").join(id).join(format!("{id}.jsonl"))
+    };
+    let age = |id: &str| {
+        let old = std::time::SystemTime::now() - std::time::Duration::from_secs(3 * 24 * 3600);
+        let file = std::fs::File::options().write(true).open(transcripts(id)).expect("a transcript");
+        file.set_modified(old).expect("a time");
+    };
+    for id in [SESSION, &copy] {
+        age(id);
+        set(&server, id, memory());
+    }
+    says(&server, &turn(SECOND, "hello"));
+    set(&server, SECOND, memory());
+    assert_eq!(kept(&server), 3);
+    assert!(server.stop().success());
+    let again = Server::start(server.options.clone().with("GAOLER_SESSIONS__TTL_DAYS", 2));
+    let (text, stood) = says(&again, &turn(SESSION, "CALLS: mcp__memory__read_graph {}"));
+    assert!(text.contains("CALLS 1 error") && stood.is_null(), "a new session of an old id: {text}");
+    let (text, _) = says(&again, &turn(SECOND, "CALLS: mcp__memory__read_graph {}"));
+    assert!(text.contains("CALLS 1 ok"), "{text}");
+    assert_eq!(kept(&again), 1, "the copy, which nobody asked for, went with its session too");
+}
+
+#[test]
+fn t245_what_is_kept_for_one_session_or_tenant_opens_for_no_other_whoever_writes_the_database() {
+    let remote = Remote::start();
+    let mut server = remote.server();
+    for (tenant, session) in [("a", SESSION), ("a", SECOND), ("b", SESSION)] {
+        assert_eq!(server.client().messages(tenant, &turn(session, "hello")).status, 200);
+        let named = json!({"mcp_servers": {"custom": remote.named("/mcp", "http", SECRET)}});
+        assert_eq!(on(&server, tenant, "PUT", &format!("{session}/mcp"), &named).status, 200);
+    }
+    assert!(says(&server, &turn(SESSION, "CALLS: mcp__custom__whoami {}")).0.contains("CALLS 1 ok"));
+    assert!(server.stop().success());
+    // All three get what was kept for one of them.
+    let swap = "import sqlite3, sys; d = sqlite3.connect(sys.argv[1]); \
+                one = d.execute('SELECT locked FROM session_servers GROUP BY owner HAVING count(*) = 1').fetchone()[0]; \
+                n = d.execute('UPDATE session_servers SET locked = ?', (one,)).rowcount; d.commit(); d.close(); sys.exit(n != 3)";
+    let database = server.state.join("ledger/ledger.db");
+    let swapped = Command::new("python3").args(["-c", swap]).arg(&database).status();
+    assert!(swapped.expect("python3").success());
+    let again = Server::start(server.options.clone());
+    let own = again.client().messages("b", &turn(SESSION, "CALLS: mcp__custom__whoami {}"));
+    assert!(own.text().contains("CALLS 1 ok"), "its own opens: {own:?}");
+    for session in [SESSION, SECOND] {
+        refused(&again.client().messages("a", &turn(session, "hello")), 409, "mcp_unreadable");
+        refused(&on(&again, "a", "GET", &format!("{session}/mcp"), &Value::Null), 409, "mcp_unreadable");
+        refused(&on(&again, "a", "POST", &format!("{session}/fork"), &json!({})), 409, "mcp_unreadable");
+    }
+    let list = server_sessions(&again);
+    assert_eq!(list, 2, "no copy was left");
+    // Its tenant says what it wants, and goes on.
+    set(&again, SESSION, json!({"custom": remote.named("/mcp", "http", SECRET)}));
+    assert!(says(&again, &turn(SESSION, "CALLS: mcp__custom__whoami {}")).0.contains("CALLS 1 ok"));
+    assert_eq!(on(&again, "a", "DELETE", &format!("{SECOND}/mcp"), &Value::Null).status, 200);
+    assert_eq!(says(&again, &turn(SECOND, "hello")).0, "[embedded] hello");
+}
+
+fn server_sessions(server: &Server) -> usize {
+    let list = server.client().request("GET", "/v1/sessions", &[bearer("a")], b"");
+    list.json()["data"].as_array().expect("rows").len()
+}
+
+#[test]
+fn t246_each_kind_of_token_that_the_predecessor_had_is_carried_by_egress() {
+    let remote = Remote::start();
+    let server = remote.server();
+    says(&server, &turn(SESSION, "hello"));
+    let kinds = ["jwt", "oauth", "bearer", "JWT"];
+    let servers: Value = kinds
+        .iter()
+        .enumerate()
+        .map(|(n, kind)| {
+            let (path, transport) = if n % 2 == 0 { ("/sse", "sse") } else { ("/mcp", "http") };
+            let mut named = remote.named(path, transport, SECRET);
+            named["auth_type"] = json!(kind);
+            (format!("s{n}"), named)
+        })
+        .collect();
+    let calls: Vec<String> = (0..kinds.len()).map(|n| format!("mcp__s{n}__whoami {{}}")).collect();
+    let calls = format!("CALLS: {}", calls.join(" ;; "));
+    let opened = |text: &str| {
+        for call in 1..=kinds.len() {
+            assert!(text.contains(&format!("CALLS {call} ok")), "{text}");
+        }
+        assert_eq!(text.matches("authorization").count(), kinds.len(), "{text}");
+    };
+    opened(&says(&server, &with(&calls, servers.clone())).0);
+    set(&server, SESSION, servers.clone());
+    opened(&says(&server, &turn(SESSION, &calls)).0);
+    let mut wrong = servers;
+    wrong["s0"]["auth_type"] = json!("basic");
+    let response = server.client().messages("a", &with("hello", wrong));
+    refused(&response, 400, "invalid_request");
+    assert!(response.complaint().contains("mcp_servers.s0.auth_type"), "{response:?}");
 }

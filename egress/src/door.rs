@@ -60,7 +60,8 @@ impl Door {
         let (proxy_listener, remotes) = (fds.next(), fds.next());
         let (tls, vault) = remote;
         let (egress_mib, is_shared) = (serve.egress_mib, serve.peer_uid != 0);
-        let terms = Terms { hosts: &hosts, remotes, vault, tls, egress_mib, is_shared };
+        let opener = (vault, &serve.tenant);
+        let terms = Terms { hosts: &hosts, remotes, opener, tls, egress_mib, is_shared };
         let expected = Expected::new(&serve.placeholder);
         let proxy = Proxy::new(policy, terms, servers, expected, tally)
             .ok_or_else(|| hostile("the operator's hosts or the run's servers are not what they must be"))?;

@@ -48,8 +48,12 @@ pub struct Question {
 #[serde(tag = "what", rename_all = "snake_case")]
 #[allow(missing_docs, reason = "the fields' names are the documentation's")]
 pub enum What {
-    /// Removes sessions that are too old. So does every other question about sessions, before anything else.
-    Sweep,
+    /// Removes sessions that are too old, and says which of these are not there any more. Every other question about
+    /// sessions removes those as well, before anything else.
+    Sweep {
+        #[serde(default)]
+        known: Vec<String>,
+    },
     /// Sessions, the newest first.
     Sessions { limit: u32, after: Option<String> },
     /// One of them.

@@ -63,7 +63,7 @@ fn answer(question: Question, input: &mut impl Read) -> Result<Outcome, Failed> 
     let mut body = FramesIn::new(input);
     let budget = |top: &Folder| budget::Budget::left(top, disk_bytes, disk_files);
     let done = match what {
-        What::Sweep => sessions::sweep(&top, ttl_days).map(|gone| serde_json::json!({ "removed": gone })),
+        What::Sweep { known } => sessions::swept(&top, ttl_days, known),
         What::Sessions { limit, after } => {
             sessions::sweep(&top, ttl_days)?;
             sessions::list(&top, limit, after.as_deref())

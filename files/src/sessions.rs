@@ -269,6 +269,13 @@ pub fn sweep(top: &Folder, ttl_days: u32) -> Result<u64, Failed> {
     Ok(removed)
 }
 
+/// The same, and which of these sessions are not there.
+pub fn swept(top: &Folder, ttl_days: u32, known: Vec<String>) -> Result<Value, Failed> {
+    let removed = sweep(top, ttl_days)?;
+    let gone = |id: &String| matches!(open(top, id), Err(Failed(failure)) if failure.code == Code::NoSession);
+    Ok(json!({ "removed": removed, "gone": known.into_iter().filter(gone).collect::<Vec<_>>() }))
+}
+
 /// Copies it under a new id. The CLI finds a session by its file's name, and goes on with the id that its lines have:
 /// both are the new one's.
 pub fn fork(

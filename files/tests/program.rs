@@ -665,10 +665,17 @@ fn t111_a_session_that_nobody_uses_goes_and_one_with_a_run_stays() {
     let sweep =
         |days: u32| place.ask(json!({"what": "sweep", "ttl_days": days}), None).done()["removed"].clone();
     assert_eq!((sweep(0), sweep(4)), (json!(0), json!(0)));
+    // Of those that somebody knows it says which are not there.
+    let gone = |days: u32| {
+        let known = json!([ID, OTHER, "33333333-3333-4333-8333-333333333333", "../canary"]);
+        place.ask(json!({"what": "sweep", "ttl_days": days, "known": known}), None).done()["gone"].clone()
+    };
+    assert_eq!(gone(0), json!(["33333333-3333-4333-8333-333333333333", "../canary"]));
     let held = fs::File::open(place.at(OTHER)).expect("open");
     held.lock().expect("locked");
     assert_eq!(place.ask(json!({"what": "session", "id": ID, "ttl_days": 2}), None).code(), "no_session");
     assert!(!place.at(ID).exists() && place.at(OTHER).exists());
+    assert_eq!(gone(2), json!([ID, "33333333-3333-4333-8333-333333333333", "../canary"]));
     drop(held);
     assert_eq!(sweep(2), 1);
     assert!(!place.at(OTHER).exists());

@@ -2,8 +2,9 @@
 //! It must never answer with a secret but to whoever has proved to be its tenant, nor change anything halfway.
 
 use gaoler_ledger_wire::{
-    Allowance, Answer, Counted, Grant, Hex, KeptCredential, KeyKind, KeyRow, NAME_BYTES_MAX, Proof, Question,
-    ROWS_MAX, Refusal, RunRecord, RunRow, SEALED_BYTES_MAX, TenantRow, UsageDay, Who,
+    Allowance, Answer, Counted, Grant, Hex, KeptCredential, KeptServers, KeyKind, KeyRow, NAME_BYTES_MAX,
+    Proof, Question, ROWS_MAX, Refusal, RunRecord, RunRow, SEALED_BYTES_MAX, SERVED_MAX, SERVERS_BYTES_MAX,
+    SESSION_CHARS, TenantRow, UsageDay, Who,
 };
 use rusqlite::types::Value;
 use rusqlite::{Connection, ErrorCode, OptionalExtension, Row, params, params_from_iter};
@@ -52,11 +53,15 @@ pub fn writes(question: &Question) -> bool {
         | Question::Tenants { .. }
         | Question::Keys { .. }
         | Question::Allowance { .. }
+        | Question::Servers { .. }
+        | Question::Served
         | Question::Integrity => false,
         Question::KeepCredential { .. }
         | Question::DropCredential
         | Question::Link { .. }
         | Question::Unlink { .. }
+        | Question::KeepServers { .. }
+        | Question::DropServers { .. }
         | Question::Record(_)
         | Question::CreateTenant { .. }
         | Question::RemoveTenant { .. }
@@ -86,8 +91,11 @@ impl Book {
         let answers: Vec<Answered> = questions
             .into_iter()
             .map(|(by, question)| {
-                let asker = self.who(by.as_ref()).map(Asker::Frontend);
-                asker.and_then(|asker| self.answer(&asker, question, any))
+                let asker = match (self.who(by.as_ref())?, by) {
+                    (Who::Unlinked, Some(Proof::Credential { digest })) => Asker::Credential(digest),
+                    (who, _) => Asker::Frontend(who),
+                };
+                self.answer(&asker, question, any)
             })
             .collect();
         if any && let Err(error) = self.database.execute_batch("COMMIT") {
@@ -135,9 +143,11 @@ impl Book {
             Asker::Frontend(Who::Tenant(grant)) => grant.tenant.as_str(),
             _ => "",
         };
+        let owner = asker.owner().unwrap_or_default();
         match question {
             Question::Who => match asker {
                 Asker::Frontend(who) => Ok(Answer::Who(who.clone())),
+                Asker::Credential(_) => Ok(Answer::Who(Who::Unlinked)),
                 Asker::Root => Err(Refusal::Forbidden),
             },
             Question::KeepCredential { sealed, scheme, vault } => {
@@ -153,6 +163,21 @@ impl Book {
             Question::Unlink { digest } => {
                 self.one("DELETE FROM links WHERE digest = ?1 AND tenant = ?2", params![digest.0, tenant])
             }
+            Question::Servers { session } => self.servers(&owner, session),
+            Question::Served => {
+                let sql = "SELECT session FROM session_servers WHERE owner = ?1 ORDER BY session";
+                Ok(Answer::Served(self.rows(sql, vec![owner.into()], |row| row.get(0))?))
+            }
+            Question::KeepServers { session, locked, used_at } => {
+                self.keep_servers(&owner, &session, &locked, used_at)
+            }
+            Question::DropServers { sessions } => {
+                for session in sessions {
+                    let sql = "DELETE FROM session_servers WHERE owner = ?1 AND session = ?2";
+                    self.run(sql, params![owner, session])?;
+                }
+                Ok(Answer::Done)
+            }
             Question::Record(record) => self.record(&record),
             Question::Usage { tenant, before, limit } => self.usage(tenant, before.as_deref(), limit),
             Question::Runs { tenant, before, limit } => self.runs(tenant, before, limit),
@@ -160,6 +185,7 @@ impl Book {
             Question::Tenants { after, limit } => self.tenants(after, limit),
             Question::RemoveTenant { tenant } => {
                 let id = self.tenant(&tenant)?.ok_or(Refusal::NotFound)?;
+                self.run("DELETE FROM session_servers WHERE owner = ?1", params![id])?;
                 self.one("DELETE FROM tenants WHERE id = ?1", params![id])
             }
             Question::Allowance { tenant } => self.allowance(&tenant),
@@ -295,6 +321,26 @@ impl Book {
                 Ok(Answer::Done)
             }
         }
+    }
+
+    fn servers(&self, owner: &str, session: String) -> Answered {
+        let sql = "SELECT locked, used_at FROM session_servers WHERE owner = ?1 AND session = ?2";
+        let kept = self.rows(sql, vec![owner.to_owned().into(), session.into()], |row| {
+            Ok(KeptServers { locked: Hex(row.get(0)?), used_at: row.get(1)? })
+        });
+        Ok(Answer::Servers(kept?.pop()))
+    }
+
+    /// Those of one session more than a tenant may have are a conflict.
+    fn keep_servers(&self, owner: &str, session: &str, locked: &Hex, used_at: i64) -> Answered {
+        check(session.len() == SESSION_CHARS && locked.0.len() <= SERVERS_BYTES_MAX)?;
+        let others = "SELECT count(*) FROM session_servers WHERE owner = ?1 AND session <> ?2";
+        if self.count(others, params![owner, session])? >= SERVED_MAX as i64 {
+            return Err(Refusal::Conflict);
+        }
+        let sql = "INSERT OR REPLACE INTO session_servers VALUES (?1, ?2, ?3, ?4)";
+        self.run(sql, params![owner, session, locked.0, used_at])?;
+        Ok(Answer::Done)
     }
 
     /// Notes a run once, however often it is told.

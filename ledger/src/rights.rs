@@ -1,6 +1,6 @@
 //! Who may ask what: a pure table. It must never let one tenant ask for another, nor the frontend for everybody.
 
-use gaoler_ledger_wire::{Question, Who};
+use gaoler_ledger_wire::{Hex, Question, Who};
 
 /// Who asks.
 #[derive(Debug)]
@@ -9,6 +9,20 @@ pub enum Asker {
     Root,
     /// The frontend, for whoever proved this to it.
     Frontend(Who),
+    /// The frontend, for a credential of this digest that nobody has linked: it is a tenant by itself.
+    Credential(Hex),
+}
+
+impl Asker {
+    /// Whose what is kept for sessions is, where the asker is a tenant.
+    #[must_use]
+    pub fn owner(&self) -> Option<String> {
+        match self {
+            Asker::Frontend(Who::Tenant(grant)) => Some(grant.tenant.clone()),
+            Asker::Credential(digest) => Some(format!("credential:{digest}")),
+            Asker::Root | Asker::Frontend(Who::Admin | Who::Unlinked) => None,
+        }
+    }
 }
 
 /// Whether this one may ask that.
@@ -18,7 +32,7 @@ pub fn permits(asker: &Asker, question: &Question) -> bool {
         Asker::Root => (true, true, None),
         Asker::Frontend(Who::Admin) => (false, true, None),
         Asker::Frontend(Who::Tenant(grant)) => (false, false, Some(grant)),
-        Asker::Frontend(Who::Unlinked) => (false, false, None),
+        Asker::Frontend(Who::Unlinked) | Asker::Credential(_) => (false, false, None),
     };
     match question {
         Question::Who => !root,
@@ -30,6 +44,11 @@ pub fn permits(asker: &Asker, question: &Question) -> bool {
         | Question::DropCredential
         | Question::Link { .. }
         | Question::Unlink { .. } => tenant.is_some(),
+        // A session's servers are for whoever can have sessions, by what they prove and not by a name.
+        Question::Servers { .. }
+        | Question::Served
+        | Question::KeepServers { .. }
+        | Question::DropServers { .. } => asker.owner().is_some(),
         Question::Usage { tenant: None, .. }
         | Question::Runs { .. }
         | Question::CreateTenant { .. }
@@ -47,7 +66,7 @@ pub fn permits(asker: &Asker, question: &Question) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use gaoler_ledger_wire::{Allowance, Grant, Hex, KeyKind};
+    use gaoler_ledger_wire::{Allowance, Grant, KeyKind};
 
     #[test]
     fn nobody_asks_for_more_than_what_is_theirs() {
@@ -74,6 +93,21 @@ mod tests {
             let asked = [&tenant(), &admin, &nobody, &Asker::Root].map(|asker| permits(asker, &question));
             assert_eq!(asked, [true, false, false, false], "{question:?}");
         }
+        let credential = Asker::Credential(digest());
+        let of_sessions = [
+            Question::Servers { session: text() },
+            Question::Served,
+            Question::KeepServers { session: text(), locked: digest(), used_at: 0 },
+            Question::DropServers { sessions: vec![text()] },
+        ];
+        for question in of_sessions {
+            let askers = [&tenant(), &credential, &admin, &nobody, &Asker::Root];
+            let asked = askers.map(|asker| permits(asker, &question));
+            assert_eq!(asked, [true, true, false, false, false], "{question:?}");
+        }
+        assert_eq!(tenant().owner().as_deref(), Some("t"));
+        assert!(credential.owner().is_some_and(|owner| owner.starts_with("credential:00")));
+        assert!(permits(&credential, &Question::Who) && !permits(&credential, &Question::DropCredential));
         let create = Question::CreateKey {
             id: text(),
             hash: digest(),
@@ -96,8 +130,9 @@ mod tests {
             Question::RevokeKey { id: text() },
         ];
         for question in operators {
-            let asked = [&tenant(), &admin, &nobody, &Asker::Root].map(|asker| permits(asker, &question));
-            assert_eq!(asked, [false, true, false, true], "{question:?}");
+            let askers = [&tenant(), &credential, &admin, &nobody, &Asker::Root];
+            let asked = askers.map(|asker| permits(asker, &question));
+            assert_eq!(asked, [false, false, true, false, true], "{question:?}");
         }
         assert!(permits(&nobody, &Question::Who) && !permits(&admin, &Question::Integrity));
     }

@@ -14,7 +14,7 @@ const APPLICATION: i32 = 0x6761_6f6c;
 const BUSY: Duration = Duration::from_secs(5);
 
 /// What makes each version out of the one before.
-const VERSIONS: [&str; 2] = [VERSION_1, VERSION_2];
+const VERSIONS: [&str; 3] = [VERSION_1, VERSION_2, VERSION_3];
 
 const VERSION_1: &str = "
 CREATE TABLE tenants (
@@ -108,6 +108,17 @@ ALTER TABLE runs ADD COLUMN cost_microusd INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE usage ADD COLUMN cost_microusd INTEGER NOT NULL DEFAULT 0;
 ";
 
+/// The MCP servers of sessions. Their owner is a tenant's id, or a credential that is its own tenant, which no table has.
+const VERSION_3: &str = "
+CREATE TABLE session_servers (
+    owner TEXT NOT NULL,
+    session TEXT NOT NULL CHECK (length(session) = 36),
+    locked BLOB NOT NULL CHECK (length(locked) <= 28672),
+    used_at INTEGER NOT NULL,
+    PRIMARY KEY (owner, session)
+) STRICT;
+";
+
 /// Opens the database in this folder, makes it where there is none, and brings it to this program's version.
 ///
 /// # Errors
@@ -196,7 +207,7 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         open(folder.path()).expect("made").pragma_update(None, "user_version", 99).expect("set");
         let why = open(folder.path()).expect_err("later");
-        assert!(why.contains("has version 99 and this gaoler knows 2"), "{why}");
+        assert!(why.contains("has version 99 and this gaoler knows 3"), "{why}");
         let other = tempfile::tempdir().expect("a folder");
         let foreign = Connection::open(other.path().join(FILE)).expect("made");
         foreign.execute_batch("CREATE TABLE theirs (x)").expect("a table");

@@ -247,13 +247,15 @@ fn t83_a_ledger_refuses_what_is_no_question_and_a_database_of_a_later_version() 
     assert!(!refused.status.success() && said.contains("has version 99"), "{said}");
 }
 
-/// A database of the first version, with what it may hold, as its log leaves it: never written back.
-const VERSION_1: &str = include_str!("version-1.sql");
+/// Databases of earlier versions, with what they may hold, as their logs leave them: never written back.
+const EARLIER: [&str; 2] = [include_str!("version-1.sql"), include_str!("version-2.sql")];
+/// The version of this program.
+const NEWEST: i64 = 3;
 
-fn version_1(folder: &Path) {
+fn earlier(folder: &Path, sql: &str) {
     let database = Connection::open(folder.join("ledger.db")).expect("a database");
     database.pragma_update(None, "journal_mode", "wal").expect("a mode");
-    database.execute_batch(VERSION_1).expect("the first version");
+    database.execute_batch(sql).expect("an earlier version");
 }
 
 /// Which version a database has, and whether it is that and nothing between.
@@ -261,12 +263,14 @@ fn version(folder: &Path) -> i64 {
     let database = Connection::open(folder.join("ledger.db")).expect("a database");
     let number = |sql: &str| database.query_row(sql, [], |row| row.get::<_, i64>(0)).expect(sql);
     let version = number("PRAGMA user_version");
-    let tables = number("SELECT count(*) FROM sqlite_schema WHERE name = 'allowances'");
+    let tables = ["allowances", "session_servers"]
+        .map(|table| number(&format!("SELECT count(*) FROM sqlite_schema WHERE name = '{table}'")));
+    assert_eq!(tables, [i64::from(version >= 2), i64::from(version >= 3)], "version {version}");
     let columns = ["runs", "usage"].map(|table| {
         let sql = "SELECT count(*) FROM pragma_table_info('{}') WHERE name = 'cost_microusd'";
         number(&sql.replace("{}", table))
     });
-    assert_eq!((tables, columns), (version - 1, [version - 1; 2]), "version {version}");
+    assert_eq!(columns, [i64::from(version >= 2); 2], "version {version}");
     let rows = ["tenants", "keys", "credentials", "links", "runs", "usage"]
         .map(|table| number(&format!("SELECT count(*) FROM {table}")));
     assert_eq!(rows, [1, 2, 1, 1, 2, 1], "nothing is lost");
@@ -276,7 +280,7 @@ fn version(folder: &Path) -> i64 {
 #[test]
 fn t212_a_database_of_the_first_version_is_brought_to_this_one_with_all_that_it_holds() {
     let folder = tempfile::tempdir().expect("a folder");
-    version_1(folder.path());
+    earlier(folder.path(), EARLIER[0]);
     assert_eq!(version(folder.path()), 1);
     let mut ledger = Ledger::start(folder.path());
     let proof = Proof::Key { id: format!("{:016x}", 1), hash: Hex(vec![1; 32]) };
@@ -297,16 +301,96 @@ fn t212_a_database_of_the_first_version_is_brought_to_this_one_with_all_that_it_
     let Ok(Answer::Who(Who::Tenant(grant))) = ledger.ask(Some(proof), Question::Who) else { panic!("a key") };
     assert_eq!(grant.allowance, allowance, "in force for the next request");
     drop(ledger);
+    assert_eq!(version(folder.path()), NEWEST);
+}
+
+#[test]
+fn t247_a_database_of_the_second_version_is_brought_to_this_one_with_all_that_it_holds() {
+    let folder = tempfile::tempdir().expect("a folder");
+    earlier(folder.path(), EARLIER[1]);
     assert_eq!(version(folder.path()), 2);
+    let mut ledger = Ledger::start(folder.path());
+    let proof = || Some(Proof::Key { id: format!("{:016x}", 1), hash: Hex(vec![1; 32]) });
+    let Ok(Answer::Who(Who::Tenant(grant))) = ledger.ask(proof(), Question::Who) else {
+        panic!("the key is known")
+    };
+    let allowance = Allowance {
+        tenant_max: Some(2),
+        tokens_per_day: Some(9),
+        cost_per_month_microusd: Some(5),
+        ..Allowance::default()
+    };
+    assert_eq!(grant.allowance, allowance);
+    let question = Question::Usage { tenant: Some("tn_acme".into()), before: None, limit: 50 };
+    let Ok(Answer::Usage(days)) = ledger.ask(None, question) else { panic!("no usage") };
+    assert_eq!((days[0].runs, days[0].counted.cost_microusd), (2, 10));
+    let session = || "00000000-0000-0000-0000-000000000001".to_owned();
+    assert_eq!(ledger.ask(proof(), Question::Served), Ok(Answer::Served(vec![])));
+    let keep = Question::KeepServers { session: session(), locked: Hex(vec![3; 9]), used_at: 1 };
+    assert_eq!(ledger.ask(proof(), keep), Ok(Answer::Done));
+    assert_eq!(ledger.ask(proof(), Question::Served), Ok(Answer::Served(vec![session()])));
+    drop(ledger);
+    assert_eq!(version(folder.path()), NEWEST);
+}
+
+#[test]
+fn t248_a_ledger_that_is_killed_while_it_keeps_servers_has_each_as_it_was_acknowledged_or_newer() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (by, create) = key(1, KeyKind::Tenant, Some("acme"));
+    assert_eq!(root(folder.path(), &create), Ok(Answer::Done));
+    let session = |n: u64| format!("00000000-0000-0000-0000-{:012x}", n % 8);
+    // What is kept for a session says which question it came with, over and over.
+    let locked = |n: u64| Hex(n.to_le_bytes().repeat(1000));
+    let (mut next, mut acknowledged) = (0u64, [None::<u64>; 8]);
+    for round in 0..KILLS {
+        let mut ledger = Ledger::start(folder.path());
+        // Of each session: what came with its last acknowledged question, or with a later one, and whole.
+        for (n, least) in (0u64..).zip(acknowledged) {
+            let question = Question::Servers { session: session(n) };
+            let Ok(Answer::Servers(found)) = ledger.ask(Some(by.clone()), question) else {
+                panic!("no answer")
+            };
+            let Some(kept) = found else {
+                assert_eq!(least, None, "round {round}: what was acknowledged is there");
+                continue;
+            };
+            let told = u64::from_le_bytes(kept.locked.0[..8].try_into().expect("eight bytes"));
+            assert_eq!(kept.locked, locked(told), "round {round}: whole");
+            assert!(told % 8 == n && told < next, "round {round}: {told}");
+            assert!(least.is_none_or(|least| told >= least), "round {round}: {told} is older than {least:?}");
+        }
+        let target = next + 1 + u64::from(round) % 5;
+        let begun = next;
+        while next < target + 4 {
+            let question = Question::KeepServers { session: session(next), locked: locked(next), used_at: 1 };
+            assert!(ledger.send(Some(by.clone()), question));
+            next += 1;
+        }
+        for n in begun..target {
+            assert_eq!(ledger.told().expect("alive").answer, Ok(Answer::Done));
+            acknowledged[usize::try_from(n % 8).expect("small")] = Some(n);
+        }
+        // Nobody knows how far it is with the rest.
+        ledger.kill();
+    }
+    assert!(acknowledged.iter().all(Option::is_some), "{acknowledged:?}");
+    assert_eq!(root(folder.path(), &Question::Integrity), Ok(Answer::Integrity(vec![])));
 }
 
 #[test]
 fn t213_a_migration_that_is_killed_anywhere_leaves_one_version_or_the_other() {
+    for (sql, before) in EARLIER.into_iter().zip(1..) {
+        killed_anywhere(sql, before);
+    }
+}
+
+fn killed_anywhere(sql: &str, before: usize) {
+    let newest = usize::try_from(NEWEST).expect("small");
     // Killed by the clock, wherever that finds it.
-    let mut killed = [0; 3];
+    let mut killed = [0; 4];
     for step in 0..KILLS {
         let folder = tempfile::tempdir().expect("a folder");
-        version_1(folder.path());
+        earlier(folder.path(), sql);
         let uid = nix::unistd::geteuid().to_string();
         let mut child = Command::new(env!("CARGO_BIN_EXE_gaoler-ledger"))
             .args(["--folder", folder.path().to_str().expect("text"), "--uid", &uid, "ask"])
@@ -322,23 +406,24 @@ fn t213_a_migration_that_is_killed_anywhere_leaves_one_version_or_the_other() {
         child.wait().expect("reaped");
         killed[usize::try_from(version(folder.path())).expect("small")] += 1;
     }
-    assert_eq!(killed[1] + killed[2], KILLS, "{killed:?}");
+    assert_eq!(killed[before] + killed[newest], KILLS, "{killed:?}");
     // Whatever part of its log had reached the disk.
     let folder = tempfile::tempdir().expect("a folder");
-    version_1(folder.path());
+    earlier(folder.path(), sql);
     Ledger::start(folder.path()).kill();
     let file = |name: &str| std::fs::read(folder.path().join(name)).expect("a file");
     let (database, log) = (file("ledger.db"), file("ledger.db-wal"));
-    let mut found = [0; 3];
+    let mut found = [0; 4];
     for length in (0..=log.len()).step_by(256).chain([log.len()]) {
         let cut = tempfile::tempdir().expect("a folder");
         std::fs::write(cut.path().join("ledger.db"), &database).expect("written");
         std::fs::write(cut.path().join("ledger.db-wal"), &log[..length]).expect("written");
         found[usize::try_from(version(cut.path())).expect("small")] += 1;
         assert_eq!(root(cut.path(), &Question::Integrity), Ok(Answer::Integrity(vec![])), "{length}");
-        assert_eq!(version(cut.path()), 2, "the next start ends it: {length}");
+        assert_eq!(version(cut.path()), NEWEST, "the next start ends it: {length}");
     }
-    assert!(found[1] > 10 && found[2] > 0, "{found:?} of {} bytes", log.len());
+    assert_eq!(found.iter().sum::<i32>(), found[before] + found[newest], "{found:?}");
+    assert!(found[before] > 10 && found[newest] > 0, "{found:?} of {} bytes", log.len());
 }
 
 #[test]

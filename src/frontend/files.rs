@@ -14,7 +14,8 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout, timeout_at};
 use zeroize::Zeroizing;
 
-use gaoler_files::{ANSWER_BYTES_MAX, Answer, Code, FRAME_BYTES_MAX, Question, What};
+use gaoler_files::{ANSWER_BYTES_MAX, Answer as Said, Code, FRAME_BYTES_MAX, Question as Asked, What};
+use gaoler_ledger_wire::{Answer, Proof, Question};
 use gaoler_protocol::{
     Conversation, Effort, Exit, Kind, LEASE_DONE, Level, Limits, Model, Refused, Spawn, TenantKey,
 };
@@ -24,7 +25,7 @@ use super::error::{ApiError, repeatable};
 use super::http::App;
 use super::identity::Holder;
 use super::run::Talk;
-use super::{answer, id, identity, log, metrics, way};
+use super::{answer, id, identity, ledger, log, metrics, way};
 
 /// Bytes that one request may bring.
 pub const UPLOAD_BYTES_MAX: u64 = 1 << 30;
@@ -47,6 +48,16 @@ pub struct Asker {
     pub holder: Holder,
     /// What egress alone is told of where a repository is; empty = nothing.
     pub remotes: Zeroizing<Vec<u8>>,
+}
+
+impl Asker {
+    /// The same, to undo what was asked.
+    pub fn again(&self) -> Asker {
+        let Holder { tenant, proof, allowance, credential } = &self.holder;
+        let (proof, credential) = (proof.clone(), credential.clone());
+        let holder = Holder { tenant: *tenant, proof, allowance: *allowance, credential };
+        Asker { holder, remotes: self.remotes.clone() }
+    }
 }
 
 /// What came of it.
@@ -76,7 +87,7 @@ pub async fn asker(frontend: &App, headers: &HeaderMap) -> Result<Asker, ApiErro
 pub async fn ask(
     frontend: &App,
     headers: &HeaderMap,
-    Asker { holder: Holder { tenant, allowance, credential }, remotes }: Asker,
+    Asker { holder: Holder { tenant, allowance, credential, .. }, remotes }: Asker,
     kind: Kind,
     what: What,
     body: Option<Body>,
@@ -100,8 +111,9 @@ pub async fn ask(
     run(frontend, (tenant, allowance.tenant_max), bounds, kind, what, secrets, body).await
 }
 
-/// Has a tenant's old sessions removed, where the operator wants that and nobody has looked for an hour.
-pub async fn sweep(frontend: &App, tenant: TenantKey, most: Option<u64>) {
+/// Has a tenant's old sessions removed, where the operator wants that and nobody has looked for an hour; and what is kept
+/// for those that are not there any more.
+pub async fn sweep(frontend: &App, tenant: TenantKey, proof: &Proof, most: Option<u64>) {
     static SWEPT: Mutex<Vec<([u8; 32], Instant)>> = Mutex::new(Vec::new());
     if frontend.settings().sessions.ttl_days == 0 {
         return;
@@ -117,11 +129,48 @@ pub async fn sweep(frontend: &App, tenant: TenantKey, most: Option<u64>) {
         }
         swept.push((tenant.0, Instant::now()));
     }
-    let level = way::level(frontend, &HeaderMap::new(), None).unwrap_or(Level::Paranoid);
-    let swept =
-        run(frontend, (tenant, most), (level, Limits::NONE), Kind::Sessions, What::Sweep, Vec::new(), None);
     // A tenant without a folder has no sessions, and is refused.
-    let _ = timeout(SWEEP_WAIT, swept).await;
+    let _ = timeout(SWEEP_WAIT, forget_gone(frontend, tenant, proof, most)).await;
+}
+
+/// The same at once: forgets what is kept for sessions that are not there any more. How many there were.
+///
+/// # Errors
+/// Those of a run, and of the ledger.
+pub async fn forget_gone(
+    frontend: &App,
+    tenant: TenantKey,
+    proof: &Proof,
+    most: Option<u64>,
+) -> Result<usize, ApiError> {
+    let known = match frontend.ledger.ask(Some(proof.clone()), Question::Served).await? {
+        Answer::Served(known) => known,
+        _ => return Err(ledger::unavailable()),
+    };
+    let told = on_sessions(frontend, tenant, most, What::Sweep { known: known.clone() }).await?;
+    let Told::Done(told) = told else { return Ok(0) };
+    let gone = told["gone"].as_array().map_or(&[][..], Vec::as_slice);
+    // It is a cage's word: only what was asked for, and of its own tenant, can be meant.
+    let sessions: Vec<String> = known.into_iter().filter(|id| gone.iter().any(|it| it == id)).collect();
+    let count = sessions.len();
+    if count > 0 {
+        frontend.ledger.ask(Some(proof.clone()), Question::DropServers { sessions }).await?;
+    }
+    Ok(count)
+}
+
+/// A question about sessions that no client has asked.
+///
+/// # Errors
+/// Those of a run.
+pub async fn on_sessions(
+    frontend: &App,
+    tenant: TenantKey,
+    most: Option<u64>,
+    what: What,
+) -> Result<Told, ApiError> {
+    let level = way::level(frontend, &HeaderMap::new(), None).unwrap_or(Level::Paranoid);
+    run(frontend, (tenant, most), (level, Limits::NONE), Kind::Sessions, what, Vec::new(), None).await
 }
 
 fn sealed(name: &str, bytes: &[u8]) -> Result<std::os::fd::OwnedFd, ApiError> {
@@ -163,7 +212,7 @@ async fn run(
     let (limits, running) = (run.spawned.limits, metrics::Running::begin(&run.spawned, level));
     // What comes out of it is bounded by the tenant's part of the disk, not by what an answer of a model may be.
     run.spawned.limits.output_mib = 0;
-    let question = Question {
+    let question = Asked {
         disk_bytes: u64::from(limits.disk_mib) << 20,
         disk_files: u64::from(limits.disk_kfiles) * 1000,
         ttl_days: frontend.settings().sessions.ttl_days,
@@ -173,18 +222,18 @@ async fn run(
     let fed = talk.feeder().map(|stdin| tokio::spawn(feed(stdin, question, body)));
     let line = talk.line().await;
     let heard = match line {
-        Ok(Some(line)) if line.len() <= ANSWER_BYTES_MAX => serde_json::from_slice::<Answer>(&line).ok(),
+        Ok(Some(line)) if line.len() <= ANSWER_BYTES_MAX => serde_json::from_slice::<Said>(&line).ok(),
         _ => None,
     };
     let ending = Ending { level, kind, _guard: (guard, running) };
     match heard {
-        Some(Answer::Bytes(sized)) => Ok(Told::Bytes(sized.bytes, stream(talk, sized.bytes, ending))),
-        Some(Answer::Done(value)) => {
+        Some(Said::Bytes(sized)) => Ok(Told::Bytes(sized.bytes, stream(talk, sized.bytes, ending))),
+        Some(Said::Done(value)) => {
             talk.last_word(LEASE_DONE);
             ending.end(talk, "done").await;
             Ok(Told::Done(value))
         }
-        Some(Answer::Failed(failure)) => {
+        Some(Said::Failed(failure)) => {
             talk.last_word(LEASE_DONE);
             let (status, code) = failure.code.told();
             ending.end(talk, code).await;
@@ -239,7 +288,7 @@ impl<G> Ending<G> {
 }
 
 /// Writes the question, and the body in frames. A body that breaks off is not ended, so that nobody takes it for whole.
-async fn feed(stdin: mpsc::Sender<Vec<u8>>, question: Question, body: Option<Body>) -> Result<(), ApiError> {
+async fn feed(stdin: mpsc::Sender<Vec<u8>>, question: Asked, body: Option<Body>) -> Result<(), ApiError> {
     let mut line = serde_json::to_vec(&question).unwrap_or_default();
     line.push(b'\n');
     let mut wanted = stdin.send(line).await.is_ok();

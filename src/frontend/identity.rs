@@ -42,6 +42,8 @@ pub struct Caller {
     pub tenant: TenantKey,
     /// The tenant's name in the books.
     pub name: String,
+    /// What was shown, as the ledger is told it.
+    pub proof: Proof,
     /// The key that was shown.
     pub key: Option<String>,
     /// What it may, where that is not what the settings say.
@@ -133,12 +135,16 @@ fn key_not_required(frontend: &Frontend) -> Result<(), ApiError> {
 
 async fn credential(frontend: &Frontend, credential: Credential) -> Result<Shown, ApiError> {
     key_not_required(frontend)?;
-    let digest = Hex(credential.digest(&frontend.secret).to_vec());
-    match frontend.ledger.ask(Some(Proof::Credential { digest }), Question::Who).await? {
+    match frontend.ledger.ask(Some(digest(frontend, &credential)), Question::Who).await? {
         Answer::Who(Who::Tenant(grant)) => Ok(Shown::Credential(credential, Some(grant))),
         Answer::Who(Who::Unlinked) => Ok(Shown::Credential(credential, None)),
         _ => Err(ledger::unavailable()),
     }
+}
+
+/// The proof that a credential of the upstream is.
+fn digest(frontend: &Frontend, credential: &Credential) -> Proof {
+    Proof::Credential { digest: Hex(credential.digest(&frontend.secret).to_vec()) }
 }
 
 /// Who a request is from that must be somebody's, but needs no credential of the upstream.
@@ -164,6 +170,8 @@ pub async fn tenant(frontend: &Frontend, headers: &HeaderMap) -> Result<TenantKe
 pub struct Holder {
     /// The capability.
     pub tenant: TenantKey,
+    /// What was shown, as the ledger is told it.
+    pub proof: Proof,
     /// What it may, where that is not what the settings say.
     pub allowance: Allowance,
     /// The bytes of a credential's file: a tenant whom nobody has seen yet must be vouched for.
@@ -175,21 +183,24 @@ pub struct Holder {
 /// # Errors
 /// As [`tenant`], and 401 for a credential beside the key that is none.
 pub async fn holder(frontend: &Frontend, headers: &HeaderMap) -> Result<Holder, ApiError> {
-    let of = |grant: &Grant, credential| {
-        Ok(Holder { tenant: keyed(frontend, grant)?, allowance: grant.allowance, credential })
+    let of = |grant: &Grant, proof, credential| {
+        Ok(Holder { tenant: keyed(frontend, grant)?, proof, allowance: grant.allowance, credential })
     };
     match somebody(frontend, headers).await? {
-        Shown::Tenant(grant, _) => {
+        Shown::Tenant(grant, proof) => {
             let beside = headers.get(CREDENTIAL).map(|value| value.to_str().unwrap_or_default().trim());
             let credential = match beside {
                 Some(token) => Some(Credential::parse(token)?.bytes()),
                 None => stored(frontend, &grant).ok(),
             };
-            of(&grant, credential)
+            of(&grant, proof, credential)
         }
-        Shown::Credential(credential, Some(grant)) => of(&grant, Some(credential.bytes())),
+        Shown::Credential(credential, Some(grant)) => {
+            of(&grant, digest(frontend, &credential), Some(credential.bytes()))
+        }
         Shown::Credential(credential, None) => Ok(Holder {
             tenant: credential.tenant(&frontend.secret),
+            proof: digest(frontend, &credential),
             allowance: Allowance::default(),
             credential: Some(credential.bytes()),
         }),
@@ -227,28 +238,35 @@ pub async fn caller(
             "x-claude-credential: goes with a tenant key, not with another credential.",
         )),
         Shown::Credential(credential, None) => {
-            let tenant = credential.tenant(&frontend.secret);
+            let (tenant, proof) = (credential.tenant(&frontend.secret), digest(frontend, &credential));
             let (name, credential) = (tenant::raw_name(&tenant), credential.bytes());
-            Ok(Caller { tenant, name, key: None, allowance: Allowance::default(), credential })
+            Ok(Caller { tenant, name, proof, key: None, allowance: Allowance::default(), credential })
         }
-        Shown::Credential(credential, Some(grant)) => of(frontend, &grant, credential.bytes()),
-        Shown::Tenant(grant, _) => {
+        Shown::Credential(credential, Some(grant)) => {
+            of(frontend, &grant, digest(frontend, &credential), credential.bytes())
+        }
+        Shown::Tenant(grant, proof) => {
             let credential = match (beside, body) {
                 (Some(token), _) => Credential::parse(token)?.bytes(),
                 (None, Some(body)) => tenant::in_body(body, now_ms)?.bytes(),
                 (None, None) => stored(frontend, &grant)?,
             };
-            of(frontend, &grant, credential)
+            of(frontend, &grant, proof, credential)
         }
         Shown::Admin(_) => Err(insufficient()),
         Shown::Nobody => Err(missing()),
     }
 }
 
-fn of(frontend: &Frontend, grant: &Grant, credential: Zeroizing<Vec<u8>>) -> Result<Caller, ApiError> {
+fn of(
+    frontend: &Frontend,
+    grant: &Grant,
+    proof: Proof,
+    credential: Zeroizing<Vec<u8>>,
+) -> Result<Caller, ApiError> {
     let tenant = keyed(frontend, grant)?;
     let (name, key) = (grant.tenant.clone(), grant.key.clone());
-    Ok(Caller { tenant, name, key, allowance: grant.allowance, credential })
+    Ok(Caller { tenant, name, proof, key, allowance: grant.allowance, credential })
 }
 
 /// The capability of a tenant of the operator's.

@@ -87,6 +87,9 @@ fn nobody(by: Option<&Proof>, question: &Question) -> Result<Answer, Refusal> {
     match (by, question) {
         (Some(Proof::Credential { .. }), Question::Who) => Ok(Answer::Who(Who::Unlinked)),
         (None, Question::Usage { .. }) => Ok(Answer::Usage(Vec::new())),
+        (Some(Proof::Credential { .. }), Question::Servers { .. }) => Ok(Answer::Servers(None)),
+        (Some(Proof::Credential { .. }), Question::Served) => Ok(Answer::Served(Vec::new())),
+        (Some(Proof::Credential { .. }), Question::DropServers { .. }) => Ok(Answer::Done),
         _ => Err(Refusal::KeyUnknown),
     }
 }

@@ -1,11 +1,13 @@
 //! Requests about a tenant's sessions: each is a run in that tenant's cage, and this only says it in HTTP's words.
 //! It must never tell another tenant's session from one that is not there.
 
+pub mod servers;
+
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{Extension, RawQuery, State};
 use axum::response::Response;
-use axum::routing::{get, post};
+use axum::routing::{get, post, put};
 use http::{HeaderMap, StatusCode, Uri};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -20,6 +22,7 @@ use super::error::ApiError;
 use super::files::{self, Told};
 use super::http::{App, RequestId, failure, json};
 use super::way;
+use servers::{Changing, Owner};
 
 /// Rows of a page where nobody says how many.
 const PAGE: u32 = 20;
@@ -30,6 +33,7 @@ pub fn routes() -> Router<App> {
         .route("/v1/sessions", get(list))
         .route("/v1/sessions/{id}", get(one).post(rename).delete(remove))
         .route("/v1/sessions/{id}/fork", post(fork))
+        .route("/v1/sessions/{id}/mcp", put(servers::set).get(servers::show).delete(servers::remove))
         .route("/v1/sessions/{id}/transcript", get(transcript))
 }
 
@@ -221,9 +225,20 @@ async fn remove(
     headers: HeaderMap,
     uri: Uri,
 ) -> Response {
-    asks!(frontend, headers, request, StatusCode::OK, Kind::Sessions, Deleted, {
-        What::DropSession { id: session(part(&uri, 3))? }
-    })
+    let result = async {
+        let asker = files::asker(&frontend, &headers).await?;
+        let id = session(part(&uri, 3))?;
+        let owner = Owner::of(&asker.holder);
+        let _changing = Changing::begin(&owner, Uuid::try_parse(&id).unwrap_or_default())?;
+        let what = What::DropSession { id: id.clone() };
+        let gone = files::ask(&frontend, &headers, asker, Kind::Sessions, what, None).await;
+        // What was kept for it goes with it, also where an earlier attempt came no further.
+        if gone.as_ref().map_or_else(|error| error.code == "session_not_found", |_| true) {
+            servers::forget(&frontend, &owner, &id).await?;
+        }
+        form::<Deleted>(gone?)
+    };
+    answer(StatusCode::OK, result.await, &request)
 }
 
 async fn fork(
@@ -233,12 +248,24 @@ async fn fork(
     uri: Uri,
     body: Body,
 ) -> Response {
-    asks!(frontend, headers, request, StatusCode::CREATED, Kind::Sessions, Session, {
+    let result = async {
+        let asker = files::asker(&frontend, &headers).await?;
         let id = session(part(&uri, 3))?;
         let title = title(&fields(&frontend, body).await?)?;
-        let new = uuid::Builder::from_random_bytes(rand::random()).into_uuid().to_string();
-        What::ForkSession { id, new, title }
-    })
+        let new = uuid::Builder::from_random_bytes(rand::random()).into_uuid();
+        let (owner, from) = (Owner::of(&asker.holder), Uuid::try_parse(&id).unwrap_or_default());
+        let again = asker.again();
+        let what = What::ForkSession { id, new: new.to_string(), title };
+        let told = files::ask(&frontend, &headers, asker, Kind::Sessions, what, None).await?;
+        // A copy without them would fail at its first turn, or do less than was meant: it is all or nothing.
+        if let Err(error) = servers::copy(&frontend, &owner, from, new).await {
+            let what = What::DropSession { id: new.to_string() };
+            let _ = files::ask(&frontend, &headers, again, Kind::Sessions, what, None).await;
+            return Err(error);
+        }
+        form::<Session>(told)
+    };
+    answer(StatusCode::CREATED, result.await, &request)
 }
 
 async fn transcript(

@@ -9,6 +9,7 @@ use zeroize::Zeroizing;
 
 use gaoler_ledger_wire::Hex;
 use gaoler_protocol::{Scheme, TenantKey};
+use gaoler_seal::Lock;
 
 use super::error::ApiError;
 use super::job::BodyCredential;
@@ -23,6 +24,7 @@ const API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 const KEY_PREFIX: &[u8] = b"gaoler/tenant/v1/token\0";
 const KEYED_PREFIX: &[u8] = b"gaoler/tenant/v1/key\0";
 const LINK_PREFIX: &[u8] = b"gaoler/link/v1\0";
+const SERVERS_PREFIX: &[u8] = b"gaoler/servers/v1\0";
 
 /// The server's secret, 32 random bytes. Never shown.
 #[derive(Clone)]
@@ -144,6 +146,11 @@ pub fn keyed(server: &Secret, tenant: &[u8; 32]) -> TenantKey {
     TenantKey(server.mac(KEYED_PREFIX, tenant))
 }
 
+/// What locks the MCP servers of this session: nobody without the server's secret can open them, nor for another session.
+pub fn lock(server: &Secret, tenant: &TenantKey, session: &[u8; 16]) -> Lock {
+    Lock::of(server.mac(SERVERS_PREFIX, &Zeroizing::new([tenant.0.as_slice(), session].concat())))
+}
+
 /// A tenant's id: what its folder is called, and what a stored credential is sealed for.
 pub fn id(key: &TenantKey) -> [u8; 16] {
     std::array::from_fn(|at| Sha256::digest(key.0)[at])
@@ -237,6 +244,13 @@ mod tests {
         assert!(
             keyed(&one, &[3; 32]) != keyed(&one, &[4; 32]) && keyed(&one, &[3; 32]) != keyed(&two, &[3; 32])
         );
+        let locked = lock(&one, &a.tenant(&one), &[5; 16]).lock(b"", b"text").expect("locked");
+        let opens =
+            |secret, tenant: &TenantKey, session| lock(secret, tenant, session).open(b"", &locked).is_some();
+        assert!(opens(&one, &a.tenant(&one), &[5; 16]), "the same of all three");
+        assert!(!opens(&two, &a.tenant(&one), &[5; 16]), "another server's secret");
+        assert!(!opens(&one, &TenantKey([6; 32]), &[5; 16]), "another tenant");
+        assert!(!opens(&one, &a.tenant(&one), &[6; 16]), "another session");
         assert_eq!(a.bytes()[0], Scheme::OAuth as u8);
         assert_eq!(format!("{a:?} {one:?}"), "Credential(oauth) Secret(..)");
     }

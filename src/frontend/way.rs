@@ -34,6 +34,7 @@ use super::job::tools::settle;
 use super::job::{Block, Job, Shape};
 use super::run::{Bounds, Exchange};
 use super::runs::{About, Asked, Entered, Writer, reply};
+use super::sessions::servers;
 use super::trace::Trace;
 use super::{Frontend, budget, files, id, identity, log, metrics};
 use crate::limits;
@@ -100,7 +101,9 @@ pub async fn answer(
     let limits = limits(headers, &job.limits)?;
 
     let tenant = caller.tenant;
-    let mcp = job.mcp.settle(&frontend.settings().mcp, level, tier(frontend))?;
+    let given = servers::give(frontend, &caller, &mut job).await?;
+    let mcp = job.mcp.settle(&frontend.settings().mcp, level, tier(frontend));
+    let mcp = mcp.map_err(|error| if given { servers::explained(error) } else { error })?;
     if !job.wishes.tools.is_empty() && mcp.names.iter().any(|name| name == client::SERVER) {
         let message = "mcp_servers.client: your own tools have this name; call the server something else.";
         return Err(ApiError::invalid(message));
@@ -205,14 +208,14 @@ async fn conduct(
         Ok(reserved) => reserved,
         Err(error) => return writer.end(None, Ending::Failed(error), now_ms()),
     };
-    let most = caller.allowance.tenant_max;
+    let (most, proof) = (caller.allowance.tenant_max, caller.proof.clone());
     let note = Note::of(&frontend, caller, &job, reserved);
     let servers = mcp.names;
     // All that is in the files now: a request that waits takes its memory once.
     (job.system, job.earlier) = (String::new(), Vec::new());
     let (level, tenant) = (order.spawn.level, order.spawn.tenant);
     if job.session.is_some() {
-        files::sweep(&frontend, tenant, most).await;
+        files::sweep(&frontend, tenant, &proof, most).await;
     }
     let mut step = trace.begin("queue");
     let draining = frontend.draining.subscribe();

@@ -25,7 +25,6 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use gaoler_protocol::Denial;
-use gaoler_seal::Vault;
 use hyper::body::Incoming;
 use hyper::http::request::Parts;
 use hyper::server::conn::http1;
@@ -45,7 +44,7 @@ use self::hello::Hello;
 use self::host::{Destination, List};
 use self::ledger::{Ledger, RowId};
 use self::refused::Refused;
-use self::remote::{Remote, Remotes};
+use self::remote::{Opener, Remote, Remotes};
 use crate::answer::{Answer, whole};
 use crate::placeholder::Expected;
 use crate::policy::{EgressPolicy, ProxyMode, ProxyPolicy};
@@ -99,8 +98,8 @@ pub struct Terms<'a> {
     pub hosts: &'a str,
     /// The run's remote servers, sealed.
     pub remotes: Option<OwnedFd>,
-    /// What opens the operator's tokens for those.
-    pub vault: Option<&'a Vault>,
+    /// What opens sealed texts, and whose run this is.
+    pub opener: Opener<'a>,
     /// How TLS is spoken with those.
     pub tls: Arc<ClientConfig>,
     /// MiB at most; 0 for the level's.
@@ -123,7 +122,7 @@ impl Proxy {
         let list = List::new(&proxy, terms.hosts)?;
         Some(Proxy {
             remotes: match terms.remotes {
-                Some(fd) => Remotes::read(fd, &list, terms.vault)?,
+                Some(fd) => Remotes::read(fd, &list, terms.opener)?,
                 None => Remotes::default(),
             },
             tls: terms.tls,

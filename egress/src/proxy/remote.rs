@@ -43,18 +43,29 @@ const GIT_DOMAIN: &str = ".git.invalid";
 struct Line {
     secure: bool,
     authority: String,
-    headers: Vec<(String, String)>,
+    headers: Headers,
     /// It is the host of a repository.
     #[serde(default)]
     git: bool,
     /// The operator's token for it.
     #[serde(default)]
     sealed: String,
+    /// The headers that were kept for a session of the tenant's.
+    #[serde(default)]
+    kept: String,
 }
 
-impl Drop for Line {
+/// What opens sealed texts, and whose run this is.
+pub type Opener<'a> = (Option<&'a Vault>, &'a [u8; 16]);
+
+/// Headers, wiped when dropped.
+#[derive(Default, Deserialize)]
+#[serde(transparent)]
+struct Headers(Vec<(String, String)>);
+
+impl Drop for Headers {
     fn drop(&mut self) {
-        self.headers.iter_mut().for_each(|(_, value)| value.zeroize());
+        self.0.iter_mut().for_each(|(_, value)| value.zeroize());
     }
 }
 
@@ -76,10 +87,10 @@ pub struct Remotes(Vec<Remote>);
 impl Remotes {
     /// Reads them from a sealed memory file. `None` where that is not one, or names what no run may reach: anything in
     /// the clear or on another port than that of TLS, unless the operator named it.
-    pub fn read(fd: OwnedFd, list: &List, vault: Option<&Vault>) -> Option<Remotes> {
+    pub fn read(fd: OwnedFd, list: &List, opener: Opener<'_>) -> Option<Remotes> {
         let bytes = Zeroizing::new(memfd::read(fd, REMOTES_BYTES_MAX).ok()?);
         let lines: Vec<Line> = serde_json::from_slice(&bytes).ok()?;
-        let read = lines.iter().map(|line| Remote::of(line, list, vault)).collect::<Option<Vec<_>>>()?;
+        let read = lines.iter().map(|line| Remote::of(line, list, opener)).collect::<Option<Vec<_>>>()?;
         (read.len() <= SERVERS_MAX).then_some(Remotes(read))
     }
 
@@ -98,16 +109,27 @@ impl Line {
     /// The operator's token, where it was sealed for this very place.
     fn offered(&self, vault: &Vault) -> Option<HeaderValue> {
         let opened = vault.open(&OFFERED, &STANDARD.decode(&self.sealed).ok()?)?;
-        let origin = format!("{}://{}\n", if self.secure { "https" } else { "http" }, self.authority);
-        let token = opened.strip_prefix(origin.as_bytes())?;
+        let token = opened.strip_prefix(self.origin().as_bytes())?;
         let mut value = HeaderValue::from_bytes(&Zeroizing::new([b"Bearer ", token].concat())).ok()?;
         value.set_sensitive(true);
         Some(value)
     }
+
+    /// The session's headers, where they were sealed for this tenant and this very place.
+    fn kept(&self, vault: &Vault, tenant: &[u8; 16]) -> Option<Headers> {
+        let opened = vault.open_servers(tenant, &STANDARD.decode(&self.kept).ok()?)?;
+        let text = opened.strip_prefix(self.origin().as_bytes())?;
+        serde_json::from_slice(text).ok()
+    }
+
+    /// What a sealed text begins with that is for this place.
+    fn origin(&self) -> String {
+        format!("{}://{}\n", if self.secure { "https" } else { "http" }, self.authority)
+    }
 }
 
 impl Remote {
-    fn of(line: &Line, list: &List, vault: Option<&Vault>) -> Option<Remote> {
+    fn of(line: &Line, list: &List, (vault, tenant): Opener<'_>) -> Option<Remote> {
         let default = if line.secure { TLS_PORT } else { HTTP_PORT };
         let to = Destination::parse(&line.authority, Some(default))?;
         let internal = list.is_internal(&to);
@@ -117,12 +139,15 @@ impl Remote {
             value.set_sensitive(true);
             (name != HOST && !forward::is_hop(&name)).then_some((name, value))
         };
-        let mut headers = line.headers.iter().map(header).collect::<Option<Vec<_>>>()?;
+        let kept = if line.kept.is_empty() { Headers::default() } else { line.kept(vault?, tenant)? };
+        let said = line.headers.0.iter().chain(&kept.0);
+        let mut headers = said.map(header).collect::<Option<Vec<_>>>()?;
+        let many = headers.len();
         if !line.sealed.is_empty() {
             headers.push((AUTHORIZATION, line.offered(vault?)?));
         }
         let allowed = internal || (line.secure && to.port == TLS_PORT);
-        (allowed && line.headers.len() <= HEADERS_MAX).then_some(Remote {
+        (allowed && many <= HEADERS_MAX).then_some(Remote {
             to,
             internal,
             secure: line.secure,
@@ -209,8 +234,10 @@ mod tests {
         };
         let of = |authority: &str, sealed: String, vault: Option<&Vault>| {
             let headers = vec![("authorization".into(), "Bearer of-the-request".into())];
-            let line = Line { secure: true, authority: authority.into(), headers, git: false, sealed };
-            Remote::of(&line, &list, vault).map(|remote| remote.headers)
+            let authority = authority.into();
+            let (headers, kept) = (Headers(headers), String::new());
+            let line = Line { secure: true, authority, headers, git: false, sealed, kept };
+            Remote::of(&line, &list, (vault, &[1; 16])).map(|remote| remote.headers)
         };
         let headers = of("a.example:443", sealed(&OFFERED), Some(&vault)).expect("a server");
         assert_eq!(
@@ -223,5 +250,44 @@ mod tests {
         assert!(of("a.example:443", sealed(&OFFERED), None).is_none(), "no key");
         assert!(of("a.example:443", "!".into(), Some(&vault)).is_none(), "no seal");
         assert_eq!(of("a.example:443", String::new(), None).map(|headers| headers.len()), Some(1));
+    }
+
+    #[test]
+    fn a_sessions_headers_open_the_place_and_the_tenant_that_they_were_sealed_for_and_no_other() {
+        let (vault, other) = (Vault::draw(), Vault::draw());
+        let public = vault.public().expect("a key");
+        let list = List::new(&BALANCED.proxy, "").expect("a list");
+        let sealed = |tenant: &[u8; 16], text: &str| {
+            STANDARD.encode(gaoler_seal::seal_servers(&public, tenant, text.as_bytes()).expect("sealed"))
+        };
+        let of = |secure: bool, authority: &str, kept: &str, opener: Opener<'_>| {
+            let line = Line {
+                secure,
+                authority: authority.into(),
+                headers: Headers::default(),
+                git: false,
+                sealed: String::new(),
+                kept: kept.into(),
+            };
+            let remote = Remote::of(&line, &list, opener)?;
+            Some(remote.headers.iter().map(|(name, value)| format!("{name}: {value:?}")).collect::<Vec<_>>())
+        };
+        let good =
+            sealed(&[1; 16], "https://a.example:443\n[[\"authorization\",\"Bearer x\"],[\"x-a\",\"b\"]]");
+        let ours = (Some(&vault), &[1; 16]);
+        let headers = of(true, "a.example:443", &good, ours).expect("a server");
+        assert_eq!(headers, ["authorization: Sensitive", "x-a: Sensitive"], "both, and neither is shown");
+        assert!(of(true, "b.example:443", &good, ours).is_none(), "another place");
+        assert!(of(false, "a.example:443", &good, ours).is_none(), "in the clear");
+        assert!(of(true, "a.example:443", &good, (Some(&vault), &[2; 16])).is_none(), "another tenant's run");
+        assert!(of(true, "a.example:443", &good, (Some(&other), &[1; 16])).is_none(), "another key");
+        assert!(of(true, "a.example:443", &good, (None, &[1; 16])).is_none(), "no key");
+        assert!(of(true, "a.example:443", "!", ours).is_none(), "no seal");
+        for text in ["https://a.example:443\n", "https://a.example:443\n[[\"host\",\"b\"]]", "[]"] {
+            assert!(of(true, "a.example:443", &sealed(&[1; 16], text), ours).is_none(), "{text}");
+        }
+        let many: Vec<_> = (0..=HEADERS_MAX).map(|n| (format!("x-{n}"), "v")).collect();
+        let many = format!("https://a.example:443\n{}", serde_json::to_string(&many).expect("JSON"));
+        assert!(of(true, "a.example:443", &sealed(&[1; 16], &many), ours).is_none(), "too many");
     }
 }

@@ -234,3 +234,57 @@ fn one_question_that_fails_undoes_itself_alone() {
     assert_eq!(tenants.iter().map(|tenant| tenant.name.as_str()).collect::<Vec<_>>(), ["one", "two"]);
     assert_eq!(book.answer_root(Question::Integrity), Ok(Answer::Integrity(vec![])));
 }
+
+#[test]
+fn a_sessions_servers_are_its_tenants_and_go_with_it() {
+    let (_folder, mut book) = book();
+    create(&mut book, 1, Some("acme"), None).expect("a key");
+    create(&mut book, 2, Some("other"), None).expect("a key");
+    create(&mut book, 4, None, None).expect("an admin");
+    let alone = || Proof::Credential { digest: hash(7) };
+    let id = |n: usize| format!("00000000-0000-0000-0000-{n:012x}");
+    let keep =
+        |n: usize, byte: u8| Question::KeepServers { session: id(n), locked: Hex(vec![byte; 9]), used_at: 5 };
+    let read = |n: usize| Question::Servers { session: id(n) };
+    let found = |byte: u8| Ok(Answer::Servers(Some(KeptServers { locked: Hex(vec![byte; 9]), used_at: 5 })));
+    let none = Ok(Answer::Servers(None));
+    for (by, byte) in [(key(1), 1), (key(2), 2), (alone(), 3)] {
+        assert_eq!(asks(&mut book, Some(by.clone()), read(1)), none);
+        assert_eq!(asks(&mut book, Some(by), keep(1, byte)), Ok(Answer::Done));
+    }
+    // One id, three owners; and nobody else has any.
+    for (by, byte) in [(key(1), 1), (key(2), 2), (alone(), 3)] {
+        assert_eq!(asks(&mut book, Some(by), read(1)), found(byte));
+    }
+    let stranger = Proof::Credential { digest: hash(8) };
+    assert_eq!(asks(&mut book, Some(stranger), read(1)), none);
+    for by in [None, Some(key(4))] {
+        assert_eq!(asks(&mut book, by, read(1)), Err(Refusal::Forbidden));
+    }
+    assert_eq!(asks(&mut book, Some(key(1)), keep(1, 9)), Ok(Answer::Done), "in the place of those before");
+    assert_eq!(asks(&mut book, Some(key(1)), read(1)), found(9));
+    let many = Question::DropServers { sessions: vec![id(1), id(2)] };
+    assert_eq!(asks(&mut book, Some(key(2)), many), Ok(Answer::Done), "also those that are not there");
+    assert_eq!(asks(&mut book, Some(key(2)), read(1)), none);
+    assert_eq!(asks(&mut book, Some(key(1)), read(1)), found(9), "another's stay");
+    assert_eq!(asks(&mut book, Some(alone()), Question::Served), Ok(Answer::Served(vec![id(1)])));
+    // A linked credential is the tenant's; its own come back with it.
+    asks(&mut book, Some(key(1)), Question::Link { digest: hash(7) }).expect("linked");
+    assert_eq!(asks(&mut book, Some(alone()), read(1)), found(9));
+    asks(&mut book, Some(key(1)), Question::Unlink { digest: hash(7) }).expect("unlinked");
+    assert_eq!(asks(&mut book, Some(alone()), read(1)), found(3));
+    // Bounds: bytes, sessions, and what is no session.
+    let large = |bytes| Question::KeepServers { session: id(1), locked: Hex(vec![0; bytes]), used_at: 0 };
+    assert_eq!(asks(&mut book, Some(key(2)), large(SERVERS_BYTES_MAX)), Ok(Answer::Done));
+    assert_eq!(asks(&mut book, Some(key(2)), large(SERVERS_BYTES_MAX + 1)), Err(Refusal::Invalid));
+    let odd = Question::KeepServers { session: "x".into(), locked: Hex(vec![]), used_at: 0 };
+    assert_eq!(asks(&mut book, Some(key(2)), odd), Err(Refusal::Invalid));
+    for n in 2..=SERVED_MAX {
+        assert_eq!(asks(&mut book, Some(key(2)), keep(n, 2)), Ok(Answer::Done));
+    }
+    assert_eq!(asks(&mut book, Some(key(2)), keep(0, 2)), Err(Refusal::Conflict), "one too many");
+    assert_eq!(asks(&mut book, Some(key(2)), keep(1, 4)), Ok(Answer::Done), "one that is there");
+    assert_eq!(asks(&mut book, Some(key(1)), keep(0, 1)), Ok(Answer::Done), "another tenant's");
+    assert_eq!(book.answer_root(Question::RemoveTenant { tenant: "other".into() }), Ok(Answer::Done));
+    assert_eq!(book.count("SELECT count(*) FROM session_servers", []), Ok(3));
+}

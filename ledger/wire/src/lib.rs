@@ -14,6 +14,12 @@ pub const ROWS_MAX: u32 = 50;
 pub const NAME_BYTES_MAX: usize = 64;
 /// Bytes of a sealed credential, at most: five times a token.
 pub const SEALED_BYTES_MAX: usize = 4096;
+/// Bytes of the locked MCP servers of one session, at most: what fits a frame in hexadecimal, with room around it.
+pub const SERVERS_BYTES_MAX: usize = 28 * 1024;
+/// Sessions of one tenant that have MCP servers of their own, at most.
+pub const SERVED_MAX: usize = 256;
+/// Characters of a session's id.
+pub const SESSION_CHARS: usize = 36;
 
 /// Bytes, written in hexadecimal. Wiped when dropped.
 #[derive(Clone, PartialEq, Eq)]
@@ -145,6 +151,27 @@ pub enum Question {
     Unlink {
         /// 32 bytes.
         digest: Hex,
+    },
+    /// The MCP servers of one of the asker's sessions. Answered with [`Answer::Servers`].
+    Servers {
+        /// The session.
+        session: String,
+    },
+    /// Which of the asker's sessions have such servers. Answered with [`Answer::Served`].
+    Served,
+    /// Keeps the MCP servers of one of the asker's sessions, in the place of those before.
+    KeepServers {
+        /// The session.
+        session: String,
+        /// What the frontend alone can open.
+        locked: Hex,
+        /// When the session was used last, as far as is known: Unix seconds.
+        used_at: i64,
+    },
+    /// Forgets those of these sessions, where they have any.
+    DropServers {
+        /// The sessions.
+        sessions: Vec<String>,
     },
     /// A run has ended.
     Record(Box<RunRecord>),
@@ -279,6 +306,10 @@ pub enum Answer {
     Keys(Vec<KeyRow>),
     /// What a tenant may.
     Allowance(Allowance),
+    /// A session's MCP servers.
+    Servers(Option<KeptServers>),
+    /// Sessions.
+    Served(Vec<String>),
     /// What is wrong with the database; nothing where it is whole.
     Integrity(Vec<String>),
 }
@@ -378,6 +409,15 @@ pub struct KeptCredential {
     pub vault: Hex,
     /// Unix seconds.
     pub stored_at: i64,
+}
+
+/// A session's MCP servers as they are kept.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct KeptServers {
+    /// What the frontend alone can open.
+    pub locked: Hex,
+    /// When the session was used last, as far as is known: Unix seconds.
+    pub used_at: i64,
 }
 
 macro_rules! counted {
@@ -576,13 +616,23 @@ mod tests {
             last_used_at: Some(i64::MIN),
         };
         let rows = ROWS_MAX as usize;
-        let answers =
-            [Answer::Runs(vec![row; rows]), Answer::Usage(vec![day; rows]), Answer::Keys(vec![key; rows])];
+        let locked = Hex(vec![0xff; SERVERS_BYTES_MAX]);
+        let servers = KeptServers { locked: locked.clone(), used_at: i64::MIN };
+        let answers = [
+            Answer::Runs(vec![row; rows]),
+            Answer::Usage(vec![day; rows]),
+            Answer::Keys(vec![key; rows]),
+            Answer::Servers(Some(servers)),
+            Answer::Served(vec![text(SESSION_CHARS); SERVED_MAX]),
+        ];
         for answer in answers {
             let frame = encode(&Told { id: u64::MAX, answer: Ok(answer.clone()) }).expect("it fits");
             let told: Told = decode(&frame).expect("it is read");
             assert_eq!(told.answer, Ok(answer));
         }
+        let by = Some(Proof::Key { id: text(16), hash: Hex(vec![0; 32]) });
+        let question = Question::KeepServers { session: text(SESSION_CHARS), locked, used_at: i64::MIN };
+        encode(&Asked { id: u64::MAX, by, question }).expect("the largest question fits");
     }
 
     #[test]

@@ -77,14 +77,15 @@ pub const MESSAGES: &[Known] = &[
     known(403, "level_not_allowed", "the level is looser than this server allows"),
     known(403, "level_unavailable", "this server has no such level"),
     known(403, "model_unpriced", "you have a budget of money, and this server has no price for the model"),
-    known(403, "mcp_unavailable", "on this host nothing would keep an MCP server apart from other tenants"),
-    known(403, "mcp_remote_refused", "remote MCP servers are not reached at this level, or from this server"),
+    MCP_UNAVAILABLE,
+    MCP_REMOTE,
     known(403, "upstream_forbidden", "the upstream API does not permit this to the credential"),
     known(404, "model_not_found", "no such model, here or upstream"),
     known(404, "workspace_not_found", "there is no such workspace"),
     known(408, "body_timeout", "the body came too slowly"),
     known(409, "workspace_conflict", "the session was begun in another workspace: leave workspace_id out"),
     known(409, "idempotency_conflict", "the idempotency-key stands for another request: use a new one"),
+    MCP_UNREADABLE,
     known(409, "session_busy", "the session has a run already: wait for its end"),
     known(410, "events_gone", "the answer is not kept any more"),
     known(413, "request_too_large", "the request is larger than 32 MB"),
@@ -189,6 +190,17 @@ pub const FILES: &[Known] = &[
     known(529, "upstream_overloaded", "the upstream API is overloaded"),
 ];
 
+/// Of a session's MCP servers that are looked at or forgotten.
+pub const SERVERS: &[Known] = rows![MCP_UNREADABLE; FILES];
+/// Of those that are set.
+pub const SERVERS_SET: &[Known] = rows![MCP_UNAVAILABLE, MCP_REMOTE, NOT_SEALED; SERVERS];
+
+const MCP_UNAVAILABLE: Known =
+    known(403, "mcp_unavailable", "on this host nothing would keep an MCP server apart from other tenants");
+const MCP_REMOTE: Known =
+    known(403, "mcp_remote_refused", "remote MCP servers are not reached at this level, or from this server");
+const MCP_UNREADABLE: Known =
+    known(409, "mcp_unreadable", "the session's MCP servers cannot be opened any more: set them again");
 const NO_CREDENTIAL: Known = known(401, "credential_missing", "no credential in a header");
 const NO_TOKEN: Known = known(
     401,
@@ -204,7 +216,8 @@ const NOT_LINKED: Known = known(404, "credential_not_linked", "the credential is
 const LINKED: Known = known(409, "credential_linked", "the credential is linked to another tenant");
 const LINKS_FULL: Known = known(409, "links_full", "the tenant has as many links as one may have");
 const CONFLICT: Known = known(409, "conflict", "there is one of this name already");
-const NOT_SEALED: Known = known(500, "not_sealed", "the credential could not be sealed");
+const NOT_SEALED: Known =
+    known(500, "not_sealed", "the credential, or what opens a server, could not be sealed");
 
 const UNKNOWN: Known = known(401, "key_unknown", "this server has issued no such key");
 const EXPIRED: Known = known(401, "key_expired", "the key has expired: the operator issues another");

@@ -194,6 +194,7 @@ fn patterns() -> Value {
             "title": "Stateful",
             "about": "A session_id, a UUID that you choose: the agent goes on where it was, with its files and what it said, and \
                       each request holds the new message alone. One run at a time; another tenant's session is another session. \
+                      PUT /v1/sessions/{id}/mcp gives each of its turns MCP servers. \
                       (What the model reads, and what it costs, is the whole conversation either way.)",
             "requests": [body(session.clone(), &[first]), body(session, &[second])],
             "sent": sent(TURNS * TOKENS),

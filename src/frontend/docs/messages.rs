@@ -322,7 +322,10 @@ fn messages_request() -> Value {
             "type": "string", "enum": ["cancel", "continue"], "default": "cancel",
         })),
         "oauth_credentials": nullable(schema("OauthCredentials")),
-        "mcp_servers": nullable(schema("McpServers")),
+        "mcp_servers": described(
+            "Of this turn alone, in the place of those that the session has (PUT /v1/sessions/{id}/mcp); empty = none.",
+            nullable(schema("McpServers")),
+        ),
         "skip_mcp_permissions": nullable(json!({
             "description": "false: the tools of `mcp_servers` are refused, since there is nobody to ask. Otherwise they are \
                 used without asking: the cage is the boundary.",

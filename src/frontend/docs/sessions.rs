@@ -17,6 +17,10 @@ pub fn group() -> Group {
             ("/v1/sessions", json!({"get": list()})),
             ("/v1/sessions/{id}", json!({"get": one(), "post": rename(), "delete": remove()})),
             ("/v1/sessions/{id}/fork", json!({"post": fork()})),
+            (
+                "/v1/sessions/{id}/mcp",
+                json!({"get": servers(), "put": set_servers(), "delete": drop_servers()}),
+            ),
             ("/v1/sessions/{id}/transcript", json!({"get": transcript()})),
         ],
         schemas: vec![
@@ -24,6 +28,9 @@ pub fn group() -> Group {
             ("Session", session_schema()),
             ("Titled", titled()),
             ("Deleted", deleted()),
+            ("SessionServersSet", servers_set()),
+            ("SessionServers", servers_schema()),
+            ("KeptServer", kept_server()),
             ("Transcript", transcript_schema()),
             ("TranscriptMessage", message_schema()),
         ],
@@ -32,8 +39,19 @@ pub fn group() -> Group {
 
 /// A request that needs a credential.
 pub fn operation(id: &str, summary: &str, about: &str, done: (&str, Value), parameters: Vec<Value>) -> Value {
+    operation_with(errors::FILES, id, summary, about, done, parameters)
+}
+
+fn operation_with(
+    rows: &[errors::Known],
+    id: &str,
+    summary: &str,
+    about: &str,
+    done: (&str, Value),
+    parameters: Vec<Value>,
+) -> Value {
     let parameters: Vec<Value> = parameters.into_iter().chain(messages::run_parameters()).collect();
-    let mut responses = errors::responses(&errors::of_somebody(errors::FILES), errors::Form::Plain);
+    let mut responses = errors::responses(&errors::of_somebody(rows), errors::Form::Plain);
     responses.insert(done.0.to_owned(), done.1);
     json!({
         "operationId": id,
@@ -127,9 +145,79 @@ fn remove() -> Value {
 
 fn fork() -> Value {
     let done = ("201", answers("The new session.", "Session"));
-    let about =
-        "A new session that remembers the same and goes its own way from here. Its workspace is the same.";
-    with_body(operation("forkSession", "Copy a session", about, done, vec![id()]), false, "Titled")
+    let about = "A new session that remembers the same and goes its own way from here. Its workspace is the same, and so \
+        are its MCP servers.";
+    let fork = operation_with(errors::SERVERS_SET, "forkSession", "Copy a session", about, done, vec![id()]);
+    with_body(fork, false, "Titled")
+}
+
+fn servers() -> Value {
+    let about = "Names, places and commands; of headers and variables the names alone. Nobody can read the values again.";
+    let done = ("200", answers("What is set.", "SessionServers"));
+    operation_with(errors::SERVERS, "sessionServers", "A session's MCP servers", about, done, vec![id()])
+}
+
+fn set_servers() -> Value {
+    let about = "From now on each turn of the session, in either dialect, has these servers, in the place of those before. A \
+        turn that names `mcp_servers` itself has its own and none of these; one that names an empty `mcp_servers` has none. \
+        The level and the operator's settings are asked now, and at each turn again: a turn whose level does not permit them \
+        is refused. They last over a restart, go with the session, and a copy of it has them too. Headers and tokens are \
+        sealed at once: egress alone can open them, for the one place that they are for.";
+    let mut done = answers("What is set.", "SessionServers");
+    done["headers"]["x-gaoler-ignored"] = json!({"$ref": "#/components/headers/Ignored"});
+    let summary = "Set a session's MCP servers";
+    let done = ("200", done);
+    let set = operation_with(errors::SERVERS_SET, "setSessionServers", summary, about, done, vec![id()]);
+    with_body(set, true, "SessionServersSet")
+}
+
+fn drop_servers() -> Value {
+    let about = "Turns have none any more but their own. Without any set, nothing changes.";
+    let done = ("200", answers("There are none.", "Deleted"));
+    let summary = "Forget a session's MCP servers";
+    operation_with(errors::SERVERS, "dropSessionServers", summary, about, done, vec![id()])
+}
+
+fn servers_set() -> Value {
+    messages::object(
+        "At least one server; together at most 28 KiB as they are kept. Fields that are not listed have no effect.",
+        &["mcp_servers"],
+        json!({
+            "mcp_servers": schema("McpServers"),
+            "security_level": {"$ref": "#/components/schemas/MessagesRequest/properties/security_level"},
+        }),
+    )
+}
+
+fn servers_schema() -> Value {
+    messages::exact(
+        "The MCP servers of a session, by their names.",
+        json!({
+            "session_id": {"type": "string", "format": "uuid"},
+            "mcp_servers": {"type": "object", "additionalProperties": schema("KeptServer")},
+        }),
+    )
+}
+
+fn kept_server() -> Value {
+    let text = json!({"type": "string"});
+    let names = |about: &str| json!({"description": about, "type": "array", "items": {"type": "string"}});
+    let headers = || names("Names of the headers that egress adds.");
+    json!({
+        "description": "A server as it is kept, without its secrets.",
+        "oneOf": [
+            messages::exact("A program in the run's cage.", json!({
+                "command": text, "args": names("Its arguments."), "env": names("Names of variables."),
+            })),
+            messages::exact("A remote server.", json!({
+                "url": {"description": "Up to its query, which may be a secret.", "type": "string"},
+                "query": {"description": "Whether it has one.", "type": "boolean"},
+                "transport": {"type": "string", "enum": ["http", "sse"]},
+                "headers": headers(),
+            })),
+            messages::exact("One of the operator's.", json!({"catalog": text, "headers": headers()})),
+        ],
+    })
 }
 
 fn transcript() -> Value {

@@ -1,6 +1,8 @@
 //! The MCP servers of a request, in every form that clients write them, and what becomes of them: a file for the CLI,
 //! and for egress what only it may know. A secret must never be in the first.
 
+mod kept;
+
 use std::collections::BTreeMap;
 
 use serde::Serialize;
@@ -13,6 +15,8 @@ use gaoler_protocol::{Level, REMOTES_BYTES_MAX, Tier};
 use super::{BodyCredential, Ignored, boolean, object, string, take, wrong};
 use crate::frontend::error::ApiError;
 use crate::mcp::{Place, is_name, transport};
+
+pub use kept::not_sealed;
 
 /// Servers of one request.
 const SERVERS_MAX: usize = 16;
@@ -41,6 +45,8 @@ const CONFIG_BYTES_MAX: usize = 128 * 1024;
 #[derive(Default)]
 pub struct Servers {
     list: Vec<(String, Asked)>,
+    /// Somebody has named them, if only to say that there are none.
+    pub named: bool,
     /// Their tools are to be refused: nobody permits them.
     pub refused: bool,
 }
@@ -54,8 +60,14 @@ impl std::fmt::Debug for Servers {
 /// A server as it was asked for.
 enum Asked {
     Local { command: String, args: Vec<String>, env: BTreeMap<String, String> },
-    Remote { url: Zeroizing<String>, transport: &'static str, headers: Vec<Header> },
-    Offered { name: String, headers: Vec<Header> },
+    Remote { url: Zeroizing<String>, transport: &'static str, headers: Headers },
+    Offered { name: String, headers: Headers },
+}
+
+/// What opens a server, as it came with a request, or as it was kept for a session.
+enum Headers {
+    Said(Vec<Header>),
+    Kept(kept::Sealed),
 }
 
 /// A header with a secret.
@@ -84,6 +96,9 @@ struct Remote<'a> {
     /// The operator's token for it, which nobody but egress can open.
     #[serde(skip_serializing_if = "str::is_empty")]
     sealed: &'a str,
+    /// The headers that were kept for a session, which nobody but egress can open.
+    #[serde(skip_serializing_if = "str::is_empty")]
+    kept: &'a str,
 }
 
 /// What a request to try servers says.
@@ -129,6 +144,7 @@ pub(super) fn servers(fields: &mut Map<String, Value>, ignored: &mut Ignored) ->
         }
         Some(other) => return Err(wrong("mcp_servers", "an object or an array", &other)),
     };
+    servers.named = true;
     if named.len() > SERVERS_MAX {
         return Err(ApiError::invalid(format!("mcp_servers: at most {SERVERS_MAX} servers are accepted.")));
     }
@@ -187,9 +203,9 @@ fn one(value: Value, path: &str, ignored: &mut Ignored) -> Result<Option<Asked>,
             let named = said.or(kind).unwrap_or_else(|| "http".into());
             let transport = transport(&named)
                 .ok_or_else(|| ApiError::invalid(format!("{path}.transport: must be http or sse.")))?;
-            Asked::Remote { url: Zeroizing::new(url), transport, headers }
+            Asked::Remote { url: Zeroizing::new(url), transport, headers: Headers::Said(headers) }
         }
-        (None, None, Some(name)) => Asked::Offered { name, headers },
+        (None, None, Some(name)) => Asked::Offered { name, headers: Headers::Said(headers) },
         _ => {
             return Err(ApiError::invalid(format!(
                 "{path}: must have one of command (a program in the run's cage), url (a remote server) and catalog (a \
@@ -382,7 +398,7 @@ fn local(command: &str, args: &[String], env: &BTreeMap<String, String>) -> Valu
 
 /// What opens a remote server: what the request says, and the operator's token, sealed.
 struct Opens<'a> {
-    headers: &'a [Header],
+    headers: &'a Headers,
     sealed: &'a str,
 }
 
@@ -406,12 +422,13 @@ fn remote<'a>(
     let place =
         Place::parse(url, settings).map_err(|what| ApiError::invalid(format!("{path}.url: {what}.")))?;
     let inside = format!("http://s{}.mcp.invalid{}", remotes.len(), place.path);
-    remotes.push(Remote {
-        secure: place.secure,
-        authority: place.authority,
-        headers: headers.iter().map(|it| (it.name.as_str(), it.value.as_str())).collect(),
-        sealed,
-    });
+    let (headers, kept) = match headers {
+        Headers::Said(headers) => {
+            (headers.iter().map(|it| (it.name.as_str(), it.value.as_str())).collect(), "")
+        }
+        Headers::Kept(sealed) => (Vec::new(), sealed.of(&place, path)?),
+    };
+    remotes.push(Remote { secure: place.secure, authority: place.authority, headers, sealed, kept });
     Ok(json!({"type": transport, "url": inside}))
 }
 
