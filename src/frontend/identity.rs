@@ -164,6 +164,10 @@ pub async fn tenant(frontend: &Frontend, headers: &HeaderMap) -> Result<TenantKe
 pub struct Holder {
     /// The capability.
     pub tenant: TenantKey,
+    /// The tenant's name in the books.
+    pub name: String,
+    /// The key that was shown.
+    pub key: Option<String>,
     /// What it may, where that is not what the settings say.
     pub allowance: Allowance,
     /// The bytes of a credential's file: a tenant whom nobody has seen yet must be vouched for.
@@ -176,7 +180,9 @@ pub struct Holder {
 /// As [`tenant`], and 401 for a credential beside the key that is none.
 pub async fn holder(frontend: &Frontend, headers: &HeaderMap) -> Result<Holder, ApiError> {
     let of = |grant: &Grant, credential| {
-        Ok(Holder { tenant: keyed(frontend, grant)?, allowance: grant.allowance, credential })
+        let (tenant, allowance) = (keyed(frontend, grant)?, grant.allowance);
+        let (name, key) = (grant.tenant.clone(), grant.key.clone());
+        Ok(Holder { tenant, name, key, allowance, credential })
     };
     match somebody(frontend, headers).await? {
         Shown::Tenant(grant, _) => {
@@ -188,11 +194,11 @@ pub async fn holder(frontend: &Frontend, headers: &HeaderMap) -> Result<Holder, 
             of(&grant, credential)
         }
         Shown::Credential(credential, Some(grant)) => of(&grant, Some(credential.bytes())),
-        Shown::Credential(credential, None) => Ok(Holder {
-            tenant: credential.tenant(&frontend.secret),
-            allowance: Allowance::default(),
-            credential: Some(credential.bytes()),
-        }),
+        Shown::Credential(credential, None) => {
+            let tenant = credential.tenant(&frontend.secret);
+            let (name, credential) = (tenant::raw_name(&tenant), Some(credential.bytes()));
+            Ok(Holder { tenant, name, key: None, allowance: Allowance::default(), credential })
+        }
         Shown::Admin(_) => Err(insufficient()),
         Shown::Nobody => Err(missing()),
     }
