@@ -3,6 +3,7 @@
 
 mod support;
 
+use std::io::{BufReader, Write};
 use std::path::Path;
 use std::process::Output;
 
@@ -961,4 +962,235 @@ fn t275_an_operator_has_the_settings_read_again_and_is_told_what_that_did() {
     });
     assert_eq!(client.request("POST", "/admin/v1/drain", &[bearer(&admin)], b"").status, 200);
     refused(&reload(&admin), 503, "draining");
+}
+
+/// What asks the upstream by itself, as a tool of a hostile cage can: so often, and then a word.
+const ASKS: &str = include_str!("support/call.py");
+
+fn asks_itself(times: u32) -> String {
+    format!(
+        "RUN: n=0; while [ $n -lt {times} ]; do python3 call.py own > /dev/null || exit; n=$((n+1)); done; echo $n"
+    )
+}
+
+/// The newest records of this tenant, once there are so many.
+fn records(client: &Client, admin: &str, tenant: &str, count: usize) -> Vec<Value> {
+    until("the records", || {
+        let page = get(client, &format!("/admin/v1/runs?tenant={tenant}"), &[bearer(admin)]).json();
+        let rows = page["data"].as_array().expect("a list").clone();
+        assert!(rows.len() <= count, "{rows:?}");
+        (rows.len() == count).then_some(rows)
+    })
+}
+
+fn figure(row: &Value, name: &str) -> u64 {
+    row[name].as_u64().unwrap_or_else(|| panic!("{name}: {row}"))
+}
+
+/// What a budget counts of it.
+fn tokens(row: &Value) -> u64 {
+    ["input_tokens", "output_tokens", "cache_creation_input_tokens"]
+        .iter()
+        .map(|name| figure(row, name))
+        .sum()
+}
+
+fn me(client: &Client, key: &str) -> String {
+    get(client, "/v1/me", &[bearer(key)]).json()["id"].as_str().expect("an id").to_owned()
+}
+
+#[test]
+fn t250_a_run_that_goes_on_past_its_tenants_budget_is_ended_and_its_last_answer_is_not() {
+    if !environment().commands {
+        return;
+    }
+    // The real CLI's turn has some ten thousand tokens.
+    const BUDGET: u64 = 45_000;
+    let server = Server::start(Options::default().with("GAOLER_BUDGET__TOKENS_PER_DAY", BUDGET));
+    let client = server.client();
+    let admin = admin(&server);
+    let steps = format!("STEPS: {}", ["echo step"; 14].join(";;"));
+    let check = |name: &str, more: Value, asks: &dyn Fn(&str, &[u8]) -> Option<Response>| {
+        let key = key(&server, name);
+        let mut body = ask(&steps);
+        body.as_object_mut().expect("an object").extend(more.as_object().expect("an object").clone());
+        let answer = asks(&key, body.to_string().as_bytes());
+        let row = records(&client, &admin, &me(&client, &key), 1).remove(0);
+        assert_eq!((&row["outcome"], &row["status"]), (&json!("budget_exhausted"), &json!(429)), "{row}");
+        // Not before it was spent; and what is past it is an answer that was under way, and one more at most.
+        let (used, requests) = (tokens(&row), figure(&row, "requests"));
+        assert!(used >= BUDGET && used - BUDGET < 3 * used / requests, "{row}");
+        assert!((4..=8).contains(&requests), "{row}");
+        // The tenant's sum is the same, once.
+        let day = get(&client, "/v1/usage", &[bearer(&key)]).json();
+        assert_eq!(day["left"]["tokens_per_day"], 0, "{day}");
+        assert_eq!((tokens(&day["data"][0]), figure(&day["data"][0], "runs")), (used, 1), "{day}");
+        let next = runs(&client, &[bearer(&key), beside("one")], "hello");
+        refused(&next, 429, "budget_exhausted");
+        assert!(next.complaint().contains("there is more from 2"), "{next:?}");
+        answer
+    };
+    let posts = |key: &str, body: &[u8]| Some(client.post(&[bearer(key), beside("one")], body));
+    let answer = check("json", json!({}), &posts).expect("an answer");
+    refused(&answer, 429, "budget_exhausted");
+    assert_eq!((answer.error().as_str(), answer.header("x-should-retry")), ("billing_error", Some("false")));
+    let wait: u64 = answer.header("retry-after").expect("a time").parse().expect("seconds");
+    assert!((1..=86_401).contains(&wait), "{wait}");
+    // As a stream, which has begun: what was said, and then why there is no more.
+    let answer = check("stream", json!({"stream": true}), &posts).expect("an answer");
+    let last = answer.events().pop().expect("an event");
+    assert_eq!((answer.status, last.name.as_str()), (200, "error"), "{answer:?}");
+    assert_eq!(last.data["error"]["details"]["error_code"], "budget_exhausted");
+    assert!(answer.text().contains("step 3 of 14"), "{answer:?}");
+    // Nobody listens, and a session is there to be saved.
+    let session = "6f1c0f0e-8d2b-4c7e-9a51-0c2d3e4f5a6b";
+    let goes = |key: &str, body: &[u8]| {
+        let stream = client.connect().expect("a connection");
+        client.send(&stream, "POST", "/v1/messages", &[bearer(key), beside("one")], body).expect("sent");
+        live(&client, &admin, "running", 1);
+        None
+    };
+    check("gone", json!({"on_disconnect": "continue", "session_id": session}), &goes);
+    // One whose only answer spends all of it has that answer.
+    let last = key(&server, "last");
+    said(&server, &["tenant", "limits", "last", "tokens_per_day=1"]);
+    for _ in 0..2 {
+        assert_eq!(says(&client, &[bearer(&last), beside("one")], "hello"), "[embedded] hello");
+        said(&server, &["tenant", "limits", "last", "tokens_per_day=15000"]);
+    }
+    refused(&runs(&client, &[bearer(&last), beside("one")], "hello"), 429, "budget_exhausted");
+}
+
+#[test]
+fn t251_runs_that_spend_a_budget_together_are_ended_together_and_nobody_elses_are() {
+    if !environment().commands {
+        return;
+    }
+    const BUDGET: u64 = 1500;
+    let server = Server::start(Options::with_double().with("GAOLER_BUDGET__RESERVE_TOKENS", 10));
+    let client = server.client();
+    let admin = admin(&server);
+    let [acme, other, free] = ["acme", "other", "free"].map(|name| key(&server, name));
+    said(&server, &["tenant", "limits", "acme", &format!("tokens_per_day={BUDGET}")]);
+    said(&server, &["tenant", "limits", "other", "tokens_per_month=1000000"]);
+    for key in [&acme, &other, &free] {
+        let headers = [bearer(key), beside("one")];
+        let path = "/v1/workspaces/default/files/call.py";
+        assert_eq!(client.request("PUT", path, &headers, ASKS.as_bytes()).status, 200);
+    }
+    let begin = |key: &str, times: u32| {
+        let (client, headers) = (client.clone(), [bearer(key), beside("one")]);
+        std::thread::spawn(move || runs(&client, &headers, &asks_itself(times)))
+    };
+    let both = [begin(&acme, 100_000), begin(&acme, 100_000)];
+    let others = [begin(&other, 100), begin(&free, 100)];
+    for answer in both {
+        refused(&answer.join().expect("an answer"), 429, "budget_exhausted");
+    }
+    let rows = records(&client, &admin, &me(&client, &acme), 2);
+    assert!(rows.iter().all(|row| row["outcome"] == "budget_exhausted" && tokens(row) > 0), "{rows:?}");
+    let sum = |of: &dyn Fn(&Value) -> u64| rows.iter().map(of).sum::<u64>();
+    let (used, requests) = (sum(&tokens), sum(&|row| figure(row, "requests")));
+    // Of each run the answer that was under way, and those that came until its end was known.
+    assert!(used >= BUDGET && used - BUDGET <= 8 * used.div_ceil(requests), "{rows:?}");
+    refused(&runs(&client, &[bearer(&acme), beside("one")], "hello"), 429, "budget_exhausted");
+    for answer in others {
+        assert_eq!(answer.join().expect("an answer").text(), "[embedded] RUN ok:\n100");
+    }
+    for key in [&other, &free] {
+        let row = records(&client, &admin, &me(&client, key), 1).remove(0);
+        assert_eq!((&row["outcome"], figure(&row, "requests")), (&json!("end_turn"), 100), "{row}");
+    }
+}
+
+#[test]
+fn t252_a_run_that_waits_for_its_client_ends_when_its_tenants_budget_is_spent() {
+    if !environment().commands {
+        return;
+    }
+    let options = Options::default().with("GAOLER_BUDGET__TOKENS_PER_DAY", 45_000);
+    let server = Server::start(options.with("GAOLER_BUDGET__RESERVE_TOKENS", 10_000));
+    let client = server.client();
+    let (admin, acme) = (admin(&server), key(&server, "acme"));
+    let headers = [bearer(&acme), beside("one")];
+    let mut body = ask("CALLS: mcp__client__weather {\"city\":\"Oslo\"}");
+    body["tools"] = json!([{"name": "weather", "input_schema": {"type": "object"}}]);
+    let asks = client.post(&headers, body.to_string().as_bytes());
+    assert_eq!(asks.json()["stop_reason"], "tool_use", "{asks:?}");
+    live(&client, &admin, "awaiting_client", 1);
+    // Not by what another run holds, but by what it uses.
+    assert_eq!(says(&client, &headers, "hello"), "[embedded] hello");
+    live(&client, &admin, "awaiting_client", 1);
+    let steps = format!("STEPS: {}", ["echo step"; 14].join(";;"));
+    refused(&runs(&client, &headers, &steps), 429, "budget_exhausted");
+    live(&client, &admin, "awaiting_client", 0);
+    let rows = records(&client, &admin, &me(&client, &acme), 3);
+    let outcomes: Vec<_> = rows.iter().map(|row| row["outcome"].as_str().expect("a word")).collect();
+    assert_eq!(outcomes.iter().filter(|it| **it == "budget_exhausted").count(), 2, "{rows:?}");
+    // Its client comes back too late.
+    let call = asks.json()["content"]
+        .as_array()
+        .expect("blocks")
+        .iter()
+        .find_map(|block| (block["type"] == "tool_use").then(|| block["id"].clone()));
+    body["messages"].as_array_mut().expect("messages").extend([
+        json!({"role": "assistant", "content": asks.json()["content"]}),
+        json!({"role": "user", "content": [{"type": "tool_result", "tool_use_id": call, "content": "snow"}]}),
+    ]);
+    refused(&client.post(&headers, body.to_string().as_bytes()), 429, "budget_exhausted");
+}
+
+#[test]
+fn t254_an_operator_sees_requests_about_files_and_ends_one() {
+    let server = Server::start(Options::default().with("GAOLER_RUNS__TENANT_MAX", 1));
+    let client = server.client();
+    let (admin, acme) = (admin(&server), key(&server, "acme"));
+    let headers = [bearer(&acme), beside("one")];
+    let path = "/v1/workspaces/default/files/secret-name";
+    assert_eq!(client.request("PUT", path, &headers, b"old").status, 200);
+    let cancel = |run: &Value| {
+        let path = format!("/admin/v1/runs/{}/cancel", run["run"].as_str().expect("an id"));
+        client.request("POST", &path, &[bearer(&admin)], b"")
+    };
+    // Half of a body, and then nothing more.
+    let mut stream = client.connect().expect("a connection");
+    let fields: String = headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
+    let head = format!("PUT {path} HTTP/1.1\r\nhost: x\r\n{fields}content-length: 1000000\r\n\r\n");
+    stream.write_all(head.as_bytes()).expect("sent");
+    stream.write_all(&[b'n'; 500_000]).expect("sent");
+    let row = live(&client, &admin, "running", 1).remove(0);
+    let identity = get(&client, "/v1/me", &[bearer(&acme)]).json();
+    assert_eq!((&row["tenant"], &row["key"]), (&identity["id"], &identity["key"]), "{row}");
+    assert_eq!((&row["kind"], &row["endpoint"]), (&json!("files"), &json!("/v1/workspaces")), "{row}");
+    assert!(row["model"].is_null() && row["session"].is_null() && row["since"].is_string(), "{row}");
+    assert!(!row.to_string().contains("secret"), "a file's name is its tenant's: {row}");
+    // Another one waits for its place.
+    let (waits, own) = (client.clone(), headers.clone());
+    let waiting = std::thread::spawn(move || get(&waits, "/v1/sessions", &own));
+    let rows = live(&client, &admin, "queued", 1);
+    let queued = rows.iter().find(|row| row["state"] == "queued").expect("one that waits");
+    assert_eq!((&queued["kind"], &queued["queue_position"]), (&json!("sessions"), &json!(1)), "{queued}");
+    refused(&client.request("POST", "/admin/v1/runs/x/cancel", &[bearer(&admin)], b""), 404, "run_not_found");
+    assert_eq!(cancel(queued).json()["type"], "run_cancelled");
+    refused(&waiting.join().expect("an answer"), 500, "cancelled_by_operator");
+    assert_eq!(cancel(&row).status, 200);
+    let told = support::client::read(&mut BufReader::new(&stream)).expect("an answer");
+    refused(&told, 500, "cancelled_by_operator");
+    assert_eq!(told.header("x-should-retry"), Some("false"), "{told:?}");
+    live(&client, &admin, "running", 0);
+    refused(&cancel(&row), 404, "run_not_found");
+    // Nothing of it is there, and the place is free.
+    assert_eq!(get(&client, path, &headers).body, b"old");
+    // A download that nobody takes: its connection breaks.
+    let big = vec![b'b'; 30 << 20];
+    assert_eq!(client.request("PUT", path, &headers, &big).status, 200);
+    let stream = client.connect().expect("a connection");
+    client.send(&stream, "GET", path, &headers, b"").expect("sent");
+    let row = live(&client, &admin, "running", 1).remove(0);
+    assert_eq!(cancel(&row).status, 200);
+    live(&client, &admin, "running", 0);
+    // The answer was on its way with a length, which it does not reach.
+    let read = support::client::read(&mut BufReader::new(&stream));
+    assert!(read.is_err() || read.is_ok_and(|answer| !answer.whole), "it must not be taken for all of it");
+    assert_eq!(get(&client, path, &headers).body.len(), big.len());
 }

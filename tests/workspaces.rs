@@ -586,6 +586,43 @@ fn files_with(folder: &Path, words: &[&[u8]]) -> Vec<PathBuf> {
 }
 
 #[test]
+fn t253_a_clone_is_counted_like_a_run_that_asks_no_model() {
+    if !environment().commands {
+        return;
+    }
+    let host = GitHost::start();
+    let server = Server::start(Options::default().with("GAOLER_MCP__INTERNAL", json!([host.address])));
+    let client = server.client();
+    let usage = || get(&client, "a", "/v1/usage").json();
+    let day = |usage: &Value, name: &str| usage["data"][0][name].as_u64();
+    assert_eq!(request(&client, "a", "POST", "/v1/workspaces", b"{}").status, 201);
+    assert_eq!(usage()["data"], json!([]), "what stays inside is not counted");
+    cloned(&clone(&client, json!({"url": host.url("open")})));
+    let once = usage();
+    assert_eq!((day(&once, "runs"), day(&once, "failed")), (Some(1), Some(0)), "{once}");
+    assert_eq!((day(&once, "input_tokens"), day(&once, "requests")), (Some(0), Some(0)), "{once}");
+    // The noise alone has 800,000 bytes, which nothing compresses to a quarter; and git says what it wants.
+    let (up, down) = (day(&once, "bytes_up").expect("a sum"), day(&once, "bytes_down").expect("a sum"));
+    assert!((200..100_000).contains(&up) && (200_000..2_000_000).contains(&down), "{once}");
+    assert!(day(&once, "wall_ms") > Some(0), "{once}");
+    // One that fails is counted with what it took, and so is one whose client goes away.
+    let refused = clone(&client, json!({"url": host.url("private")}));
+    assert_eq!(code(&refused), (400, "clone_failed".into()), "{refused:?}");
+    let twice = usage();
+    assert_eq!((day(&twice, "runs"), day(&twice, "failed")), (Some(2), Some(1)), "{twice}");
+    assert!(day(&twice, "bytes_up") > Some(up), "{twice}");
+    let body = json!({"git": {"url": host.url("held"), "token": OPENS}}).to_string();
+    let stream = client.connect().expect("a connection");
+    client.send(&stream, "POST", "/v1/workspaces", &[bearer("a")], body.as_bytes()).expect("sent");
+    let held = host.held.lock().expect("no panic");
+    let go_on = held.recv_timeout(support::patience()).expect("it asks");
+    drop(stream);
+    support::until("its end", || (day(&usage(), "runs") == Some(3)).then_some(()));
+    assert!(day(&usage(), "failed") == Some(2) && day(&usage(), "bytes_up") > day(&twice, "bytes_up"));
+    drop(go_on);
+}
+
+#[test]
 fn t232_a_repositorys_token_is_never_in_the_cage_nor_in_what_was_cloned() {
     if !environment().commands || !environment().root_user {
         return;

@@ -27,7 +27,7 @@ mod upstream;
 
 use std::cell::{Cell, RefCell};
 use std::convert::Infallible;
-use std::io::{Error, ErrorKind, Result, Write};
+use std::io::{Error, ErrorKind, Result};
 use std::os::fd::{OwnedFd, RawFd};
 use std::os::unix::fs::FileExt;
 use std::process::ExitCode;
@@ -207,7 +207,11 @@ impl Broker<'_> {
             tokio::select! {
                 told = self.told() => break told?,
                 never = &mut proxying => match never {},
-                () = job.tally.changed() => self.tell(&job.tally).await?,
+                () = job.tally.changed() => {
+                    // As each answer ends: whoever keeps a budget reads it while the run lives.
+                    job.tally.write(&door.ledger);
+                    self.tell(&job.tally).await?;
+                }
                 Some(_) = connections.join_next(), if !connections.is_empty() => {}
                 accepted = door.listener.accept(), if open => {
                     if let Ok((stream, _)) = accepted {
@@ -244,11 +248,9 @@ impl Broker<'_> {
 
     /// Closes the door, tells where the run went, and then how much went.
     async fn end(&self, told: Told, tally: &Tally, door: Option<Door>) -> Result<()> {
-        if let Some(Door { proxy, mut ledger, .. }) = door {
-            // First, so that they have room: each is shorter than what a pipe takes whole.
-            for line in tally.lines() {
-                let _ = ledger.write_all(&line);
-            }
+        if let Some(Door { proxy, ledger, .. }) = door {
+            // First, so that what was not told yet has room.
+            tally.write(&ledger);
             proxy.write_ledger(ledger);
         }
         match told {

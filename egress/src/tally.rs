@@ -1,6 +1,7 @@
 //! What went through, and what the supervisor has not been told of yet.
 //! It must never grow with what a cage does: counts are summed, and denials end the service at a bound.
 
+use std::io::Write;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use gaoler_protocol::{Denial, Denied, Message, RunId, Totals};
@@ -29,9 +30,38 @@ pub struct Tally {
     changed: Notify,
 }
 
+/// What one model took.
+struct Row {
+    model: String,
+    usage: Usage,
+    /// Whoever reads the ledger has not been told yet.
+    untold: bool,
+}
+
+impl Row {
+    fn new(model: &str) -> Row {
+        Row { model: model.to_owned(), usage: Usage::default(), untold: false }
+    }
+
+    /// Of a string and numbers alone: this cannot fail.
+    fn line(&self) -> Vec<u8> {
+        let Usage { input, output, cache_write, cache_read } = self.usage;
+        let mut line = serde_json::to_vec(&serde_json::json!({
+            "model": self.model,
+            "input_tokens": input,
+            "output_tokens": output,
+            "cache_write_tokens": cache_write,
+            "cache_read_tokens": cache_read,
+        }))
+        .unwrap_or_default();
+        line.push(b'\n');
+        line
+    }
+}
+
 struct Inner {
     totals: Totals,
-    models: Vec<(String, Usage)>,
+    models: Vec<Row>,
     untold: Vec<Denial>,
     counted: bool,
     denials: u32,
@@ -68,11 +98,11 @@ impl Tally {
         let Inner { totals, models, .. } = &mut *self.lock();
         totals.requests = totals.requests.saturating_add(1);
         totals.bytes_up = totals.bytes_up.saturating_add(bytes as u64);
-        let known = models.iter().position(|(name, _)| name == model);
+        let known = models.iter().position(|row| row.model == model);
         ModelId(known.unwrap_or_else(|| {
             match models.len() {
-                ..MODELS_MAX => models.push((model.to_owned(), Usage::default())),
-                MODELS_MAX => models.push((OTHERS.into(), Usage::default())),
+                ..MODELS_MAX => models.push(Row::new(model)),
+                MODELS_MAX => models.push(Row::new(OTHERS)),
                 _ => {}
             }
             models.len() - 1
@@ -93,7 +123,8 @@ impl Tally {
         totals.output_tokens = change(totals.output_tokens, before.output, now.output);
         totals.cache_write_tokens = change(totals.cache_write_tokens, before.cache_write, now.cache_write);
         totals.cache_read_tokens = change(totals.cache_read_tokens, before.cache_read, now.cache_read);
-        let row = &mut models[model].1;
+        models[model].untold |= before != now;
+        let row = &mut models[model].usage;
         row.input = change(row.input, before.input, now.input);
         row.output = change(row.output, before.output, now.output);
         row.cache_write = change(row.cache_write, before.cache_write, now.cache_write);
@@ -101,23 +132,13 @@ impl Tally {
         totals.bytes_down
     }
 
-    /// A line for each model, for whoever prices them.
-    pub fn lines(&self) -> Vec<Vec<u8>> {
-        let line = |(name, usage): &(String, Usage)| {
-            let Usage { input, output, cache_write, cache_read } = usage;
-            // Of a string and numbers alone: this cannot fail.
-            let mut line = serde_json::to_vec(&serde_json::json!({
-                "model": name,
-                "input_tokens": input,
-                "output_tokens": output,
-                "cache_write_tokens": cache_write,
-                "cache_read_tokens": cache_read,
-            }))
-            .unwrap_or_default();
-            line.push(b'\n');
-            line
-        };
-        self.lock().models.iter().map(line).collect()
+    /// Writes a line for each model whose counts have changed since it was last told, for whoever prices them: all that it
+    /// took so far, so that the last line of a model is the one that holds. A line that has no room is told the next time.
+    pub fn write(&self, mut ledger: impl Write) {
+        for row in self.lock().models.iter_mut().filter(|row| row.untold) {
+            // Shorter than what a pipe takes whole, or not at all (pipe(7)).
+            row.untold = ledger.write_all(&row.line()).is_err();
+        }
     }
 
     /// An answer is over, one way or another: the supervisor shall hear the totals.
@@ -175,6 +196,7 @@ impl Tally {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::Value;
 
     #[test]
     fn denials_are_told_one_by_one_up_to_a_bound() {
@@ -218,15 +240,54 @@ mod tests {
             }
             assert_eq!(tally.totals().input_tokens, (round + 1) * (MODELS_MAX as u64 + 5));
         }
-        let lines = tally.lines();
-        let read = |line: &Vec<u8>| serde_json::from_slice::<serde_json::Value>(line).expect("JSON");
+        let written = |tally: &Tally| {
+            let mut ledger = Vec::new();
+            tally.write(&mut ledger);
+            let lines = String::from_utf8(ledger).expect("text");
+            lines.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect::<Vec<Value>>()
+        };
+        let lines = written(&tally);
         assert_eq!(lines.len(), MODELS_MAX + 1);
         assert_eq!(
-            read(&lines[0]),
+            lines[0],
             serde_json::json!({"model": "claude-0", "input_tokens": 2, "output_tokens": 4,
                 "cache_write_tokens": 6, "cache_read_tokens": 8})
         );
-        let last = read(&lines[MODELS_MAX]);
+        let last = &lines[MODELS_MAX];
         assert_eq!((&last["model"], &last["input_tokens"]), (&OTHERS.into(), &10.into()));
+        // Told once; and then only what has changed, with all of it.
+        assert_eq!(written(&tally), Vec::<Value>::new());
+        let model = tally.sent(1, "claude-3");
+        assert_eq!(written(&tally), Vec::<Value>::new(), "a request alone is no count");
+        tally.received(model, 0, Usage::default(), one);
+        let lines = written(&tally);
+        assert_eq!(lines.len(), 1);
+        assert_eq!((&lines[0]["model"], &lines[0]["input_tokens"]), (&"claude-3".into(), &3.into()));
+    }
+
+    #[tokio::test]
+    async fn a_ledger_that_nobody_reads_holds_nobody_up_and_loses_no_count() {
+        let (mut reader, writer) = std::io::pipe().expect("a pipe");
+        let writer = crate::proxy::ledger_pipe(writer.into()).expect("the end of a pipe");
+        let tally = Tally::new(RunId([1; 16]));
+        let one = Usage { input: 1, output: 1, cache_write: 0, cache_read: 0 };
+        // More answers than the pipe has room for: 64 KiB, at some hundred bytes each.
+        for _ in 0..2000 {
+            let model = tally.sent(1, "claude-a");
+            tally.received(model, 0, Usage::default(), one);
+            tally.write(&writer);
+        }
+        let mut text = vec![0; 1 << 16];
+        let read = std::io::Read::read(&mut reader, &mut text).expect("what it holds");
+        assert!(text[..read].ends_with(b"\n"), "whole lines alone");
+        let last = |text: &[u8]| {
+            let line = text.split(|&byte| byte == b'\n').rev().nth(1).expect("a line").to_vec();
+            serde_json::from_slice::<Value>(&line).expect("JSON")["input_tokens"].as_u64()
+        };
+        assert!(last(&text[..read]) < Some(2000));
+        // There is room again: what was not told is told with the next one.
+        tally.write(&writer);
+        let read = std::io::Read::read(&mut reader, &mut text).expect("what it holds");
+        assert_eq!(last(&text[..read]), Some(2000));
     }
 }

@@ -117,9 +117,10 @@ fn t15_the_real_cli_leaves_the_proxy_to_its_tools() {
     let totals = proxied.egress.revoke();
     assert_eq!((totals.denials, totals.requests), (0, 3), "{totals:?}");
     let lines = proxied.lines();
-    assert_eq!(lines.len(), 2, "{lines:?}");
-    assert!(lines[0]["model"].as_str().is_some_and(|model| model.starts_with("claude-")), "{lines:?}");
+    // One as each answer ended, the last of which has all; then where it went.
+    assert_eq!(lines.len(), 4, "{lines:?}");
+    assert!(lines[2]["model"].as_str().is_some_and(|model| model.starts_with("claude-")), "{lines:?}");
     let counted = [totals.input_tokens, totals.output_tokens].map(serde_json::Value::from);
-    assert_eq!([&lines[0]["input_tokens"], &lines[0]["output_tokens"]], [&counted[0], &counted[1]]);
-    assert_eq!((&lines[1]["host"], &lines[1]["connections"]), (&"github.com".into(), &1.into()));
+    assert_eq!([&lines[2]["input_tokens"], &lines[2]["output_tokens"]], [&counted[0], &counted[1]]);
+    assert_eq!((&lines[3]["host"], &lines[3]["connections"]), (&"github.com".into(), &1.into()));
 }

@@ -198,6 +198,39 @@ fn a_slow_upstream_is_not_silent() {
     egress.hear_counted();
 }
 
+/// What the ledger holds just now, each line by its model and what went in.
+fn told(egress: &mut Egress) -> Vec<(String, u64)> {
+    let mut bytes = [0; 4096];
+    let length = egress.ledger.as_mut().expect("it serves").read(&mut bytes).expect("something is told");
+    let lines = std::str::from_utf8(&bytes[..length]).expect("text").lines();
+    let line = |line: &str| serde_json::from_str::<serde_json::Value>(line).expect("JSON");
+    let read = lines.map(line).map(|line| {
+        (line["model"].as_str().expect("a name").to_owned(), line["input_tokens"].as_u64().expect("a count"))
+    });
+    read.collect()
+}
+
+#[test]
+fn counts_are_told_as_each_answer_ends_while_the_run_lives() {
+    let mut egress = Egress::serving(&embedded(), &[], Scheme::OAuth, CANARY);
+    let mut sum = 0;
+    for asked in [question("hello"), streamed("hello again"), streamed("CUT: some text that is cut off")] {
+        egress.post(&asked);
+        let totals = egress.hear_counted();
+        assert!(totals.input_tokens > sum, "{totals:?}");
+        sum = totals.input_tokens;
+        let model = asked["model"].as_str().expect("a name").to_owned();
+        assert_eq!(told(&mut egress), [(model, sum)], "one line, with all so far");
+    }
+    // An answer without counts is no line; and what was told is not told again at the end.
+    assert_eq!(egress.ask("FAIL: 400").status, 400);
+    egress.hear_counted();
+    egress.revoke();
+    let mut rest = String::new();
+    egress.ledger.take().expect("it served").read_to_string(&mut rest).expect("text");
+    assert_eq!(rest, "");
+}
+
 #[test]
 fn pieces_come_through_at_once() {
     let upstream =

@@ -17,10 +17,11 @@ use serde_json::{Value, json};
 
 use gaoler_ledger_wire::{Allowance, Answer, KeyKind, Proof, Question, Refusal, RunRow};
 
-use gaoler_protocol::RunId;
+use gaoler_protocol::{Kind, RunId};
 
 use super::Frontend;
 use super::error::ApiError;
+use super::filing::Filed;
 use super::http::{App, RequestId, failure};
 use super::identity::{self, Shown};
 use super::ledger::{refused, unavailable};
@@ -275,15 +276,21 @@ async fn recorded(by: Operator, RawQuery(query): RawQuery) -> Response {
     .await
 }
 
-/// Runs that wait, run, or keep their place until their client has answered a call. A run about files has no name.
+/// Runs that wait, run, or keep their place until their client has answered a call; and requests about files.
 async fn live(by: Operator, RawQuery(query): RawQuery) -> Response {
     answered(&by.id, async {
         let tenant = Page::parse(&query.unwrap_or_default())?.tenant;
         let waits = by.app.waits.runs();
-        let asked_for = |log: &Log| tenant.as_ref().is_none_or(|tenant| *tenant == log.entry.about.owner);
-        let runs = by.app.runs.all(|log| asked_for(log) && alive(log, &waits).is_some());
-        let rows = runs.iter().filter_map(|log| Some(live_run(&by.app, log, alive(log, &waits)?)));
-        Ok(json!({ "object": "list", "data": rows.collect::<Vec<_>>() }))
+        let asked_for = |owner: &String| tenant.as_ref().is_none_or(|tenant| tenant == owner);
+        let runs = by.app.runs.all(|log| asked_for(&log.entry.about.owner) && alive(log, &waits).is_some());
+        let files = by.app.filing.all(|filed| asked_for(&filed.about.owner));
+        let runs = runs
+            .iter()
+            .filter_map(|log| Some((log.entry.about.asked_ms, live_run(&by.app, log, alive(log, &waits)?))));
+        let files = files.iter().map(|filed| (filed.about.asked_ms, live_files(&by.app, filed)));
+        let mut rows: Vec<_> = runs.chain(files).collect();
+        rows.sort_by_key(|(asked_ms, _)| *asked_ms);
+        Ok(json!({ "object": "list", "data": rows.into_iter().map(|(_, row)| row).collect::<Vec<_>>() }))
     })
     .await
 }
@@ -304,6 +311,7 @@ fn live_run(app: &App, log: &Log, (state, since): (&str, Option<u64>)) -> Value 
     let about = &log.entry.about;
     json!({
         "run": about.run.to_string(),
+        "kind": Kind::Cli.name(),
         "tenant": about.owner,
         "key": about.owner_key,
         "session": about.session.map(|session| session.to_string()),
@@ -317,15 +325,46 @@ fn live_run(app: &App, log: &Log, (state, since): (&str, Option<u64>)) -> Value 
     })
 }
 
+/// The same of a request about files. Which ones is its tenant's own.
+fn live_files(app: &App, filed: &Filed) -> Value {
+    let about = &filed.about;
+    let (state, since, position) = match filed.stage() {
+        Stage::Queued(ticket) => {
+            let position = ticket.and_then(|ticket| app.admission.position(&about.tenant, ticket));
+            ("queued", about.asked_ms, position)
+        }
+        Stage::Running(since) => ("running", since, None),
+        Stage::Ended => ("running", about.asked_ms, None),
+    };
+    let endpoint = if about.kind == Kind::Sessions { "/v1/sessions" } else { "/v1/workspaces" };
+    json!({
+        "run": about.run.to_string(),
+        "kind": about.kind.name(),
+        "tenant": about.owner,
+        "key": about.owner_key,
+        "session": null,
+        "model": null,
+        "level": about.level.name(),
+        "endpoint": endpoint,
+        "state": state,
+        "queue_position": position,
+        "asked_at": date(Some(about.asked_ms)),
+        "since": date(Some(since)),
+    })
+}
+
 /// Ends anybody's run, or takes it out of the queue.
 async fn cancel(Path(run): Path<String>, by: Operator) -> Response {
     answered(&by.id, async {
         let waits = by.app.waits.runs();
         let named = runs::http::run(&run);
         let is = |log: &Log| Some(log.entry.about.run) == named && alive(log, &waits).is_some();
-        let found = by.app.runs.all(is).pop();
-        let log = found.ok_or_else(|| ApiError::new(404, "run_not_found", "There is no such live run."))?;
-        end(&by.app, &log, Why::Stopped);
+        let files = by.app.filing.all(|filed| Some(filed.about.run) == named).pop();
+        match (by.app.runs.all(is).pop(), files) {
+            (Some(log), _) => end(&by.app, &log, Why::Stopped),
+            (None, Some(filed)) => filed.end(Why::Stopped),
+            (None, None) => return Err(ApiError::new(404, "run_not_found", "There is no such live run.")),
+        }
         Ok(json!({ "type": "run_cancelled", "run": run }))
     })
     .await

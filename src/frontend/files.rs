@@ -2,7 +2,8 @@
 //! It must never believe that answer further than its form: it is what a tenant's cage says.
 
 use std::io;
-use std::sync::{Mutex, PoisonError};
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use axum::body::Body;
@@ -17,14 +18,17 @@ use zeroize::Zeroizing;
 use gaoler_files::{ANSWER_BYTES_MAX, Answer as Said, Code, FRAME_BYTES_MAX, Question as Asked, What};
 use gaoler_ledger_wire::{Answer, Proof, Question};
 use gaoler_protocol::{
-    Conversation, Effort, Exit, Kind, LEASE_DONE, Level, Limits, Model, Refused, Spawn, TenantKey,
+    Conversation, Effort, Exit, Kind, LEASE_DONE, Level, Limits, Model, Refused, Spawn, Spawned, TenantKey,
 };
 use gaoler_sys::memfd;
 
+use super::books::Note;
 use super::error::{ApiError, repeatable};
+use super::filing::{About, Entry};
 use super::http::App;
 use super::identity::Holder;
 use super::run::Talk;
+use super::runs::Why;
 use super::{answer, id, identity, ledger, log, metrics, way};
 
 /// Bytes that one request may bring.
@@ -42,6 +46,10 @@ const SWEEP_EVERY: Duration = Duration::from_secs(3600);
 /// Tenants whose last look is remembered.
 const SWEPT_MAX: usize = 4096;
 
+/// How a run ended that did what it was asked to, and one whose answer broke off.
+const DONE: (u16, &str) = (200, "done");
+const CUT: (u16, &str) = (500, "cut");
+
 /// Whose files are asked for.
 pub struct Asker {
     /// The tenant, with the bytes of a credential's file: one whom nobody has seen yet must be vouched for.
@@ -53,10 +61,7 @@ pub struct Asker {
 impl Asker {
     /// The same, to undo what was asked.
     pub fn again(&self) -> Asker {
-        let Holder { tenant, proof, allowance, credential } = &self.holder;
-        let (proof, credential) = (proof.clone(), credential.clone());
-        let holder = Holder { tenant: *tenant, proof, allowance: *allowance, credential };
-        Asker { holder, remotes: self.remotes.clone() }
+        Asker { holder: self.holder.clone(), remotes: self.remotes.clone() }
     }
 }
 
@@ -87,7 +92,7 @@ pub async fn asker(frontend: &App, headers: &HeaderMap) -> Result<Asker, ApiErro
 pub async fn ask(
     frontend: &App,
     headers: &HeaderMap,
-    Asker { holder: Holder { tenant, allowance, credential, .. }, remotes }: Asker,
+    Asker { holder: Holder { tenant, name, key, allowance, credential, .. }, remotes }: Asker,
     kind: Kind,
     what: What,
     body: Option<Body>,
@@ -108,12 +113,65 @@ pub async fn ask(
     let secrets = [("credential", credential), ("remotes", remotes)];
     let secrets = secrets.into_iter().filter_map(|(name, bytes)| Some(sealed(name, &bytes?)));
     let secrets = secrets.collect::<Result<_, _>>()?;
-    run(frontend, (tenant, allowance.tenant_max), bounds, kind, what, secrets, body).await
+    begin(
+        frontend,
+        Whose { tenant, name, key, most: allowance.tenant_max },
+        bounds,
+        kind,
+        what,
+        secrets,
+        body,
+    )
+    .await
+}
+
+/// A tenant, as a run of its is known by.
+#[derive(Clone)]
+pub struct Whose {
+    /// The capability.
+    pub tenant: TenantKey,
+    /// Its name in the books.
+    pub name: String,
+    /// The key that was shown.
+    pub key: Option<String>,
+    /// Runs that it may have at a time, where that is not what the settings say.
+    pub most: Option<u64>,
+}
+
+/// Begins such a run in a task of its own: it is told and counted to its end, also where nobody waits for it any more.
+async fn begin(
+    frontend: &App,
+    whose: Whose,
+    (level, limits): (Level, Limits),
+    kind: Kind,
+    what: What,
+    secrets: Vec<OwnedFd>,
+    body: Option<Body>,
+) -> Result<Told, ApiError> {
+    let Whose { tenant, name, key, most } = whose;
+    let about = About {
+        run: id::run(),
+        tenant: tenant.0,
+        owner: name.clone(),
+        owner_key: key.clone(),
+        kind,
+        level,
+        asked_ms: way::now_ms(),
+    };
+    let (entry, asking) = frontend.filing.add(about);
+    // What goes out is counted like any other run that does.
+    let note = kind.has_egress().then(|| Note::of_no_model(frontend, name, key));
+    let bounds = (tenant, most, limits);
+    let running = tokio::spawn(run(Arc::clone(frontend), entry, bounds, note, what, secrets, body));
+    let lost = |_| ApiError::internal("run_lost", "The run ended and no word of it came.");
+    let told = running.await.map_err(lost)?;
+    asking.answered();
+    told
 }
 
 /// Has a tenant's old sessions removed, where the operator wants that and nobody has looked for an hour; and what is kept
 /// for those that are not there any more.
-pub async fn sweep(frontend: &App, tenant: TenantKey, proof: &Proof, most: Option<u64>) {
+pub async fn sweep(frontend: &App, whose: Whose, proof: &Proof) {
     static SWEPT: Mutex<Vec<([u8; 32], Instant)>> = Mutex::new(Vec::new());
     if frontend.settings().sessions.ttl_days == 0 {
         return;
@@ -121,33 +179,28 @@ pub async fn sweep(frontend: &App, tenant: TenantKey, proof: &Proof, most: Optio
     {
         let mut swept = SWEPT.lock().unwrap_or_else(PoisonError::into_inner);
         swept.retain(|(_, at)| at.elapsed() < SWEEP_EVERY);
-        if swept.iter().any(|(key, _)| *key == tenant.0) {
+        if swept.iter().any(|(key, _)| *key == whose.tenant.0) {
             return;
         }
         if swept.len() >= SWEPT_MAX {
             swept.remove(0);
         }
-        swept.push((tenant.0, Instant::now()));
+        swept.push((whose.tenant.0, Instant::now()));
     }
     // A tenant without a folder has no sessions, and is refused.
-    let _ = timeout(SWEEP_WAIT, forget_gone(frontend, tenant, proof, most)).await;
+    let _ = timeout(SWEEP_WAIT, forget_gone(frontend, whose, proof)).await;
 }
 
 /// The same at once: forgets what is kept for sessions that are not there any more. How many there were.
 ///
 /// # Errors
 /// Those of a run, and of the ledger.
-pub async fn forget_gone(
-    frontend: &App,
-    tenant: TenantKey,
-    proof: &Proof,
-    most: Option<u64>,
-) -> Result<usize, ApiError> {
+pub async fn forget_gone(frontend: &App, whose: Whose, proof: &Proof) -> Result<usize, ApiError> {
     let known = match frontend.ledger.ask(Some(proof.clone()), Question::Served).await? {
         Answer::Served(known) => known,
         _ => return Err(ledger::unavailable()),
     };
-    let told = on_sessions(frontend, tenant, most, What::Sweep { known: known.clone() }).await?;
+    let told = on_sessions(frontend, whose, What::Sweep { known: known.clone() }).await?;
     let Told::Done(told) = told else { return Ok(0) };
     let gone = told["gone"].as_array().map_or(&[][..], Vec::as_slice);
     // It is a cage's word: only what was asked for, and of its own tenant, can be meant.
@@ -163,32 +216,28 @@ pub async fn forget_gone(
 ///
 /// # Errors
 /// Those of a run.
-pub async fn on_sessions(
-    frontend: &App,
-    tenant: TenantKey,
-    most: Option<u64>,
-    what: What,
-) -> Result<Told, ApiError> {
+pub async fn on_sessions(frontend: &App, whose: Whose, what: What) -> Result<Told, ApiError> {
     let level = way::level(frontend, &HeaderMap::new(), None).unwrap_or(Level::Paranoid);
-    run(frontend, (tenant, most), (level, Limits::NONE), Kind::Sessions, what, Vec::new(), None).await
+    begin(frontend, whose, (level, Limits::NONE), Kind::Sessions, what, Vec::new(), None).await
 }
 
-fn sealed(name: &str, bytes: &[u8]) -> Result<std::os::fd::OwnedFd, ApiError> {
+fn sealed(name: &str, bytes: &[u8]) -> Result<OwnedFd, ApiError> {
     let failed = |_| ApiError::internal("no_memory_file", "This server is out of descriptors or memory.");
     memfd::sealed(name, bytes).map_err(failed)
 }
 
 async fn run(
-    frontend: &App,
-    (tenant, most): (TenantKey, Option<u64>),
-    (level, limits): (Level, Limits),
-    kind: Kind,
+    frontend: App,
+    entry: Entry,
+    (tenant, most, limits): (TenantKey, Option<u64>, Limits),
+    note: Option<Note>,
     what: What,
-    secrets: Vec<std::os::fd::OwnedFd>,
+    secrets: Vec<OwnedFd>,
     body: Option<Body>,
 ) -> Result<Told, ApiError> {
+    let &About { run, kind, level, .. } = entry.about();
     let spawn = Spawn {
-        run: id::run(),
+        run,
         tenant,
         kind,
         level,
@@ -205,38 +254,60 @@ async fn run(
         limits,
     };
     let fds = std::iter::once(sealed("options", b"")?).chain(secrets).collect();
-    let place = frontend.admission.enter(tenant, most, frontend.draining.subscribe(), |_| {}).await?;
-    let guard = (frontend.busy.subscribe(), place);
-    let refused = |refused: Refused| ApiError::refused(&refused);
-    let mut run = frontend.supervisor.spawn(spawn, fds).await.map_err(refused)?;
-    let (limits, running) = (run.spawned.limits, metrics::Running::begin(&run.spawned, level));
+    let unwanted = entry.unwanted();
+    let mut unwanted = std::pin::pin!(unwanted);
+    let place = tokio::select! {
+        biased;
+        why = &mut unwanted => return Err(why.error()),
+        place = frontend.admission.enter(tenant, most, frontend.draining.subscribe(), |ticket| entry.queued(ticket)) => {
+            place?
+        }
+    };
+    let busy = frontend.busy.subscribe();
+    let mut run = tokio::select! {
+        biased;
+        why = &mut unwanted => return Err(why.error()),
+        spawned = frontend.supervisor.spawn(spawn, fds) => {
+            spawned.map_err(|refused: Refused| ApiError::refused(&refused))?
+        }
+    };
+    entry.running();
+    let (spawned, running) = (run.spawned, metrics::Running::begin(&run.spawned, level));
     // What comes out of it is bounded by the tenant's part of the disk, not by what an answer of a model may be.
     run.spawned.limits.output_mib = 0;
     let question = Asked {
-        disk_bytes: u64::from(limits.disk_mib) << 20,
-        disk_files: u64::from(limits.disk_kfiles) * 1000,
+        disk_bytes: u64::from(spawned.limits.disk_mib) << 20,
+        disk_files: u64::from(spawned.limits.disk_kfiles) * 1000,
         ttl_days: frontend.settings().sessions.ttl_days,
         what,
     };
-    let mut talk = Talk::new(run, way::bounds(frontend, level, true));
+    let mut talk = Talk::new(run, way::bounds(&frontend, level, true), None);
     let fed = talk.feeder().map(|stdin| tokio::spawn(feed(stdin, question, body)));
-    let line = talk.line().await;
+    let ending = Ending { entry, spawned, note, busy, place: (place, running) };
+    let line = tokio::select! {
+        biased;
+        why = &mut unwanted => {
+            talk.give_up();
+            ending.end(talk, Some(told(why))).await;
+            return Err(why.error());
+        }
+        line = talk.line() => line,
+    };
     let heard = match line {
         Ok(Some(line)) if line.len() <= ANSWER_BYTES_MAX => serde_json::from_slice::<Said>(&line).ok(),
         _ => None,
     };
-    let ending = Ending { level, kind, _guard: (guard, running) };
     match heard {
         Some(Said::Bytes(sized)) => Ok(Told::Bytes(sized.bytes, stream(talk, sized.bytes, ending))),
         Some(Said::Done(value)) => {
             talk.last_word(LEASE_DONE);
-            ending.end(talk, "done").await;
+            ending.end(talk, Some(DONE)).await;
             Ok(Told::Done(value))
         }
         Some(Said::Failed(failure)) => {
             talk.last_word(LEASE_DONE);
             let (status, code) = failure.code.told();
-            ending.end(talk, code).await;
+            ending.end(talk, Some((status, code))).await;
             // Whoever sent the body knows why it was cut; the program only saw that it was.
             if let Some(Err(error)) = finished(fed).await
                 && matches!(failure.code, Code::Cut)
@@ -247,13 +318,19 @@ async fn run(
             Err(if failure.code == Code::Busy { error.final_word() } else { error })
         }
         None => {
-            let exit = ending.end(talk, "failed").await;
+            let exit = ending.end(talk, None).await;
             if let Some(Err(error)) = finished(fed).await {
                 return Err(error);
             }
             Err(answer::exit_error(exit.as_ref()))
         }
     }
+}
+
+/// The same of one that had to end.
+fn told(why: Why) -> (u16, &'static str) {
+    let error = why.error();
+    (error.status, error.code)
 }
 
 async fn finished(
@@ -263,26 +340,44 @@ async fn finished(
 }
 
 /// What is left of a run, and its last line in the log.
-struct Ending<G> {
-    level: Level,
-    kind: Kind,
-    _guard: G,
+struct Ending<B, P> {
+    entry: Entry,
+    spawned: Spawned,
+    /// What the ledger is told, where it went out.
+    note: Option<Note>,
+    busy: B,
+    place: P,
 }
 
-impl<G> Ending<G> {
-    async fn end(self, talk: Talk, outcome: &'static str) -> Option<Exit> {
-        let run = talk.id().to_string();
-        let (exit, _) = talk.end().await;
+impl<B: Send + 'static, P> Ending<B, P> {
+    /// How it ended, with a status and a word; without them as its end says.
+    async fn end(self, talk: Talk, told: Option<(u16, &'static str)>) -> Option<Exit> {
+        let Ending { entry, spawned, note, busy, place } = self;
+        let &About { run, kind, level, .. } = entry.about();
+        let (exit, egress) = talk.end().await;
+        let (status, outcome) = told.unwrap_or_else(|| {
+            let error = answer::exit_error(exit.as_ref());
+            (error.status, error.code)
+        });
         let reason = exit.as_ref().map_or("unknown", |exit| exit.reason.name());
-        metrics::ended(self.level, outcome, exit.as_ref());
+        metrics::ended(level, outcome, exit.as_ref());
         let fields = [
-            ("run", run.into()),
-            ("kind", self.kind.name().into()),
-            ("level", self.level.name().into()),
+            ("run", run.to_string().into()),
+            ("kind", kind.name().into()),
+            ("level", level.name().into()),
             ("code", outcome.into()),
             ("reason", reason.into()),
         ];
         log::line("files", &fields);
+        if let Some(note) = note {
+            let noted = note.write(&spawned, level, (status, outcome), exit.as_ref(), &egress);
+            // A drain waits for it, and its client does not.
+            tokio::spawn(async move {
+                noted.await;
+                drop(busy);
+            });
+        }
+        drop(place);
         exit
     }
 }
@@ -328,52 +423,67 @@ async fn feed(stdin: mpsc::Sender<Vec<u8>>, question: Asked, body: Option<Body>)
     Ok(())
 }
 
-/// The frames of an answer as a body. What ends without the last frame, or is of another length than was announced, is
-/// a connection that breaks.
-fn stream<G: Send + 'static>(mut talk: Talk, announced: Option<u64>, ending: Ending<G>) -> Body {
+/// The frames of an answer as a body. What ends without the last frame, is of another length than was announced, or has to
+/// end before, is a connection that breaks.
+fn stream<B: Send + 'static, P: Send + 'static>(
+    mut talk: Talk,
+    announced: Option<u64>,
+    ending: Ending<B, P>,
+) -> Body {
     let (pieces, out) = mpsc::channel::<Result<Bytes, io::Error>>(4);
     tokio::spawn(async move {
         let mut frames = Frames { buffer: talk.rest(), ..Frames::default() };
-        let (mut sum, mut outcome) = (0u64, "done");
+        let (mut sum, mut outcome) = (0u64, DONE);
+        let unwanted = ending.entry.unwanted();
+        let mut unwanted = std::pin::pin!(unwanted);
         loop {
             match frames.take() {
                 Ok(Some(bytes)) if bytes.is_empty() => {
                     if announced.is_some_and(|announced| announced != sum) {
-                        outcome = "cut";
+                        outcome = CUT;
                     }
                     break;
                 }
                 Ok(Some(bytes)) => {
                     sum += bytes.len() as u64;
                     if announced.is_some_and(|announced| sum > announced) {
-                        outcome = "cut";
+                        outcome = CUT;
                         break;
                     }
-                    let sent = pieces.send_timeout(Ok(bytes), CLIENT_WAIT).await;
+                    let sent = tokio::select! {
+                        biased;
+                        why = &mut unwanted => Err(why),
+                        sent = pieces.send_timeout(Ok(bytes), CLIENT_WAIT) => sent.map_err(|_| Why::Gone),
+                    };
                     talk.touch();
-                    if sent.is_err() {
-                        outcome = "client_gone";
+                    if let Err(why) = sent {
+                        outcome = told(why);
                         break;
                     }
                     continue;
                 }
                 Ok(None) => {}
                 Err(()) => {
-                    outcome = "cut";
+                    outcome = CUT;
                     break;
                 }
             }
-            match talk.piece().await {
-                Some(bytes) => frames.buffer.extend_from_slice(&bytes),
-                None => {
-                    outcome = "cut";
+            let piece = tokio::select! {
+                biased;
+                why = &mut unwanted => Err(told(why)),
+                piece = talk.piece() => piece.ok_or(CUT),
+            };
+            match piece {
+                Ok(bytes) => frames.buffer.extend_from_slice(&bytes),
+                Err(why) => {
+                    outcome = why;
                     break;
                 }
             }
         }
         talk.last_word(LEASE_DONE);
-        ending.end(talk, outcome).await;
-        if outcome == "cut" {
+        ending.end(talk, Some(outcome)).await;
+        if outcome != DONE {
             let _ = pieces.send_timeout(Err(io::Error::other("the answer was cut")), CLIENT_WAIT).await;
         }
     });

@@ -167,9 +167,14 @@ pub async fn tenant(frontend: &Frontend, headers: &HeaderMap) -> Result<TenantKe
 }
 
 /// Whose files are asked for.
+#[derive(Clone)]
 pub struct Holder {
     /// The capability.
     pub tenant: TenantKey,
+    /// The tenant's name in the books.
+    pub name: String,
+    /// The key that was shown.
+    pub key: Option<String>,
     /// What was shown, as the ledger is told it.
     pub proof: Proof,
     /// What it may, where that is not what the settings say.
@@ -184,7 +189,9 @@ pub struct Holder {
 /// As [`tenant`], and 401 for a credential beside the key that is none.
 pub async fn holder(frontend: &Frontend, headers: &HeaderMap) -> Result<Holder, ApiError> {
     let of = |grant: &Grant, proof, credential| {
-        Ok(Holder { tenant: keyed(frontend, grant)?, proof, allowance: grant.allowance, credential })
+        let (tenant, allowance) = (keyed(frontend, grant)?, grant.allowance);
+        let (name, key) = (grant.tenant.clone(), grant.key.clone());
+        Ok(Holder { tenant, name, key, proof, allowance, credential })
     };
     match somebody(frontend, headers).await? {
         Shown::Tenant(grant, proof) => {
@@ -198,12 +205,11 @@ pub async fn holder(frontend: &Frontend, headers: &HeaderMap) -> Result<Holder, 
         Shown::Credential(credential, Some(grant)) => {
             of(&grant, digest(frontend, &credential), Some(credential.bytes()))
         }
-        Shown::Credential(credential, None) => Ok(Holder {
-            tenant: credential.tenant(&frontend.secret),
-            proof: digest(frontend, &credential),
-            allowance: Allowance::default(),
-            credential: Some(credential.bytes()),
-        }),
+        Shown::Credential(credential, None) => {
+            let (tenant, proof) = (credential.tenant(&frontend.secret), digest(frontend, &credential));
+            let (name, credential) = (tenant::raw_name(&tenant), Some(credential.bytes()));
+            Ok(Holder { tenant, name, key: None, proof, allowance: Allowance::default(), credential })
+        }
         Shown::Admin(_) => Err(insufficient()),
         Shown::Nobody => Err(missing()),
     }

@@ -47,6 +47,12 @@ impl Ledger {
         Ok(Ledger(Some(asks)))
     }
 
+    /// None, for tests of what would ask one.
+    #[cfg(test)]
+    pub fn nobody() -> Ledger {
+        Ledger(None)
+    }
+
     /// Asks; what came, which may be a refusal.
     ///
     /// # Errors

@@ -13,8 +13,9 @@ use tokio::time::{Instant, timeout_at};
 use zeroize::Zeroize;
 
 use gaoler_policy::settings::Mcp;
-use gaoler_protocol::{Conversation, Effort, Kind, Limits, Model, Section, Spawn, section};
+use gaoler_protocol::{Conversation, Effort, Kind, LEASE_DONE, Limits, Model, Section, Spawn, section};
 
+use super::books::Note;
 use super::cli::decode::{self, Event, MISSING, Server};
 use super::cli::input;
 use super::error::ApiError;
@@ -88,6 +89,7 @@ pub async fn probe(frontend: &App, headers: &HeaderMap, body: Body) -> Result<Re
     frontend.live().rates.tenant(&tenant, &caller.allowance)?;
     let most = caller.allowance.tenant_max;
     let reserved = budget::reserve(frontend, &caller.name, &caller.allowance, "").await?;
+    let note = Note::of_a_probe(frontend, caller.name, caller.key, reserved);
     let spawn = Spawn {
         run: id::run(),
         tenant,
@@ -106,24 +108,40 @@ pub async fn probe(frontend: &App, headers: &HeaderMap, body: Body) -> Result<Re
         limits: Limits::NONE,
     };
     let fds = way::descriptors(&section(Section::Mcp, &settled.config), &caller.credential, &settled)?;
-    drop(caller);
+    drop(caller.credential);
     let place = frontend.admission.enter(tenant, most, frontend.draining.subscribe(), |_| {}).await?;
     let waited = place.waited.as_millis();
-    let guard = (frontend.busy.subscribe(), place, reserved);
+    if let Some(budget) = note.watch() {
+        budget.left().await?;
+    }
+    let guard = (frontend.busy.subscribe(), place);
     let run = frontend.supervisor.spawn(spawn, fds).await.map_err(|refused| ApiError::refused(&refused))?;
-    let mut talk = Talk::new(run, way::bounds(frontend, level, true));
+    let spawned = run.spawned;
+    let mut talk = Talk::new(run, way::bounds(frontend, level, true), note.watch());
     // A task of its own: the run's place is free only once nothing of it is left, whether or not its client stays.
     let (mut reply, answer) = oneshot::channel();
     let names = settled.names;
     tokio::spawn(async move {
+        let spent = talk.counts.spent(true);
         let tried = tokio::select! {
             biased;
             () = reply.closed() => None,
+            error = spent => Some(Err(error)),
             tried = tried(&mut talk, &names) => Some(tried),
         };
-        let exit = talk.done().await;
-        let reason = exit.map_or("unknown", |exit| exit.reason.name());
+        talk.last_word(LEASE_DONE);
+        let (exit, egress) = talk.end().await;
+        let reason = exit.as_ref().map_or("unknown", |exit| exit.reason.name());
         log::line("probe", &[("run", spawn.run.to_string().into()), ("reason", reason.into())]);
+        // It asks no model. A server in its cage may have, and that is its tenant's like any other.
+        if exit.as_ref().is_none_or(|exit| exit.requests > 0) {
+            let told = match &tried {
+                Some(Err(error)) => (error.status, error.code),
+                Some(Ok(_)) => (200, "done"),
+                None => (499, "client_gone"),
+            };
+            note.write(&spawned, level, told, exit.as_ref(), &egress).await;
+        }
         drop(guard);
         if let Some(tried) = tried {
             let _ = reply.send(tried);

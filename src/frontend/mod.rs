@@ -9,11 +9,13 @@ mod budget;
 pub mod cli;
 mod completions;
 mod connections;
+mod counts;
 mod dialect;
 mod docs;
 mod entrance;
 mod error;
 mod files;
+mod filing;
 mod http;
 mod id;
 pub mod identity;
@@ -111,6 +113,8 @@ pub struct Frontend {
     bodies: Arc<Semaphore>,
     /// The runs that clients know by name.
     runs: Arc<Runs>,
+    /// Requests about files that are under way.
+    filing: Arc<filing::Filing>,
     /// Where spans go.
     traces: trace::Traces,
     /// The runs that wait for their clients.
@@ -279,6 +283,7 @@ pub async fn converse(control: OwnedFd, settings: Settings, secrets: Secrets) {
         busy: watch::Sender::new(()),
         bodies: Arc::new(Semaphore::new(way::BODIES_KIB_MAX)),
         runs: Arc::default(),
+        filing: Arc::default(),
         waits: waits::Waits::default(),
     });
     let runs = Arc::clone(&frontend.runs);

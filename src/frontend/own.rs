@@ -137,7 +137,7 @@ async fn left(app: &Frontend, tenant: &str, own: &Allowance) -> Result<(Value, V
     let held = app.budgets.held(tenant);
     let used = match bounds == Bounds::default() {
         true => Used::default(),
-        false => Used::so_far(app, tenant).await?,
+        false => Used::of_tenant(&app.ledger, tenant).await?,
     };
     let left = |most: u64, used: u64, held: u64| {
         some(most).map(|most| most.saturating_sub(used).saturating_sub(held))

@@ -18,6 +18,21 @@ impl Tokens {
         let Counted { input_tokens, output_tokens, cache_write_tokens, cache_read_tokens, .. } = *counted;
         Tokens([input_tokens, output_tokens, cache_write_tokens, cache_read_tokens])
     }
+
+    /// Of egress' own line of a model.
+    fn said(line: &Map<String, Value>) -> Tokens {
+        let keys = ["input_tokens", "output_tokens", "cache_write_tokens", "cache_read_tokens"];
+        Tokens(keys.map(|key| line.get(key).and_then(Value::as_u64).unwrap_or_default()))
+    }
+}
+
+/// The sum of egress' lines of the models.
+pub fn counted(models: &[Map<String, Value>]) -> Counted {
+    let sum = models.iter().map(Tokens::said).fold(Tokens::default(), |sum, more| {
+        Tokens(std::array::from_fn(|at| sum.0[at].saturating_add(more.0[at])))
+    });
+    let Tokens([input_tokens, output_tokens, cache_write_tokens, cache_read_tokens]) = sum;
+    Counted { input_tokens, output_tokens, cache_write_tokens, cache_read_tokens, ..Counted::default() }
 }
 
 /// What a token of each kind costs, in thousandths of a millionth of a dollar.
@@ -96,8 +111,7 @@ impl Prices {
         let mut sum = 0;
         for line in models {
             let Some(name) = line.get("model").and_then(Value::as_str) else { continue };
-            let keys = ["input_tokens", "output_tokens", "cache_write_tokens", "cache_read_tokens"];
-            let said = keys.map(|key| line.get(key).and_then(Value::as_u64).unwrap_or_default());
+            let said = Tokens::said(line).0;
             // A line never takes more than there is.
             let part = Tokens(std::array::from_fn(|at| said[at].min(left.0[at])));
             left = Tokens(std::array::from_fn(|at| left.0[at] - part.0[at]));

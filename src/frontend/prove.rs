@@ -142,7 +142,7 @@ async fn look(frontend: &Frontend, rules: Rules, seen: &mut Seen) -> Result<(), 
     let fds =
         order.fds(&job, &Settled::default(), &credential.bytes(), version).map_err(|_| Check::Starts)?;
     let run = frontend.supervisor.spawn(spawn, fds).await.map_err(not_started)?;
-    let mut talk = Talk::new(run, way::bounds(frontend, level, false));
+    let mut talk = Talk::new(run, way::bounds(frontend, level, false), None);
     let result = turns(&mut talk, rules, seen).await;
     let (_, stderr) = talk.end_with_stderr().await;
     if result.is_err() {

@@ -25,10 +25,12 @@ use crate::meter::{Meter, Past};
 
 use super::admission::Ticket;
 use super::answer::{Answer, Ending};
-use super::books::Note;
+use super::books::{self, Note};
+use super::budget::Watch;
 use super::cli::client::Client;
 use super::cli::decode::Usage;
 use super::cli::{decode, input};
+use super::counts::Counts;
 use super::error::ApiError;
 use super::job::Block;
 use super::job::tools::Tool;
@@ -97,7 +99,7 @@ pub struct Run {
     stderr: pipe::Receiver,
     lease: OwnedFd,
     report: Report,
-    ledger: OwnedFd,
+    ledger: pipe::Receiver,
 }
 
 impl Run {
@@ -117,7 +119,7 @@ impl Run {
             stderr: pipe::Receiver::from_owned_fd(stderr)?,
             lease,
             report: Report { socket: Socket::new(report)? },
-            ledger,
+            ledger: pipe::Receiver::from_owned_fd(ledger)?,
         })
     }
 }
@@ -261,7 +263,7 @@ impl Exchange {
     ) -> Exchange {
         let (spawned, level) = (run.spawned, bounds.level);
         let running = metrics::Running::begin(&spawned, level);
-        let mut talk = Talk::new(run, bounds);
+        let mut talk = Talk::new(run, bounds, note.watch());
         talk.client = Client::new(tools);
         talk.say(lines);
         trace.runs(&spawned);
@@ -299,18 +301,22 @@ impl Exchange {
         cli.ended(&ending, begun.into_std(), exit.as_ref());
         drop(cli);
         ended(&spawned, level, &ending, exit.as_ref(), &ledger.destinations, &trace);
-        let noted = note.write(&spawned, level, &ending, exit.as_ref(), &ledger.models);
+        let noted = note.write(&spawned, level, books::told(&ending), exit.as_ref(), &ledger);
         drop(place);
         writer.end(Some(answer), ending, way::now_ms());
         noted.await;
         None
     }
 
-    /// Ends when the run has ended by itself. Safe to drop.
+    /// Ends when the run has ended by itself, or may use no more. Safe to drop.
     pub async fn ended(&mut self) {
         if self.talk.exit.is_none() {
-            let exit = self.talk.report.exit().await;
-            self.talk.exit = Some(exit);
+            let spent = self.talk.counts.spent(true);
+            tokio::select! {
+                biased;
+                exit = self.talk.report.exit() => self.talk.exit = Some(exit),
+                _ = spent => {}
+            }
         }
     }
 
@@ -325,10 +331,12 @@ impl Exchange {
         }
     }
 
-    /// Ends it without an answer: its client did not come back. A session is let save what was said.
+    /// Ends it without an answer: its client did not come back, or may use no more. In the first case a session is let save
+    /// what was said.
     pub async fn abandon(self) {
         let Exchange { mut talk, spawned, level, running, note, place, trace, .. } = self;
-        if !talk.bounds.disposable {
+        let spent = talk.counts.why();
+        if !talk.bounds.disposable && spent.is_none() {
             talk.interrupted().await;
         }
         talk.lease = None;
@@ -336,11 +344,11 @@ impl Exchange {
         let (exit, ledger) = talk.end().await;
         drop(teardown);
         drop(running);
-        let gone = ApiError::new(499, "client_gone", "The client did not answer the calls.");
-        let ending = Ending::Failed(gone);
+        let gone = || ApiError::new(499, "client_gone", "The client did not answer the calls.");
+        let ending = Ending::Failed(spent.unwrap_or_else(gone));
         ended(&spawned, level, &ending, exit.as_ref(), &ledger.destinations, &trace);
         drop(place);
-        note.write(&spawned, level, &ending, exit.as_ref(), &ledger.models).await;
+        note.write(&spawned, level, books::told(&ending), exit.as_ref(), &ledger).await;
     }
 }
 
@@ -353,10 +361,7 @@ fn ended(
     ledger: &[Map<String, Value>],
     trace: &Trace,
 ) {
-    let (status, code) = match ending {
-        Ending::Done(done) => (200, done.stop_reason),
-        Ending::Failed(error) => (error.status, error.code),
-    };
+    let (status, code) = books::told(ending);
     metrics::ended(level, code, exit);
     let mut fields = vec![
         ("run", spawned.run.to_string().into()),
@@ -402,7 +407,8 @@ pub struct Talk {
     decoded: bool,
     read: BytesMut,
     meter: Arc<Metered>,
-    ledger: OwnedFd,
+    /// What its egress has counted, and whether its tenant may use more.
+    pub counts: Counts,
     bounds: Bounds,
     /// The client's own tools.
     client: Client,
@@ -417,6 +423,7 @@ enum Heard {
     Past(Past),
     Silence,
     Unwanted(Why),
+    Spent(ApiError),
 }
 
 /// A run's meter, and a word for whoever waits for the run when stderr has gone past it.
@@ -441,8 +448,8 @@ impl Metered {
 }
 
 impl Talk {
-    /// Takes the run's pipes into use.
-    pub fn new(run: Run, bounds: Bounds) -> Talk {
+    /// Takes the run's pipes into use, within this budget.
+    pub fn new(run: Run, bounds: Bounds, budget: Option<Watch>) -> Talk {
         let Run { spawned, stdin, stdout, stderr, lease, report, ledger } = run;
         let meter = Arc::new(Metered { meter: Meter::new(&spawned.limits), excess: Notify::new() });
         Talk {
@@ -457,15 +464,10 @@ impl Talk {
             read: BytesMut::new(),
             stderr: drain(stderr, Arc::clone(&meter)),
             meter,
-            ledger,
+            counts: Counts::begin(ledger, budget),
             bounds,
             client: Client::default(),
         }
-    }
-
-    /// Its id.
-    pub fn id(&self) -> RunId {
-        self.id
     }
 
     /// The way to stdin, once, for whoever has more to write than lines. Its end closes stdin.
@@ -540,13 +542,21 @@ impl Talk {
                     return self.interrupt(answer, why.error()).await;
                 }
                 Heard::Unwanted(why) => return self.abort(answer, why.error()),
+                // At once, whether or not there is a session: a cage could go on for as long as it is let end.
+                Heard::Spent(error) => return self.abort(answer, error),
             };
             if steps.is_empty() && begun == answer.begun() {
                 continue;
             }
             cli.happens("first_output");
-            if let Err(why) = writer.write(render(answer, &steps)).await {
-                return self.abort(answer, why.error());
+            let goes_on = answer.tool_at_work();
+            let stopped = tokio::select! {
+                biased;
+                written = writer.write(render(answer, &steps)) => written.err().map(Why::error),
+                error = self.counts.spent(goes_on) => Some(error),
+            };
+            if let Some(error) = stopped {
+                return self.abort(answer, error);
             }
         }
         match answer.ending() {
@@ -569,6 +579,11 @@ impl Talk {
 
     fn abort(&mut self, answer: &mut Answer, error: ApiError) {
         answer.fail(error);
+        self.give_up();
+    }
+
+    /// Ends the run, without a word.
+    pub fn give_up(&mut self) {
         self.lease = None;
     }
 
@@ -594,9 +609,12 @@ impl Talk {
             false => self.bounds.silence,
         };
         let deadline = Instant::now() + silence;
+        let goes_on = answer.tool_at_work();
+        let spent = self.counts.spent(goes_on);
         tokio::select! {
             biased;
             why = writer.unwanted() => Heard::Unwanted(why),
+            error = spent => Heard::Spent(error),
             heard = timeout_at(deadline, self.line()) => match heard {
                 Ok(Ok(Some(line))) => Heard::Line(line),
                 Ok(Ok(None)) => Heard::End,
@@ -647,8 +665,7 @@ impl Talk {
     /// Lets the CLI end, and waits until nothing of the run is left. Beside its Exit comes its ledger.
     pub async fn end(mut self) -> (Option<Exit>, Ledger) {
         let exit = self.exited().await;
-        let ledger = if exit.is_some() { ledger::read(&self.ledger) } else { Ledger::default() };
-        (exit, ledger)
+        (exit, self.counts.end().await)
     }
 
     async fn exited(&mut self) -> Option<Exit> {
@@ -659,23 +676,21 @@ impl Talk {
         let deadline = Instant::now() + EXIT_WAIT;
         let mut rest = BytesMut::with_capacity(READ_BYTES);
         let mut open = true;
+        let spent = self.counts.spent(false);
+        let mut spent = std::pin::pin!(spent);
         loop {
             rest.clear();
             tokio::select! {
                 exit = self.report.exit() => return exit,
                 read = self.stdout.read_buf(&mut rest), if open => open = read.is_ok_and(|n| n > 0),
+                // A session's run that is let end by itself, and does not.
+                _ = &mut spent, if self.lease.is_some() => self.lease = None,
                 () = tokio::time::sleep_until(deadline) => {
                     log::line("exit_late", &[("run", self.id.to_string().into())]);
                     return None;
                 }
             }
         }
-    }
-
-    /// The same for a run that nobody wants anything more of.
-    pub async fn done(mut self) -> Option<Exit> {
-        self.last_word(LEASE_DONE);
-        self.end().await.0
     }
 
     /// The same, with what stderr said: for the operator's self-test only.
@@ -764,7 +779,7 @@ mod tests {
         });
         let run = Run::new(spawned, fds.into()).expect("a run");
         let bounds = Bounds { silence: Duration::from_secs(60), level: Level::Balanced, disposable: true };
-        let mut talk = Talk::new(run, bounds);
+        let mut talk = Talk::new(run, bounds, None);
 
         // A neighbour on the same worker, who counts the turns that it gets.
         let turns = Arc::new(AtomicUsize::new(0));

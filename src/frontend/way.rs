@@ -27,6 +27,7 @@ use super::books::Note;
 use super::cli::{client, input, transcript};
 use super::dialect::{self, Dialect};
 use super::error::ApiError;
+use super::files::Whose;
 use super::http::{App, RequestId};
 use super::identity::Caller;
 use super::job::mcp::Settled;
@@ -209,13 +210,14 @@ async fn conduct(
         Err(error) => return writer.end(None, Ending::Failed(error), now_ms()),
     };
     let (most, proof) = (caller.allowance.tenant_max, caller.proof.clone());
+    let (name, key) = (caller.name.clone(), caller.key.clone());
     let note = Note::of(&frontend, caller, &job, reserved);
     let servers = mcp.names;
     // All that is in the files now: a request that waits takes its memory once.
     (job.system, job.earlier) = (String::new(), Vec::new());
     let (level, tenant) = (order.spawn.level, order.spawn.tenant);
     if job.session.is_some() {
-        files::sweep(&frontend, tenant, &proof, most).await;
+        files::sweep(&frontend, Whose { tenant, name, key, most }, &proof).await;
     }
     let mut step = trace.begin("queue");
     let draining = frontend.draining.subscribe();
@@ -238,6 +240,14 @@ async fn conduct(
             return writer.end(None, Ending::Failed(error), now_ms());
         }
     };
+    // What ran meanwhile may have used up the rest.
+    if let Some(budget) = note.watch()
+        && let Err(error) = budget.left().await
+    {
+        step.fail(&error);
+        drop(place);
+        return writer.end(None, Ending::Failed(error), now_ms());
+    }
     drop(step);
     let mut step = trace.begin("launch");
     // What waits still takes memory, so it keeps its part of the budget.

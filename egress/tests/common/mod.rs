@@ -39,6 +39,8 @@ pub struct Egress {
     control: Option<OwnedFd>,
     folder: tempfile::TempDir,
     sequence: u64,
+    /// The other end of its ledger, once it serves.
+    pub ledger: Option<std::io::PipeReader>,
 }
 
 impl Egress {
@@ -61,7 +63,7 @@ impl Egress {
         let child = command.spawn().expect("the binary starts");
         drop(command);
         let folder = tempfile::tempdir().expect("a folder");
-        let mut egress = Egress { child, control: Some(ours), folder, sequence: 0 };
+        let mut egress = Egress { child, control: Some(ours), folder, sequence: 0, ledger: None };
         assert!(matches!(egress.hear(), Some(Message::Ready(ready)) if ready.threads == 1));
         egress
     }
@@ -95,8 +97,9 @@ impl Egress {
         };
         let mut fds = vec![credential(scheme, token), resolv_conf_of(NOWHERE)];
         if let Some(listener) = listener {
-            let (_, ledger) = std::io::pipe().expect("a pipe");
+            let (read, ledger) = std::io::pipe().expect("a pipe");
             fds.extend([memfd::sealed("hosts", b"").expect("a memory file"), ledger.into(), listener]);
+            self.ledger = Some(read);
         }
         self.say(Message::Serve(serve), &fds);
     }

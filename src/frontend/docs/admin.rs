@@ -208,7 +208,9 @@ fn runs() -> Value {
         "A page of them.",
         "RunPage",
     );
-    get["description"] = json!("Kept for `ledger.runs_days`. Nothing that a tenant said is in it.");
+    get["description"] = json!(
+        "Kept for `ledger.runs_days`. Nothing that a tenant said is in it. Clones of repositories are among them."
+    );
     json!({"get": listed(get, &["before", "tenant"])})
 }
 
@@ -221,8 +223,8 @@ fn live() -> Value {
         "LiveRunList",
     );
     get["description"] = json!(
-        "Runs of messages and chat completions. A request about files or an MCP probe has a place of its own for a moment, and \
-         no name; `/health` counts it."
+        "Runs of messages and chat completions, and requests about sessions, workspaces and files, without what they are \
+         about. An MCP probe has a place of its own for a moment, and no name; `/health` counts it."
     );
     get["parameters"] = json!([{"name": "tenant", "in": "query", "description": "Of this tenant alone, by its id.",
         "schema": {"type": "string"}}]);
@@ -237,7 +239,9 @@ fn cancel() -> Value {
         "It is about to end.",
         "CancelledRun",
     );
-    post["description"] = json!("Its client gets the error `cancelled_by_operator`.");
+    post["description"] = json!(
+        "Its client gets the error `cancelled_by_operator`. A download that has begun breaks off before its end."
+    );
     json!({"post": with_path(post, "run")})
 }
 
@@ -367,10 +371,10 @@ fn run_row() -> Value {
         "tenant": {"type": "string"},
         "key": nullable(json!({"type": "string"})),
         "session": nullable(json!({"type": "string"})),
-        "model": {"type": "string"},
+        "model": {"description": "Empty for a clone of a repository.", "type": "string"},
         "level": {"type": "string"},
         "tier": {"type": "string"},
-        "outcome": {"description": "A stop reason, or an error's code.", "type": "string"},
+        "outcome": {"description": "A stop reason, `done` for a clone, or an error's code.", "type": "string"},
         "status": {"type": "integer"},
         "ended_at": moment(),
         "launch_us": count(),
@@ -390,12 +394,17 @@ fn run_row() -> Value {
 fn live_run() -> Value {
     object(json!({
         "run": {"type": "string"},
+        "kind": {
+            "description": "`cli` is a run of the CLI; the others are requests about files of workspaces, about sessions, and \
+                            clones of repositories.",
+            "enum": ["cli", "files", "sessions", "fetch"],
+        },
         "tenant": {"type": "string"},
         "key": nullable(json!({"type": "string"})),
         "session": nullable(json!({"type": "string"})),
-        "model": {"type": "string"},
+        "model": nullable(json!({"description": "`null` where none is asked.", "type": "string"})),
         "level": {"type": "string"},
-        "endpoint": {"type": "string"},
+        "endpoint": {"description": "Of requests about files the group that they are of.", "type": "string"},
         "state": {
             "description": "`awaiting_client` keeps its place until its client has answered the calls of its own tools.",
             "enum": ["queued", "running", "awaiting_client"],

@@ -94,7 +94,7 @@ pub const MESSAGES: &[Known] = &[
     known(
         429,
         "budget_exhausted",
-        "you have used your tokens or money of the day or month; retry-after says when there is more",
+        "you have used your tokens or money of the day or month, before the run or by it; retry-after says when there is more",
     ),
     known(429, "budget_reserved", "your live runs may use what is left: wait for their end"),
     known(
@@ -178,6 +178,7 @@ pub const FILES: &[Known] = &[
     known(500, "output_limit", "the run wrote more output than it may"),
     known(500, "disk_limit", "your part of the disk is full"),
     known(500, "cancelled", "the run was cancelled"),
+    known(500, "cancelled_by_operator", "the operator ended the request"),
     known(500, "cli_exited", "the run ended without an answer"),
     known(500, "run_lost", "the run ended and no word of it came"),
     DRAINING,

@@ -49,7 +49,9 @@ fn usage() -> Value {
     let mut operation =
         operation("usage", "What I used, by day", errors::USAGE, "Days, newest first.", "UsagePage");
     operation["description"] = json!(
-        "Tokens and bytes are counted outside the cages, where what goes to the upstream passes. Days are UTC's."
+        "Tokens and bytes are counted outside the cages, where what goes to the upstream passes. A clone of a repository is a \
+         run without tokens, and its bytes are those to and from the repository's host. Other requests about files are not \
+         counted. Days are UTC's."
     );
     operation["parameters"] = json!([
         {"name": "limit", "in": "query", "description": "Days on the page.",
@@ -168,8 +170,8 @@ fn left_schema() -> Value {
     });
     let names: Vec<&String> = properties.as_object().into_iter().flat_map(|fields| fields.keys()).collect();
     json!({
-        "description": "What of that is left, beside what your live runs are taken to use; `null` where there is no limit. Of \
-                        tokens that the upstream took from its cache only the cost counts.",
+        "description": "What of that is left, beside what your live runs are taken to use or have used, whichever is more; \
+                        `null` where there is no limit. Of tokens that the upstream took from its cache only the cost counts.",
         "type": "object",
         "required": names,
         "additionalProperties": false,
@@ -197,7 +199,7 @@ pub fn day_of(more: Option<&str>) -> Value {
     let count = |about: &str| json!({"description": about, "type": "integer", "minimum": 0});
     let mut properties = json!({
         "day": {"type": "string", "format": "date"},
-        "runs": count("Runs that ended."),
+        "runs": count("Runs that ended, and clones of repositories."),
         "failed": count("Those of them that ended with an error."),
         "wall_ms": count("Their time."),
         "requests": count("Requests to the upstream."),
@@ -206,8 +208,8 @@ pub fn day_of(more: Option<&str>) -> Value {
         "output_tokens": count("As the upstream counted."),
         "cache_creation_input_tokens": count("As the upstream counted."),
         "cache_read_input_tokens": count("As the upstream counted."),
-        "bytes_up": count("To the upstream."),
-        "bytes_down": count("From the upstream."),
+        "bytes_up": count("To the upstream; of a clone, to the repository's host."),
+        "bytes_down": count("From the upstream; of a clone, from the repository's host."),
         "cost_usd": cost(),
     });
     if let Some(name) = more {

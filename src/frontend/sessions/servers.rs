@@ -15,11 +15,11 @@ use zeroize::Zeroize;
 
 use gaoler_files::What;
 use gaoler_ledger_wire::{Answer, Hex, KeptServers, Proof, Question, Refusal, SERVED_MAX, SERVERS_BYTES_MAX};
-use gaoler_protocol::{Kind, TenantKey};
+use gaoler_protocol::Kind;
 
 use super::{Deleted, Session, answer, form, part, session};
 use crate::frontend::error::ApiError;
-use crate::frontend::files::{self, Asker};
+use crate::frontend::files::{self, Asker, Whose};
 use crate::frontend::http::{App, RequestId};
 use crate::frontend::identity::{Caller, Holder};
 use crate::frontend::job::mcp::{self, Servers, not_sealed};
@@ -30,16 +30,17 @@ const DAY: i64 = 24 * 60 * 60;
 
 /// Whose sessions.
 pub struct Owner {
-    tenant: TenantKey,
+    whose: Whose,
     proof: Proof,
-    most: Option<u64>,
 }
 
 impl Owner {
     /// Whoever asks for files.
     pub fn of(holder: &Holder) -> Owner {
-        let Holder { tenant, proof, allowance, .. } = holder;
-        Owner { tenant: *tenant, proof: proof.clone(), most: allowance.tenant_max }
+        let Holder { tenant, name, key, proof, allowance, .. } = holder;
+        let whose =
+            Whose { tenant: *tenant, name: name.clone(), key: key.clone(), most: allowance.tenant_max };
+        Owner { whose, proof: proof.clone() }
     }
 
     async fn ask(&self, frontend: &App, question: Question) -> Result<Answer, ApiError> {
@@ -48,7 +49,7 @@ impl Owner {
 
     /// What the text of this session is bound to.
     fn bound(&self, session: Uuid) -> Vec<u8> {
-        [tenant::id(&self.tenant).as_slice(), session.as_bytes()].concat()
+        [tenant::id(&self.whose.tenant).as_slice(), session.as_bytes()].concat()
     }
 }
 
@@ -66,11 +67,11 @@ impl Changing {
     /// 409 where somebody else does the same.
     pub fn begin(owner: &Owner, session: Uuid) -> Result<Changing, ApiError> {
         let mut all = CHANGING.lock().unwrap_or_else(PoisonError::into_inner);
-        if all.contains(&(owner.tenant.0, session)) {
+        if all.contains(&(owner.whose.tenant.0, session)) {
             return Err(ApiError::new(409, "session_busy", "Another request changes this session."));
         }
-        all.push((owner.tenant.0, session));
-        Ok(Changing(owner.tenant.0, session))
+        all.push((owner.whose.tenant.0, session));
+        Ok(Changing(owner.whose.tenant.0, session))
     }
 }
 
@@ -163,8 +164,9 @@ pub async fn remove(
 /// 409 for servers that cannot be opened any more; 503 where the ledger is silent.
 pub async fn give(frontend: &App, caller: &Caller, job: &mut Job) -> Result<bool, ApiError> {
     let Some(session) = job.session.filter(|_| !job.mcp.named) else { return Ok(false) };
-    let Caller { tenant, proof, allowance, .. } = caller;
-    let owner = Owner { tenant: *tenant, proof: proof.clone(), most: allowance.tenant_max };
+    let Caller { tenant, name, key, proof, allowance, .. } = caller;
+    let whose = Whose { tenant: *tenant, name: name.clone(), key: key.clone(), most: allowance.tenant_max };
+    let owner = Owner { whose, proof: proof.clone() };
     let Some((servers, kept)) = read(frontend, &owner, session).await? else { return Ok(false) };
     // A run that waits for its client's tools has the session's place, and so the session is there.
     let goes_on = job.prompt.iter().any(|block| matches!(block, Block::ToolResult { .. }));
@@ -226,7 +228,7 @@ async fn is_there(frontend: &App, owner: &Owner, session: Uuid, kept: KeptServer
         return Ok(true);
     }
     let id = session.to_string();
-    match files::on_sessions(frontend, owner.tenant, owner.most, What::Session { id: id.clone() }).await {
+    match files::on_sessions(frontend, owner.whose.clone(), What::Session { id: id.clone() }).await {
         Ok(found) => {
             let used_at = used_at(&form::<Session>(found).and_then(read_session)?);
             let again = Question::KeepServers { session: id, locked: kept.locked, used_at };
@@ -248,8 +250,8 @@ async fn keep(
     servers: &Servers,
     used_at: i64,
 ) -> Result<(), ApiError> {
-    let text = servers.keep(&frontend.settings().mcp, &frontend.vault, &tenant::id(&owner.tenant))?;
-    let lock = tenant::lock(&frontend.secret, &owner.tenant, session.as_bytes());
+    let text = servers.keep(&frontend.settings().mcp, &frontend.vault, &tenant::id(&owner.whose.tenant))?;
+    let lock = tenant::lock(&frontend.secret, &owner.whose.tenant, session.as_bytes());
     let locked = lock.lock(&owner.bound(session), &text).ok_or_else(not_sealed)?;
     if locked.len() > SERVERS_BYTES_MAX {
         let message =
@@ -264,7 +266,7 @@ async fn keep(
         match frontend.ledger.try_ask(Some(owner.proof.clone()), question).await? {
             Ok(_) => return Ok(()),
             Err(Refusal::Conflict) if again => {
-                files::forget_gone(frontend, owner.tenant, &owner.proof, owner.most).await?;
+                files::forget_gone(frontend, owner.whose.clone(), &owner.proof).await?;
             }
             Err(Refusal::Conflict) => {}
             Err(refusal) => return Err(ledger::refused(refusal)),
@@ -286,7 +288,7 @@ async fn read(
         Answer::Servers(None) => return Ok(None),
         _ => return Err(ledger::unavailable()),
     };
-    let lock = tenant::lock(&frontend.secret, &owner.tenant, session.as_bytes());
+    let lock = tenant::lock(&frontend.secret, &owner.whose.tenant, session.as_bytes());
     let text = lock.open(&owner.bound(session), &kept.locked.0);
     let servers = text.and_then(|text| Servers::kept(&text, &frontend.vault));
     let unreadable = || {
