@@ -372,6 +372,7 @@ fn check(mut settings: Settings, place: &dyn Fn(&str) -> String) -> Result<Setti
         ("ledger.runs_days", s.ledger.runs_days),
         ("rates.tenant_per_minute", s.rates.tenant_per_minute),
         ("rates.address_per_minute", s.rates.address_per_minute),
+        ("rates.address_max", s.rates.address_max),
         ("budget.tokens_per_day", s.budget.tokens_per_day),
         ("budget.tokens_per_month", s.budget.tokens_per_month),
         ("budget.reserve_tokens", s.budget.reserve_tokens),
@@ -402,17 +403,30 @@ pub fn level(name: &str) -> Result<Level, String> {
     Level::from_name(name).ok_or_else(|| format!("`{name}` is not a level; the levels are {}", known()))
 }
 
-/// What `GET /v1/models` may list: models that a request may name, each once.
+/// What `GET /v1/models` may list: models that a request may name, and names of the operator's own for such; each once.
 fn models(list: &[ListedModel]) -> Result<(), String> {
     if list.len() > MODELS_MAX {
         return Err(format!("{} entries; at most {MODELS_MAX} are listed", list.len()));
     }
-    for (at, ListedModel { id, display_name }) in list.iter().enumerate() {
-        if !job::is_model(id) {
-            return Err(format!("entry {at}: `{id}` is not a full id such as claude-sonnet-5"));
+    for (at, ListedModel { id, display_name, model }) in list.iter().enumerate() {
+        let name = |b: u8| b.is_ascii_alphanumeric() || b"-._:/@+".contains(&b);
+        let own = !id.is_empty() && id.len() <= MODEL_NAME_BYTES_MAX && id.bytes().all(name);
+        if model.is_empty() && !job::is_model(id) {
+            return Err(format!(
+                "entry {at}: `{id}` is not a full id such as claude-sonnet-5; a name of your own needs `model`"
+            ));
         }
-        // What is not a full id is an alias, and those are always listed.
-        if !id.starts_with("claude-") || list[..at].iter().any(|other| other.id == *id) {
+        if !model.is_empty() && !own {
+            return Err(format!(
+                "entry {at}: `{id}` is no name: 1 to {MODEL_NAME_BYTES_MAX} letters, digits and -._:/@+"
+            ));
+        }
+        if !model.is_empty() && !job::is_model(model) {
+            return Err(format!("entry {at}: model `{model}` is not one such as sonnet or claude-sonnet-5"));
+        }
+        // The aliases are always listed.
+        let alias = job::is_model(id) && !id.starts_with("claude-");
+        if alias || list[..at].iter().any(|other| other.id == *id) {
             return Err(format!("entry {at}: `{id}` is listed already"));
         }
         if display_name.len() > MODEL_NAME_BYTES_MAX || display_name.chars().any(char::is_control) {
@@ -842,7 +856,7 @@ mod tests {
                 None,
                 &[],
                 Some("[[models.list]]\nid = 'claude-x'\nname = 'x'"),
-                "FILE: models.list: unknown field `name`, expected `id` or `display_name` in `models.list`",
+                "FILE: models.list: unknown field `name`, expected one of `id`, `display_name`, `model` in `models.list`",
             ),
             (
                 None,
@@ -854,7 +868,29 @@ mod tests {
                 None,
                 &[("GAOLER_MODELS__LIST", "[{ id = 'gpt-4' }]")],
                 None,
-                "GAOLER_MODELS__LIST: entry 0: `gpt-4` is not a full id such as claude-sonnet-5",
+                "GAOLER_MODELS__LIST: entry 0: `gpt-4` is not a full id such as claude-sonnet-5; a name of your own needs \
+                 `model`",
+            ),
+            (
+                None,
+                &[("GAOLER_MODELS__LIST", "[{ id = 'gpt 4', model = 'sonnet' }]")],
+                None,
+                "GAOLER_MODELS__LIST: entry 0: `gpt 4` is no name: 1 to 100 letters, digits and -._:/@+",
+            ),
+            (
+                None,
+                &[(
+                    "GAOLER_MODELS__LIST",
+                    "[{ id = 'a', model = 'sonnet' }, { id = 'b', model = '--model' }]",
+                )],
+                None,
+                "GAOLER_MODELS__LIST: entry 1: model `--model` is not one such as sonnet or claude-sonnet-5",
+            ),
+            (
+                None,
+                &[("GAOLER_MODELS__LIST", "[{ id = 'sonnet', model = 'opus' }]")],
+                None,
+                "GAOLER_MODELS__LIST: entry 0: `sonnet` is listed already",
             ),
             (
                 None,

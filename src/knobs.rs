@@ -145,6 +145,12 @@ pub const KNOBS: &[Knob] = &[
         "requests of one address (of IPv6 one /64) in a minute; `0` = any number",
     ),
     live(
+        "rates.address_max",
+        "",
+        Kind::Number(0, 100_000),
+        "requests of one address at the same time, with their streams; `0` = any number",
+    ),
+    live(
         "budget.tokens_per_day",
         "",
         Kind::Number(0, u32::MAX),
@@ -204,8 +210,9 @@ pub const KNOBS: &[Knob] = &[
     live(
         "models.list",
         "",
-        Kind::Tables(&["id", "display_name?"]),
-        "what `GET /v1/models` lists beside the aliases; it forbids no other",
+        Kind::Tables(&["id", "display_name?", "model?"]),
+        "what `GET /v1/models` lists beside the aliases; it forbids no other. With `model` it is a name of your own, and that \
+         is what it stands for",
     ),
     live(
         "sessions.ttl_days",

@@ -549,7 +549,8 @@ async fn completions(house: &House, head: &str, body: &str) -> fake::Reply {
 async fn w18_models_are_listed_for_both_families_and_start_nothing() {
     let mut settings = settings(120);
     let (id, display_name) = ("claude-opus-4-8[1m]".to_string(), "Claude Opus 4.8".to_string());
-    settings.models.list = vec![gaoler_policy::settings::ListedModel { id, display_name }];
+    settings.models.list =
+        vec![gaoler_policy::settings::ListedModel { id, display_name, ..Default::default() }];
     let house = House::new(settings, vec![]).await;
     let check =
         async |line: &str, head: &str| house.request(&format!("{line} HTTP/1.1\r\n{head}"), b"").await;

@@ -1194,3 +1194,62 @@ fn t254_an_operator_sees_requests_about_files_and_ends_one() {
     assert!(read.is_err() || read.is_ok_and(|answer| !answer.whole), "it must not be taken for all of it");
     assert_eq!(get(&client, path, &headers).body.len(), big.len());
 }
+
+#[test]
+fn t278_a_name_of_the_operators_is_the_model_that_it_stands_for_in_both_dialects() {
+    let list = "[{ id = 'gpt-4o', model = 'claude-haiku-4-5', display_name = 'House model' }]";
+    let server = Server::start(Options::with_double().with("GAOLER_MODELS__LIST", list));
+    let client = server.client();
+    let headers = [bearer(&token("one"))];
+    let listed = get(&client, "/v1/models/gpt-4o", &headers).json();
+    assert_eq!((&listed["id"], &listed["display_name"]), (&json!("gpt-4o"), &json!("House model")));
+    for (path, model, status) in [
+        ("/v1/messages", "gpt-4o", 200),
+        ("/v1/chat/completions", "gpt-4o", 200),
+        ("/v1/messages/count_tokens", "gpt-4o", 200),
+        ("/v1/messages", "gpt-4", 404),
+        ("/v1/chat/completions", "gpt-4", 404),
+        ("/v1/messages/count_tokens", "gpt-4", 404),
+    ] {
+        let mut body = ask("hello");
+        body["model"] = model.into();
+        let answer = client.request("POST", path, &headers, body.to_string().as_bytes());
+        assert_eq!(answer.status, status, "{path} {model}: {answer:?}");
+        if status == 200 && !path.ends_with("count_tokens") {
+            // What ran is what the operator has said, and what egress counted is told by that name.
+            assert_eq!(answer.json()["model"], "claude-haiku-4-5", "{path}: {answer:?}");
+        }
+    }
+}
+
+#[test]
+fn t279_an_address_has_no_more_requests_at_a_time_than_the_operator_allows() {
+    let options = Options::default().with("GAOLER_RATES__ADDRESS_MAX", 2);
+    let server = Server::start(options.with("GAOLER_SERVER__TRUSTED_PROXY", "true"));
+    let client = server.client();
+    let at = |address: &str| [bearer(&token("one")), ("x-forwarded-for", address.to_owned())];
+    let (loud, other) = (at("192.0.2.1"), at("192.0.2.2"));
+    assert_eq!(says(&client, &loud, "hello"), "[embedded] hello");
+    std::thread::scope(|scope| {
+        let text = "RUN: until test -e go; do sleep 0.1; done; echo it-went-on";
+        let waits: Vec<_> = (0..2).map(|_| scope.spawn(|| runs(&client, &loud, text))).collect();
+        // Whoever is turned away is told at once; probes are nobody's, and answered.
+        until("two under way", || (get(&client, "/v1/models", &loud).status == 429).then_some(()));
+        let turned_away = runs(&client, &loud, "hello");
+        refused(&turned_away, 429, "address_busy");
+        assert_eq!(turned_away.header("retry-after"), Some("1"));
+        assert_eq!(
+            (get(&client, "/health", &loud).status, get(&client, "/readyz", &loud).status),
+            (200, 200)
+        );
+        // Another address has its own, with the same key too.
+        let said = says(&client, &other, "RUN: touch go; echo it-is-there");
+        assert!(said.contains("it-is-there"), "{said}");
+        for wait in waits {
+            let answer = wait.join().expect("an answer");
+            assert!(answer.text().contains("it-went-on"), "{answer:?}");
+        }
+    });
+    // An answer that has ended makes room.
+    assert_eq!(says(&client, &loud, "hello"), "[embedded] hello");
+}

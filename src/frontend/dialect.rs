@@ -5,6 +5,8 @@ use bytes::Bytes;
 use http::HeaderMap;
 use serde_json::Value;
 
+use gaoler_policy::settings::ListedModel;
+
 use super::answer::{Answer, Done};
 use super::error::ApiError;
 use super::job::{self, Job, Shape};
@@ -28,12 +30,12 @@ impl Dialect {
     ///
     /// # Errors
     /// Those of [`job::parse`].
-    pub fn parse(self, body: &[u8], headers: &HeaderMap) -> Result<Job, ApiError> {
+    pub fn parse(self, body: &[u8], headers: &HeaderMap, names: &[ListedModel]) -> Result<Job, ApiError> {
         match self {
-            Dialect::Messages => job::parse(body),
+            Dialect::Messages => job::parse(body, names),
             Dialect::Completions => {
                 let session = headers.get(SESSION).map(|value| value.to_str().unwrap_or_default());
-                job::completions::parse(body, session)
+                job::completions::parse(body, session, names)
             }
         }
     }

@@ -16,6 +16,7 @@ use super::dialect::Dialect;
 use super::error::ApiError;
 use super::http::{self, App, RequestId, failed, failure};
 use super::metrics::{Timed, TimedBody};
+use super::rates::UnderWay;
 use super::{Frontend, id, identity};
 
 /// Bytes of a request's head, at most: as its lines would be written.
@@ -36,10 +37,16 @@ pub async fn pass(
     request: Request<Incoming>,
 ) -> Result<Response<TimedBody>, Infallible> {
     let mut request = without_prefix(request);
-    let timed = Timed::begin(&request, &frontend.traces);
+    let mut timed = Timed::begin(&request, &frontend.traces);
     // An answer and a log line can be brought together by it.
     let id = RequestId(id::request(), timed.trace());
-    let known = refused(frontend, peer, &request, &id).or_else(|| http::at_once(frontend, &request));
+    let known = match admitted(frontend, peer, &request, &id) {
+        Ok(under_way) => {
+            timed.holds(under_way);
+            http::at_once(frontend, &request)
+        }
+        Err(response) => Some(*response),
+    };
     let mut response = match known {
         Some(response) => response,
         None => {
@@ -68,17 +75,17 @@ fn without_prefix<B>(mut request: Request<B>) -> Request<B> {
     request
 }
 
-/// The answer to what no route is to see.
-fn refused<B>(
+/// Whether a route is to see it, and if not, its answer.
+fn admitted<B>(
     frontend: &Frontend,
     peer: IpAddr,
     request: &Request<B>,
     id: &RequestId,
-) -> Option<Response<Body>> {
+) -> Result<Option<UnderWay>, Box<Response<Body>>> {
     if head_bytes(request) > HEAD_BYTES_MAX {
-        return Some(too_large(request.uri().path(), id));
+        return Err(Box::new(too_large(request.uri().path(), id)));
     }
-    admitted(frontend, peer, request).err().map(|error| failure(&error, id))
+    counted(frontend, peer, request).map_err(|error| Box::new(failure(&error, id)))
 }
 
 fn head_bytes<B>(request: &Request<B>) -> usize {
@@ -103,12 +110,12 @@ fn too_large(path: &str, id: &RequestId) -> Response<Body> {
 }
 
 /// What holds of a request wherever it goes. Probes are asked by machines, often, and cost nothing.
-fn admitted<B>(frontend: &Frontend, peer: IpAddr, request: &Request<B>) -> Result<(), ApiError> {
+fn counted<B>(frontend: &Frontend, peer: IpAddr, request: &Request<B>) -> Result<Option<UnderWay>, ApiError> {
     if request.uri().query().is_some_and(identity::in_query) {
         return Err(key_in_query());
     }
     match ["/health", "/livez", "/readyz", "/metrics"].contains(&request.uri().path()) {
-        true => Ok(()),
+        true => Ok(None),
         false => frontend.live().rates.address(peer, request.headers()),
     }
 }

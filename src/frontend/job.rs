@@ -11,6 +11,7 @@ use serde_json::{Map, Value};
 use uuid::Uuid;
 use zeroize::Zeroizing;
 
+use gaoler_policy::settings::ListedModel;
 use gaoler_protocol::{Effort, Level, Limits, Model};
 
 use super::cli::client::name_calls;
@@ -209,15 +210,15 @@ pub fn is_model(name: &str) -> bool {
     (ALIASES.iter().any(|(alias, _)| *alias == name) || full) && Model::new(name).is_ok()
 }
 
-/// Parses a body of the Messages API.
+/// Parses a body of the Messages API. `names` may hold names of the operator's own for models.
 ///
 /// # Errors
 /// 400 with the path of what is wrong; 404 for a model that no rule names.
-pub fn parse(body: &[u8]) -> Result<Job, ApiError> {
+pub fn parse(body: &[u8], names: &[ListedModel]) -> Result<Job, ApiError> {
     let mut fields = fields(body)?;
     let mut ignored = Ignored::default();
     let session = parse_session(take(&mut fields, "session_id"))?;
-    let common = common(&mut fields, &mut ignored)?;
+    let common = common(&mut fields, &mut ignored, names)?;
     let mut system = parse_system(take(&mut fields, "system"))?;
     let (effort, schema) = parse_output(take(&mut fields, "output_config"))?;
     parse_tokens_max(&mut fields, "max_tokens", &mut ignored)?;
@@ -259,9 +260,13 @@ struct Common {
     wishes: Wishes,
 }
 
-fn common(fields: &mut Map<String, Value>, ignored: &mut Ignored) -> Result<Common, ApiError> {
+fn common(
+    fields: &mut Map<String, Value>,
+    ignored: &mut Ignored,
+    names: &[ListedModel],
+) -> Result<Common, ApiError> {
     Ok(Common {
-        model: parse_model(take(fields, "model"))?,
+        model: parse_model(take(fields, "model"), names)?,
         shape: match boolean(take(fields, "stream"), "stream")? {
             Some(true) => Shape::Events,
             _ => Shape::Json,
@@ -439,14 +444,16 @@ fn object(value: Option<Value>, path: &str) -> Result<Option<Map<String, Value>>
     }
 }
 
-fn parse_model(value: Option<Value>) -> Result<Model, ApiError> {
+fn parse_model(value: Option<Value>, names: &[ListedModel]) -> Result<Model, ApiError> {
     let name = string(value, "model")?.unwrap_or_else(|| DEFAULT_MODEL.to_string());
-    match Model::new(&name) {
-        Ok(model) if is_model(&name) => Ok(model),
+    let own = names.iter().find(|own| own.id == name && !own.model.is_empty());
+    let name = own.map_or(name.as_str(), |own| &own.model);
+    match Model::new(name) {
+        Ok(model) if is_model(name) => Ok(model),
         _ => Err(ApiError::new(
             404,
             "model_not_found",
-            "model: not known here. Use opus, sonnet, haiku, or a full id that begins with claude-.",
+            "model: not known here. Use opus, sonnet, haiku, a full id that begins with claude-, or one of GET /v1/models.",
         )),
     }
 }

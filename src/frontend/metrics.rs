@@ -22,6 +22,7 @@ use gaoler_protocol::{Exit, Layers, Level, Listen, Spawned, Tier, Violation};
 
 use super::admission::Admission;
 use super::docs::openapi;
+use super::rates::UnderWay;
 use super::trace;
 use crate::ledger;
 
@@ -207,6 +208,8 @@ pub struct Timed {
     begun: Instant,
     /// It as a span, which ends with it.
     span: trace::Request,
+    /// Its place among its address' requests.
+    under_way: Option<UnderWay>,
 }
 
 impl Timed {
@@ -214,7 +217,12 @@ impl Timed {
     pub fn begin<B>(request: &Request<B>, traces: &trace::Traces) -> Timed {
         let route = route(request.uri().path());
         let span = traces.begin(request.method(), route, request.headers());
-        Timed { route, begun: Instant::now(), span }
+        Timed { route, begun: Instant::now(), span, under_way: None }
+    }
+
+    /// Keeps this to the end of its answer.
+    pub fn holds(&mut self, under_way: Option<UnderWay>) {
+        self.under_way = under_way;
     }
 
     /// Its trace.

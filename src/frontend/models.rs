@@ -149,7 +149,11 @@ mod tests {
     use serde_json::json;
 
     fn settings() -> Settings {
-        let model = |id: &str, name: &str| ListedModel { id: id.into(), display_name: name.into() };
+        let model = |id: &str, name: &str| ListedModel {
+            id: id.into(),
+            display_name: name.into(),
+            ..ListedModel::default()
+        };
         let list = vec![model("claude-a", "A"), model("claude-b[1m]", "")];
         Settings { models: Models { list }, ..Settings::default() }
     }

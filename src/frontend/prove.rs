@@ -170,7 +170,7 @@ fn job() -> Result<Job, Check> {
         r#"{{"system":"{CANARY_SYSTEM}","messages":[{{"role":"user","content":"earlier"}},
             {{"role":"assistant","content":"{CANARY_EARLIER}"}},{{"role":"user","content":"now"}}]}}"#
     );
-    job::parse(body.as_bytes()).map_err(|_| Check::Starts)
+    job::parse(body.as_bytes(), &[]).map_err(|_| Check::Starts)
 }
 
 async fn turns(talk: &mut Talk, rules: Rules, seen: &mut Seen) -> Result<(), Check> {

@@ -1,7 +1,8 @@
 //! How often may be asked: requests a minute of an address and of a tenant.
 //! It must never let one tenant's requests count as another's, nor believe an address but the trusted proxy's word.
 
-use std::collections::BTreeMap;
+use std::collections::hash_map::Entry;
+use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::num::NonZeroU32;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -53,7 +54,29 @@ pub struct Rates {
     /// Of tenants with a rate of their own, by that rate.
     own: Arc<Mutex<BTreeMap<u32, Limit<[u8; 32]>>>>,
     addresses: Arc<Limit<u128>>,
+    /// Requests that an address may have at the same time; 0 = any number.
+    address_max: u32,
+    /// And has.
+    under_way: Arc<Mutex<HashMap<u128, u32>>>,
     trusted_proxy: bool,
+}
+
+/// A request of an address, until it is dropped.
+pub struct UnderWay {
+    all: Arc<Mutex<HashMap<u128, u32>>>,
+    place: u128,
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        let mut all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Entry::Occupied(mut count) = all.entry(self.place) {
+            match count.get() {
+                0 | 1 => drop(count.remove()),
+                _ => *count.get_mut() -= 1,
+            }
+        }
+    }
 }
 
 impl Rates {
@@ -63,6 +86,8 @@ impl Rates {
             tenants: Arc::new(Limit::per_minute(settings.rates.tenant_per_minute)),
             own: Arc::default(),
             addresses: Arc::new(Limit::per_minute(settings.rates.address_per_minute)),
+            address_max: settings.rates.address_max,
+            under_way: Arc::default(),
             trusted_proxy: settings.server.trusted_proxy,
         }
     }
@@ -77,6 +102,8 @@ impl Rates {
             tenants: Arc::clone(tenants),
             own: Arc::clone(&self.own),
             addresses: Arc::clone(addresses),
+            address_max: fresh.address_max,
+            under_way: Arc::clone(&self.under_way),
             trusted_proxy: fresh.trusted_proxy,
         }
     }
@@ -100,13 +127,27 @@ impl Rates {
         taken.map_err(|wait| limited("You have", wait))
     }
 
-    /// Counts a request of this address.
+    /// Counts a request of this address, which is under way for as long as what comes back is kept.
     ///
     /// # Errors
-    /// 429 with the time until the next one may come.
-    pub fn address(&self, peer: IpAddr, headers: &HeaderMap) -> Result<(), ApiError> {
+    /// 429 with the time until the next one may come, or where there are too many at once.
+    pub fn address(&self, peer: IpAddr, headers: &HeaderMap) -> Result<Option<UnderWay>, ApiError> {
         let address = if self.trusted_proxy { forwarded(headers).unwrap_or(peer) } else { peer };
-        self.addresses.take(&place(address)).map_err(|wait| limited("Your address has", wait))
+        let place = place(address);
+        self.addresses.take(&place).map_err(|wait| limited("Your address has", wait))?;
+        if self.address_max == 0 {
+            return Ok(None);
+        }
+        let mut all = self.under_way.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = all.entry(place).or_default();
+        if *count >= self.address_max {
+            let message =
+                format!("Your address has {count} requests under way, as many as this server allows.");
+            return Err(ApiError::new(429, "address_busy", message).after(1));
+        }
+        *count += 1;
+        drop(all);
+        Ok(Some(UnderWay { all: Arc::clone(&self.under_way), place }))
     }
 }
 
@@ -159,6 +200,30 @@ mod tests {
         assert!(rates.with(&settings).tenant(&one, &same).is_ok(), "another rate begins anew");
         let none = Rates::new(&Settings::default());
         assert!((0..100).all(|_| none.tenant(&one, &same).is_ok()), "no limit unless one is set");
+    }
+
+    #[test]
+    fn an_address_has_so_many_requests_at_a_time_and_is_forgotten_with_the_last() {
+        let mut settings = Settings::default();
+        settings.rates.address_max = 2;
+        let rates = Rates::new(&settings);
+        let at = |rates: &Rates, address: &str| {
+            rates.address(address.parse().expect("an address"), &HeaderMap::new())
+        };
+        let mut held = vec![at(&rates, "10.0.0.1").expect("one"), at(&rates, "10.0.0.1").expect("two")];
+        let error = at(&rates, "10.0.0.1").err().expect("a third");
+        assert_eq!((error.status, error.code, error.retry_after), (429, "address_busy", Some(1)));
+        assert!(at(&rates, "10.0.0.2").is_ok(), "another address");
+        // A reload knows those that are under way.
+        settings.rates.address_max = 3;
+        let more = rates.with(&settings);
+        held.push(at(&more, "10.0.0.1").expect("a third"));
+        assert!(at(&more, "10.0.0.1").is_err());
+        settings.rates.address_max = 0;
+        assert!(at(&more.with(&settings), "10.0.0.1").expect("any number").is_none());
+        held.clear();
+        assert!(rates.under_way.lock().expect("no panic").is_empty());
+        assert!(at(&rates, "10.0.0.1").is_ok());
     }
 
     #[test]

@@ -54,7 +54,7 @@ async fn counted(frontend: &App, headers: &HeaderMap, body: Body) -> Result<u64,
     way::refuse_encoding(headers)?;
     identity::somebody(frontend, headers).await?;
     let (mut body, _budget) = way::read(body, frontend).await?;
-    let job = job::parse(&body);
+    let job = job::parse(&body, &frontend.settings().models.list);
     // It may hold a token.
     body.as_mut().zeroize();
     job.map(|job| estimate(&job))
@@ -102,7 +102,7 @@ mod tests {
 
     #[test]
     fn every_part_of_a_request_counts_and_more_of_it_counts_more() {
-        let of = |body: &str| estimate(&job::parse(body.as_bytes()).expect("a request"));
+        let of = |body: &str| estimate(&job::parse(body.as_bytes(), &[]).expect("a request"));
         let least = of(r#"{"messages":[{"role":"user","content":"hi"}]}"#);
         assert_eq!(least, 5);
         let more = [

@@ -87,7 +87,7 @@ pub async fn answer(
     let meaning =
         [LEVEL, LIMITS, SESSION].map(|name| headers.get(name).map_or(&b""[..], HeaderValue::as_bytes));
     let asked = Asked::new(headers, &[&[dialect.path().as_bytes()], &meaning[..]].concat(), &body);
-    let job = dialect.parse(&body, headers);
+    let job = dialect.parse(&body, headers, &frontend.settings().models.list);
     // It may hold a token.
     body.as_mut().zeroize();
     drop(body);

@@ -102,6 +102,7 @@ pub const MESSAGES: &[Known] = &[
         "rate_limited",
         "you or your address sent more requests a minute than allowed: wait as retry-after says",
     ),
+    BUSY_ADDRESS,
     known(429, "tenant_busy", "you have as many runs as one tenant may have: wait as retry-after says"),
     known(429, "upstream_rate_limited", "the upstream API limits the credential: wait as retry-after says"),
     known(429, "plan_limit", "the plan's limit is reached; retry-after says when it begins anew"),
@@ -232,11 +233,23 @@ const UNAVAILABLE: Known =
 const INVALID: Known = known(400, "invalid_request", "the message names what is wrong");
 const IN_QUERY: Known = known(400, "key_in_query", "the address holds a key or credential");
 const RATE: Known = known(429, "rate_limited", "your address sent more requests a minute than allowed");
+const BUSY_ADDRESS: Known =
+    known(429, "address_busy", "your address has as many requests under way as it may have at a time");
 const TOO_LARGE: Known = known(413, "request_too_large", "the body is larger than it may be here");
 
 /// Of whatever needs somebody.
-pub const SOMEBODY: &[Known] =
-    &[IN_QUERY, NO_CREDENTIAL, NO_TOKEN, UNKNOWN, EXPIRED, REVOKED, REQUIRED, RATE, UNAVAILABLE];
+pub const SOMEBODY: &[Known] = &[
+    IN_QUERY,
+    NO_CREDENTIAL,
+    NO_TOKEN,
+    UNKNOWN,
+    EXPIRED,
+    REVOKED,
+    REQUIRED,
+    RATE,
+    BUSY_ADDRESS,
+    UNAVAILABLE,
+];
 /// Of whatever a key of the other kind is not for.
 pub const HOLDER: &[Known] = rows![INSUFFICIENT; SOMEBODY];
 

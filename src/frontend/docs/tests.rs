@@ -288,7 +288,7 @@ fn the_schema_takes_what_the_parser_takes() {
             ),
         };
         let value: Value = serde_json::from_str(&text).expect("JSON");
-        let parsed = job::parse(text.as_bytes());
+        let parsed = job::parse(text.as_bytes(), &[]);
         assert_eq!(parsed.is_ok(), takes, "the parser: {text}: {:?}", parsed.err());
         let errors: Vec<String> = validator.iter_errors(&value).map(|error| error.to_string()).collect();
         assert_eq!(errors.is_empty(), takes, "the schema: {text}: {errors:?}");
@@ -477,7 +477,7 @@ fn the_schema_of_completions_takes_the_tools_that_its_parser_takes() {
     let check = |field: &str, takes: bool| {
         let text = format!(r#"{{{field},"messages":[{{"role":"user","content":"hi"}}]}}"#);
         let value: Value = serde_json::from_str(&text).expect("JSON");
-        let parsed = job::completions::parse(text.as_bytes(), None);
+        let parsed = job::completions::parse(text.as_bytes(), None, &[]);
         assert_eq!(parsed.is_ok(), takes, "the parser: {text}: {:?}", parsed.err());
         let errors: Vec<String> = validator.iter_errors(&value).map(|error| error.to_string()).collect();
         assert_eq!(errors.is_empty(), takes, "the schema: {text}: {errors:?}");
@@ -548,7 +548,7 @@ fn every_example_is_a_request_that_is_taken() {
     assert!(all.len() >= 10, "{all:#?}");
     for body in all {
         assert!(request.is_valid(&body), "{body}");
-        assert!(job::parse(body.to_string().as_bytes()).is_ok(), "{body}");
+        assert!(job::parse(body.to_string().as_bytes(), &[]).is_ok(), "{body}");
     }
     // What a session spares: 10 texts instead of 1 + 3 + 5 + ... + 19.
     assert_eq!(guide["patterns"][0]["sent"]["tokens_in_requests"], 10_000);

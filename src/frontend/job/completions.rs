@@ -4,6 +4,7 @@
 use serde_json::{Map, Value};
 use uuid::Uuid;
 
+use gaoler_policy::settings::ListedModel;
 use gaoler_protocol::Effort;
 
 use super::tools::{self, Tool};
@@ -16,15 +17,15 @@ use super::{
 use crate::frontend::cli::client::name_calls;
 use crate::frontend::error::ApiError;
 
-/// Parses a body. `in_header` is what the header `x-session-id` says.
+/// Parses a body. `in_header` is what the header `x-session-id` says, and `names` may hold names of the operator's own.
 ///
 /// # Errors
 /// 400 with the path of what is wrong; 404 for a model that no rule names.
-pub fn parse(body: &[u8], in_header: Option<&str>) -> Result<Job, ApiError> {
+pub fn parse(body: &[u8], in_header: Option<&str>, names: &[ListedModel]) -> Result<Job, ApiError> {
     let mut fields = fields(body)?;
     let mut ignored = Ignored::default();
     let session = parse_session(take(&mut fields, "session_id"), in_header, &mut ignored)?;
-    let common = common(&mut fields, &mut ignored)?;
+    let common = common(&mut fields, &mut ignored, names)?;
     let effort = parse_effort(take(&mut fields, "reasoning_effort"))?;
     let usage_last = parse_stream_options(take(&mut fields, "stream_options"), &mut ignored)?;
     parse_tokens_max(&mut fields, "max_tokens", &mut ignored)?;

@@ -10,13 +10,13 @@ fn with(field: &str) -> String {
 }
 
 fn job(body: &str) -> Job {
-    parse(body.as_bytes()).unwrap_or_else(|e| panic!("{}: {body}", e.message))
+    parse(body.as_bytes(), &[]).unwrap_or_else(|e| panic!("{}: {body}", e.message))
 }
 
 #[test]
 fn a_bad_request_names_the_path_of_what_is_wrong() {
     let check = |body: &str, status: u16, message: &str| {
-        let error = parse(body.as_bytes()).expect_err(body);
+        let error = parse(body.as_bytes(), &[]).expect_err(body);
         assert_eq!((error.status, error.message.as_str()), (status, message), "{body}");
     };
     let messages = |m: &str| format!(r#"{{"messages":{m}}}"#);
@@ -104,7 +104,7 @@ fn a_bad_request_names_the_path_of_what_is_wrong() {
 fn a_model_is_an_alias_or_a_full_id_and_nothing_that_could_be_an_option() {
     let check = |name: &str, known: bool| {
         let body = with(&format!("\"model\":{}", serde_json::to_string(name).expect("a string")));
-        match parse(body.as_bytes()) {
+        match parse(body.as_bytes(), &[]) {
             Ok(job) => assert!(known && job.model.as_str() == name, "{name}"),
             Err(error) => assert!(!known && error.status == 404, "{name}"),
         }
@@ -127,6 +127,29 @@ fn a_model_is_an_alias_or_a_full_id_and_nothing_that_could_be_an_option() {
     }
     check(&format!("claude-{}", "a".repeat(80)), false);
     assert_eq!(job(&with("")).model.as_str(), "sonnet");
+}
+
+#[test]
+fn a_name_of_the_operators_is_the_model_that_it_stands_for() {
+    let listed =
+        |id: &str, model: &str| ListedModel { id: id.into(), model: model.into(), ..Default::default() };
+    let names = [listed("gpt-4o", "haiku"), listed("claude-old", "claude-new"), listed("claude-plain", "")];
+    for (name, model) in [
+        ("gpt-4o", Some("haiku")),
+        ("claude-old", Some("claude-new")),
+        ("claude-plain", Some("claude-plain")),
+        ("claude-other", Some("claude-other")),
+        ("opus", Some("opus")),
+        ("gpt-4", None),
+        ("", None),
+    ] {
+        let body = with(&format!("\"model\":\"{name}\""));
+        let found = parse(body.as_bytes(), &names).map(|job| job.model.as_str().to_owned());
+        assert_eq!(found.map_err(|error| error.status), model.map(str::to_owned).ok_or(404), "{name}");
+        let found =
+            completions::parse(body.as_bytes(), None, &names).map(|job| job.model.as_str().to_owned());
+        assert_eq!(found.map_err(|error| error.status), model.map(str::to_owned).ok_or(404), "{name}");
+    }
 }
 
 #[test]

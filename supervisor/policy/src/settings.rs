@@ -187,6 +187,8 @@ sections! {
         id: String = String::new(),
         /// For people; empty = the id.
         display_name: String = String::new(),
+        /// What it stands for, where it is a name of the operator's own; empty = itself.
+        model: String = String::new(),
     }
 
     /// MCP servers.
@@ -246,6 +248,8 @@ sections! {
         tenant_per_minute: u32 = 0,
         /// For anything but probes, of one address (of IPv6: of one /64).
         address_per_minute: u32 = 0,
+        /// Of one address at the same time.
+        address_max: u32 = 0,
     }
 
     /// Tokens and dollars of one tenant, as egress counts them; 0 = no limit. Days and months are UTC's.

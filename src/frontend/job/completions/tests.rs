@@ -16,13 +16,13 @@ fn of(messages: &str) -> String {
 }
 
 fn parsed(body: &str) -> Job {
-    parse(body.as_bytes(), None).unwrap_or_else(|e| panic!("{}: {body}", e.message))
+    parse(body.as_bytes(), None, &[]).unwrap_or_else(|e| panic!("{}: {body}", e.message))
 }
 
 #[test]
 fn a_bad_request_names_the_path_of_what_is_wrong() {
     let check = |body: &str, status: u16, message: &str| {
-        let error = parse(body.as_bytes(), None).expect_err(body);
+        let error = parse(body.as_bytes(), None, &[]).expect_err(body);
         assert_eq!((error.status, error.message.as_str()), (status, message), "{body}");
     };
     let user = |content: &str| of(&format!(r#"[{{"role":"user","content":{content}}}]"#));
@@ -34,7 +34,7 @@ fn a_bad_request_names_the_path_of_what_is_wrong() {
     check(
         &with(r#""model":"gpt-4o""#),
         404,
-        "model: not known here. Use opus, sonnet, haiku, or a full id that begins with claude-.",
+        "model: not known here. Use opus, sonnet, haiku, a full id that begins with claude-, or one of GET /v1/models.",
     );
     check(
         &of(r#"[{"role":"function","content":"x"}]"#),
@@ -231,7 +231,7 @@ fn a_conversation_is_the_same_in_both_dialects() {
         (with(&format!(r#""session_id":"{ID}""#)), with(&format!(r#""session_id":"{ID}""#))),
     ];
     for (ours, theirs) in rows {
-        let (job, model) = (parsed(&ours), first::parse(theirs.as_bytes()).expect("a job"));
+        let (job, model) = (parsed(&ours), first::parse(theirs.as_bytes(), &[]).expect("a job"));
         assert_eq!(format!("{job:?}"), format!("{model:?}"), "{ours}");
     }
 }
@@ -240,7 +240,7 @@ fn a_conversation_is_the_same_in_both_dialects() {
 fn a_session_is_named_by_the_header_or_by_a_uuid_in_the_body() {
     let other = "0a1c0f0e-8d2b-4c7e-9a51-0c2d3e4f5a6b";
     let check = |field: &str, header: Option<&str>, expected: Result<Option<&str>, &str>| {
-        let job = parse(with(field).as_bytes(), header);
+        let job = parse(with(field).as_bytes(), header, &[]);
         let session = job.map(|job| job.session.map(|id| id.to_string())).map_err(|error| {
             assert_eq!((error.status, error.code), (400, "invalid_session_id"));
             error.message
@@ -267,7 +267,7 @@ fn a_session_is_named_by_the_header_or_by_a_uuid_in_the_body() {
 fn a_session_keeps_its_own_history_and_a_stream_may_end_with_its_usage() {
     let history = r#"[{"role":"user","content":"a"},{"role":"assistant","content":"b","reasoning_content":"c"},
         {"role":"user","content":"d"}]"#;
-    let job = parse(of(history).as_bytes(), Some(ID)).expect("a job");
+    let job = parse(of(history).as_bytes(), Some(ID), &[]).expect("a job");
     assert_eq!(job.earlier, []);
     assert_eq!(job.ignored, ["messages.thinking", "messages.earlier"]);
     assert_eq!((job.shape, job.usage_last, job.thinking), (Shape::Json, false, Thinking::Hidden));
