@@ -1198,7 +1198,7 @@ fn t254_an_operator_sees_requests_about_files_and_ends_one() {
 #[test]
 fn t278_a_name_of_the_operators_is_the_model_that_it_stands_for_in_both_dialects() {
     let list = "[{ id = 'gpt-4o', model = 'claude-haiku-4-5', display_name = 'House model' }]";
-    let server = Server::start(Options::with_double().with("GAOLER_MODELS__LIST", list));
+    let server = Server::start(Options::default().with("GAOLER_MODELS__LIST", list));
     let client = server.client();
     let headers = [bearer(&token("one"))];
     let listed = get(&client, "/v1/models/gpt-4o", &headers).json();
