@@ -188,6 +188,8 @@ impl Monitor {
                 self.far_over.insert(id.clone(), ended.saturating_add(1));
             }
             event("disk_limit", &[("run", &run.id()), ("bytes", &usage.bytes), ("files", &usage.files)]);
+            // It writes until it is dead. What is there then is what a run that cleans up begins with.
+            self.measured.remove(id);
             run.ends(Reason::Disk, 0, libc::SIGKILL as u8);
             end(run);
         } else if !over(most) {
