@@ -3,7 +3,7 @@
 
 mod support;
 
-use std::io::{BufReader, Write};
+use std::io::{BufReader, Read, Write};
 use std::path::Path;
 use std::process::Output;
 
@@ -1186,12 +1186,15 @@ fn t254_an_operator_sees_requests_about_files_and_ends_one() {
     assert_eq!(client.request("PUT", path, &headers, &big).status, 200);
     let stream = client.connect().expect("a connection");
     client.send(&stream, "GET", path, &headers, b"").expect("sent");
+    let mut reader = BufReader::new(&stream);
+    assert_eq!(support::client::head(&mut reader).expect("a head").status, 200);
     let row = live(&client, &admin, "running", 1).remove(0);
     assert_eq!(cancel(&row).status, 200);
     live(&client, &admin, "running", 0);
     // The answer was on its way with a length, which it does not reach.
-    let read = support::client::read(&mut BufReader::new(&stream));
-    assert!(read.is_err() || read.is_ok_and(|answer| !answer.whole), "it must not be taken for all of it");
+    let mut came = Vec::new();
+    let _ = reader.read_to_end(&mut came);
+    assert!(came.len() < big.len(), "it must not be taken for all of it");
     assert_eq!(get(&client, path, &headers).body.len(), big.len());
 }
 
