@@ -57,6 +57,19 @@ fn unprivileged_crates_forbid_unsafe() {
 }
 
 #[test]
+fn log_lines_are_written_in_one_piece() {
+    // The pieces of a value that is formatted onto stderr mix with what other processes write there.
+    let pieces = ["eprintln!(\"{}\"", "eprintln!(\"{line}\"", "eprint!(\"{}\""];
+    let ours = |path: &str| !path.starts_with("tests/") && !path.starts_with("benches/");
+    let found: Vec<String> = sources()
+        .into_iter()
+        .filter(|(path, text)| ours(path) && pieces.iter().any(|piece| text.contains(piece)))
+        .map(|(path, _)| path)
+        .collect();
+    assert!(found.is_empty(), "lines in pieces: {found:?}");
+}
+
+#[test]
 fn every_source_says_what_it_is() {
     let silent: Vec<String> =
         sources().into_iter().filter(|(_, text)| !text.starts_with("//! ")).map(|(path, _)| path).collect();

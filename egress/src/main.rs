@@ -27,7 +27,7 @@ mod upstream;
 
 use std::cell::{Cell, RefCell};
 use std::convert::Infallible;
-use std::io::{Error, ErrorKind, Result};
+use std::io::{Error, ErrorKind, Result, Write};
 use std::os::fd::{OwnedFd, RawFd};
 use std::os::unix::fs::FileExt;
 use std::process::ExitCode;
@@ -352,6 +352,8 @@ impl Log {
             line.insert("run".into(), run.to_string().into());
         }
         line.extend(more.iter().map(|(key, value)| ((*key).to_owned(), (*value).into())));
-        eprintln!("{}", serde_json::Value::Object(line));
+        // In one piece: others write to the same place.
+        let line = format!("{}\n", serde_json::Value::Object(line));
+        let _ = std::io::stderr().write_all(line.as_bytes());
     }
 }

@@ -10,7 +10,7 @@ mod resolve;
 mod send;
 mod spans;
 
-use std::io::{Error, ErrorKind, Result};
+use std::io::{Error, ErrorKind, Result, Write};
 use std::os::fd::{AsFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixDatagram as StdUnixDatagram;
 use std::process::ExitCode;
@@ -53,7 +53,8 @@ fn main() -> ExitCode {
 fn log(event: &str, fields: &[(&str, serde_json::Value)]) {
     let mut line = serde_json::json!({ "process": "exporter", "event": event });
     fields.iter().for_each(|(name, value)| line[*name] = value.clone());
-    eprintln!("{line}");
+    // In one piece: others write to the same place.
+    let _ = std::io::stderr().write_all(format!("{line}\n").as_bytes());
 }
 
 /// What it was handed.

@@ -677,7 +677,8 @@ fn log(step: &str, error: &rusqlite::Error) {
     let line = serde_json::json!({
         "process": "ledger", "event": "database", "step": step, "error": error.to_string(),
     });
-    eprintln!("{line}");
+    // In one piece: others write to the same place.
+    let _ = std::io::Write::write_all(&mut std::io::stderr(), format!("{line}\n").as_bytes());
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@ mod schema;
 mod serve;
 mod time;
 
+use std::io::Write;
 use std::process::ExitCode;
 
 use crate::book::Keep;
@@ -39,7 +40,9 @@ fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(why) => {
-            eprintln!("{}", serde_json::json!({ "process": "ledger", "event": "failed", "error": why }));
+            let line = serde_json::json!({ "process": "ledger", "event": "failed", "error": why });
+            // In one piece: others write to the same place.
+            let _ = std::io::stderr().write_all(format!("{line}\n").as_bytes());
             ExitCode::FAILURE
         }
     }
