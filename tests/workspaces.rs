@@ -661,3 +661,47 @@ fn t232_a_repositorys_token_is_never_in_the_cage_nor_in_what_was_cloned() {
     assert!(!files_with(&server.state, &[host.url("held").as_bytes()]).is_empty());
     assert!(!server.log().contains(OPENS) && !server.log().contains(&secret));
 }
+
+#[test]
+fn t280_requests_that_race_for_one_thing_have_it_or_are_told_that_it_is_gone() {
+    let server = Server::start(Options::with_double());
+    let client = server.client();
+    make(&client, "a");
+    for round in 0..8 {
+        let (path, _) = make(&client, "a");
+        assert_eq!(request(&client, "a", "PUT", &format!("{path}/files/f"), b"text").status, 200);
+        let session = format!("6f1c0f0e-8d2b-4c7e-9a51-{round:012x}");
+        let mut turn = ask("hello");
+        turn["session_id"] = session.as_str().into();
+        assert_eq!(client.messages("a", &turn).status, 200);
+        let conversation = format!("/v1/sessions/{session}");
+        let (snapshots, file) = (format!("{path}/snapshots"), format!("{path}/files/f"));
+        let asks: [(&str, &str, &[u8]); 8] = [
+            ("POST", &snapshots, b"{}"),
+            ("PUT", &file, b"other"),
+            ("POST", &snapshots, b"{}"),
+            ("DELETE", &conversation, b""),
+            ("DELETE", &path, b""),
+            ("DELETE", &conversation, b""),
+            ("POST", &snapshots, b"{}"),
+            ("DELETE", &path, b""),
+        ];
+        let (client, asks) = (&client, &asks);
+        let answers: Vec<Response> = std::thread::scope(|scope| {
+            let asked = asks
+                .map(|(method, path, body)| scope.spawn(move || request(client, "a", method, path, body)));
+            asked.into_iter().map(|it| it.join().expect("an answer")).collect()
+        });
+        let known = [200, 201, 404, 409];
+        assert!(answers.iter().all(|answer| known.contains(&answer.status)), "round {round}: {answers:?}");
+        // What somebody has removed nobody else has, and it is gone.
+        for (path, places) in [(conversation.as_str(), [3, 5]), (path.as_str(), [4, 7])] {
+            let removed = places.iter().filter(|at| answers[**at].status == 200).count();
+            let there = get(client, "a", path).status;
+            assert!(
+                removed <= 1 && there == if removed == 1 { 404 } else { 200 },
+                "round {round}: {answers:?}"
+            );
+        }
+    }
+}

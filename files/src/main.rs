@@ -59,43 +59,83 @@ fn question(input: &mut impl BufRead) -> Result<Question, Failed> {
 
 fn answer(question: Question, input: &mut impl Read) -> Result<Outcome, Failed> {
     let top = Folder::open(".").doing("open the own folder")?;
+    let what = question.what.clone();
+    carried_out(&top, question, input).map_err(|error| match error.0.code {
+        // Another request may have removed what this one was about.
+        Code::Internal => still_there(&top, &what).err().unwrap_or(error),
+        _ => error,
+    })
+}
+
+/// Whether what is asked about is there.
+fn still_there(top: &Folder, what: &What) -> Result<(), Failed> {
+    match what {
+        What::Session { id }
+        | What::NameSession { id, .. }
+        | What::DropSession { id }
+        | What::ForkSession { id, .. }
+        | What::Transcript { id, .. } => sessions::open(top, id).map(drop),
+        What::Restore { id, snapshot } | What::DropSnapshot { id, snapshot } => {
+            workspaces::open(top, id)?;
+            snapshots::open(top, id, snapshot).map(drop)
+        }
+        What::Workspace { id }
+        | What::DropWorkspace { id }
+        | What::ReadFile { id, .. }
+        | What::WriteFile { id, .. }
+        | What::DropFile { id, .. }
+        | What::Tree { id, .. }
+        | What::Pack { id, .. }
+        | What::Unpack { id, .. }
+        | What::MakeSnapshot { id, .. }
+        | What::Snapshots { id }
+        | What::Diff { id, .. } => workspaces::open(top, id).map(drop),
+        What::Sweep { .. }
+        | What::Sessions { .. }
+        | What::Workspaces
+        | What::MakeWorkspace { .. }
+        | What::CloneWorkspace { .. } => Ok(()),
+    }
+}
+
+fn carried_out(top: &Folder, question: Question, input: &mut impl Read) -> Result<Outcome, Failed> {
     let Question { disk_bytes, disk_files, ttl_days, what } = question;
     let mut body = FramesIn::new(input);
     let budget = |top: &Folder| budget::Budget::left(top, disk_bytes, disk_files);
     let done = match what {
-        What::Sweep { known } => sessions::swept(&top, ttl_days, known),
+        What::Sweep { known } => sessions::swept(top, ttl_days, known),
         What::Sessions { limit, after } => {
-            sessions::sweep(&top, ttl_days)?;
-            sessions::list(&top, limit, after.as_deref())
+            sessions::sweep(top, ttl_days)?;
+            sessions::list(top, limit, after.as_deref())
         }
-        What::Session { id } => sessions::one(&top, &id, ttl_days),
-        What::NameSession { id, title } => sessions::name(&top, &id, &title, ttl_days),
-        What::DropSession { id } => sessions::remove(&top, &id, ttl_days),
-        What::ForkSession { id, new, title } => sessions::fork(&top, &id, &new, title, ttl_days),
-        What::Transcript { id, limit, offset } => sessions::transcript(&top, &id, limit, offset, ttl_days),
-        What::Workspaces => workspaces::list(&top),
-        What::MakeWorkspace { id, title } => workspaces::make(&top, &id, title),
+        What::Session { id } => sessions::one(top, &id, ttl_days),
+        What::NameSession { id, title } => sessions::name(top, &id, &title, ttl_days),
+        What::DropSession { id } => sessions::remove(top, &id, ttl_days),
+        What::ForkSession { id, new, title } => sessions::fork(top, &id, &new, title, ttl_days),
+        What::Transcript { id, limit, offset } => sessions::transcript(top, &id, limit, offset, ttl_days),
+        What::Workspaces => workspaces::list(top),
+        What::MakeWorkspace { id, title } => workspaces::make(top, &id, title),
         What::CloneWorkspace { id, title, url, reference, depth, via } => {
-            budget(&top)?;
+            budget(top)?;
             let wanted =
                 clone::Wanted { url: &url, reference: reference.as_deref(), depth, via: via.as_deref() };
-            clone::clone(&top, &id, title, &wanted)
+            clone::clone(top, &id, title, &wanted)
         }
-        What::Workspace { id } => workspaces::one(&top, &id, disk_bytes, disk_files),
-        What::DropWorkspace { id } => workspaces::remove(&top, &id),
-        What::ReadFile { id, path } => return workspaces::read(&top, &id, &path),
-        What::WriteFile { id, path } => workspaces::write(&top, &id, &path, &mut body, budget(&top)?),
-        What::DropFile { id, path } => workspaces::remove_file(&top, &id, &path),
-        What::Tree { id, path, depth, limit } => tree::tree(&top, &id, &path, depth, limit),
-        What::Pack { id, format } => return archive::pack(&top, &id, format),
+        What::Workspace { id } => workspaces::one(top, &id, disk_bytes, disk_files),
+        What::DropWorkspace { id } => workspaces::remove(top, &id),
+        What::ReadFile { id, path } => return workspaces::read(top, &id, &path),
+        What::WriteFile { id, path } => workspaces::write(top, &id, &path, &mut body, budget(top)?),
+        What::DropFile { id, path } => workspaces::remove_file(top, &id, &path),
+        What::Tree { id, path, depth, limit } => tree::tree(top, &id, &path, depth, limit),
+        What::Pack { id, format } => return archive::pack(top, &id, format),
         What::Unpack { id, path, format, boundary } => {
-            archive::unpack(&top, &id, &path, (format, &boundary), &mut body, budget(&top)?)
+            archive::unpack(top, &id, &path, (format, &boundary), &mut body, budget(top)?)
         }
-        What::MakeSnapshot { id, new, title } => snapshots::make(&top, &id, &new, title, budget(&top)?),
-        What::Snapshots { id } => snapshots::list(&top, &id),
-        What::Restore { id, snapshot } => snapshots::restore(&top, &id, &snapshot, budget(&top)?),
-        What::DropSnapshot { id, snapshot } => snapshots::remove(&top, &id, &snapshot),
-        What::Diff { id, from, unified } => return diff::diff(&top, &id, &from, unified),
+        What::MakeSnapshot { id, new, title } => snapshots::make(top, &id, &new, title, budget(top)?),
+        What::Snapshots { id } => snapshots::list(top, &id),
+        What::Restore { id, snapshot } => snapshots::restore(top, &id, &snapshot, budget(top)?),
+        What::DropSnapshot { id, snapshot } => snapshots::remove(top, &id, &snapshot),
+        What::Diff { id, from, unified } => return diff::diff(top, &id, &from, unified),
     };
     done.map(Outcome::Done)
 }

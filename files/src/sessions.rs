@@ -88,7 +88,7 @@ fn missing() -> Failed {
 }
 
 /// A session's folder, and its transcript's inode. One without a transcript was never begun.
-fn open(top: &Folder, id: &str) -> Result<(Folder, Found), Failed> {
+pub fn open(top: &Folder, id: &str) -> Result<(Folder, Found), Failed> {
     if !is_id(id) {
         return Err(missing());
     }

@@ -71,6 +71,9 @@ impl Draft {
     /// An empty one.
     pub fn new(top: &Folder) -> Result<Draft, Failed> {
         let drafts = own(top, DRAFTS)?;
+        // Whoever makes one holds it before anybody else can look whether somebody does.
+        let making = drafts.lock(FlockArg::LockExclusive).doing("wait for others' drafts")?;
+        let mut left = Vec::new();
         for name in drafts.names().doing("list drafts")? {
             // A file is what a write that was cut off has left.
             let free = match drafts.enter(&name) {
@@ -80,7 +83,7 @@ impl Draft {
                 Err(_) => true,
             };
             if free {
-                let _ = drafts.remove(&name);
+                left.push(name);
             }
         }
         // Its process's number is its own in this cage, and another cage's may be the same: so the time as well.
@@ -89,6 +92,10 @@ impl Draft {
         let name = OsString::from(format!("{}-{nanos}", std::process::id()));
         let (folder, _) = drafts.make(&name).doing("make a draft")?;
         let held = folder.lock(FlockArg::LockExclusiveNonblock).doing("hold a draft")?;
+        drop(making);
+        for name in left {
+            let _ = drafts.remove(&name);
+        }
         Ok(Draft { drafts, name, folder, _held: held })
     }
 }
