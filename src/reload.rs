@@ -3,7 +3,7 @@
 
 use std::ffi::OsString;
 use std::io::ErrorKind;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
@@ -12,6 +12,7 @@ use base64::engine::general_purpose::STANDARD;
 use gaoler_policy::settings::Settings;
 use gaoler_sys::{channel, memfd};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{Shutdown, shutdown};
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
@@ -111,5 +112,8 @@ fn tell(to: &OwnedFd, text: &[u8]) -> std::io::Result<()> {
             }
         }
     }
+    // Not every host keeps what was sent for whoever reads it after the sender's end (gVisor): the reader ends first.
+    shutdown(to.as_raw_fd(), Shutdown::Write)?;
+    while poll(&mut [PollFd::new(to.as_fd(), PollFlags::empty())], PollTimeout::NONE)? == 0 {}
     Ok(())
 }

@@ -25,10 +25,10 @@ use super::{Frontend, log, tls};
 use crate::knobs::{self, KNOBS};
 use crate::reload::{TOLD_BYTES_MAX, Told};
 
-/// How long a reload may be read. The supervisor gives it 10 s.
-const TOLD_WAIT: Duration = Duration::from_secs(15);
+/// How long a reload may be read. The supervisor gives it 30 s.
+const TOLD_WAIT: Duration = Duration::from_secs(40);
 /// How long an operator waits for one, with another before it.
-const ASKED_WAIT: Duration = Duration::from_secs(40);
+const ASKED_WAIT: Duration = Duration::from_secs(100);
 /// Reloads that have begun and were not looked at. The supervisor starts one after another.
 const BEGUN_MAX: usize = 16;
 /// More than a part of what is told.

@@ -19,7 +19,7 @@ use crate::plan::{Ids, Plan, Root};
 use crate::uids::become_uid;
 
 /// Seconds that the command line may take for a reload.
-const COMMAND_SECONDS: u32 = 10;
+const COMMAND_SECONDS: u32 = 30;
 /// Above every number that a descriptor is placed at: 0 to 2, the control socket, and at most six more.
 const ABOVE: i32 = 64;
 
