@@ -112,7 +112,7 @@ fn tell(to: &OwnedFd, text: &[u8]) -> std::io::Result<()> {
             }
         }
     }
-    // Not every host keeps what was sent for whoever reads it after the sender's end (gVisor): the reader ends first.
+    // The reader ends first: then nothing depends on what a host keeps of a sender that is gone.
     shutdown(to.as_raw_fd(), Shutdown::Write)?;
     while poll(&mut [PollFd::new(to.as_fd(), PollFlags::empty())], PollTimeout::NONE)? == 0 {}
     Ok(())
