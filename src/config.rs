@@ -104,7 +104,8 @@ impl Layers {
 
     fn add_file(&mut self, path: &Path, text: &str) -> Result<(), Wrong> {
         let place = path.display().to_string();
-        let table: Table = text.parse().map_err(|error| Wrong(format!("{place}: not TOML: {error}")))?;
+        let table: Table =
+            text.parse().map_err(|error| Wrong(format!("{place}: not TOML: {}", in_toml(&error))))?;
         for (section, body) in table {
             let Some(keys) = self.known.get(&section).and_then(Value::as_table) else {
                 return Err(Wrong(format!(
@@ -229,6 +230,16 @@ impl Layers {
             .flat_map(|(section, keys)| keys.keys().map(move |key| format!("{section}__{key}")))
             .map(|path| format!("{PREFIX}{}", path.to_ascii_uppercase()))
             .collect()
+    }
+}
+
+/// Where an error is in a file, and what it is. The line itself, which may hold a secret (a variable that the operator sets),
+/// is left out: this is logged where a running server reads its files again.
+pub fn in_toml(error: &toml::de::Error) -> String {
+    let (whole, message) = (error.to_string(), error.message().replace('\n', " "));
+    match whole.lines().next().filter(|_| error.span().is_some()) {
+        Some(position) => format!("{position}: {message}"),
+        None => message,
     }
 }
 
@@ -973,6 +984,12 @@ mod tests {
     fn text_that_is_not_toml_names_its_line() {
         let wrong = resolved(None, &[], Some("[server\n")).expect_err("not TOML").to_string();
         assert!(wrong.starts_with("FILE: not TOML: TOML parse error at line 1"), "{wrong}");
+        let secret = "[[mcp.catalog]]\nname = 'a'\nenv = { TOKEN = 'canary }";
+        let wrong = resolved(None, &[], Some(secret)).expect_err("not TOML").to_string();
+        assert!(
+            wrong.contains("line 3") && !wrong.contains("canary"),
+            "what stands there is not shown: {wrong}"
+        );
         let wrong = resolved(None, &[], Some("[runs]\nmax = 5000000000")).expect_err("too large").to_string();
         assert!(
             wrong.starts_with("FILE: runs.max: invalid value: integer `5000000000`, expected u32"),

@@ -10,6 +10,8 @@ use gaoler_policy::settings::{OwnConstant, OwnLevel, OwnPlace};
 use gaoler_protocol::{Level, Limits};
 use serde::Deserialize;
 
+use crate::config::in_toml;
+
 /// Rows of one list, at most: a page of text.
 const ROWS_MAX: usize = 256;
 /// Places that are gaoler's own in a cage: neither they nor what lies below or above them can be the host's.
@@ -61,7 +63,7 @@ enum Access {
 /// # Errors
 /// The first thing in it that is wrong, with its place.
 pub fn level(text: &str, state: &Path) -> Result<OwnLevel, String> {
-    let file: File = toml::from_str(text).map_err(|error| error.to_string().trim().replace('\n', " "))?;
+    let file: File = toml::from_str(text).map_err(|error| in_toml(&error))?;
     if Level::from_name(&file.extends).is_none() {
         return Err(format!("extends: `{}` is not a level", file.extends));
     }
