@@ -10,7 +10,7 @@ use std::path::Path;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use gaoler_policy::settings::Settings;
+use gaoler_policy::settings::{BYTES_MAX, Settings};
 use gaoler_seal::OFFERED;
 use gaoler_sys::memfd;
 use zeroize::{Zeroize, Zeroizing};
@@ -20,8 +20,6 @@ use crate::mcp::Place;
 use crate::reload::Origin;
 use crate::{supervisor, telemetry, vault};
 
-/// Bytes that the supervisor takes of settings.
-const SETTINGS_BYTES_MAX: usize = 64 * 1024;
 /// Bytes of a token of the operator's catalogue.
 const TOKEN_BYTES_MAX: u64 = 4096;
 
@@ -55,8 +53,8 @@ pub fn found(settings: &Settings, state: &Path) -> Result<Found, String> {
     let tls = tls(settings)?;
     let settings = with_tokens(settings, state)?;
     let bytes = toml::to_string(&settings).map_err(|error| format!("settings: {error}"))?.len();
-    match bytes > SETTINGS_BYTES_MAX {
-        true => Err(format!("the settings take {bytes} bytes, and may take {SETTINGS_BYTES_MAX}; list less")),
+    match bytes > BYTES_MAX {
+        true => Err(format!("the settings take {bytes} bytes, and may take {BYTES_MAX}; list less")),
         false => Ok(Found { settings, tls }),
     }
 }

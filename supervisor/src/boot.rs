@@ -10,7 +10,7 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
-use gaoler_policy::settings::Settings;
+use gaoler_policy::settings::{self, Settings};
 use gaoler_protocol::{
     FRAME_BYTES, LayerName, LayerRow, LayerState, Layers, Message, Ready, Role, Rows, Tier,
 };
@@ -39,8 +39,6 @@ use crate::tenants::{self, Folder, Tenants};
 use crate::uids::{self, Uids};
 use crate::{inside, layers, template, tiers};
 
-/// Bytes of settings, at most: a table of a few dozen short keys.
-const SETTINGS_BYTES_MAX: usize = 64 * 1024;
 /// Bytes of a certificate chain and its key, at most.
 const TLS_BYTES_MAX: usize = 256 * 1024;
 
@@ -525,13 +523,13 @@ fn settings() -> Result<Settings, Fault> {
     let fd = channel::take_inherited(4, &TAKEN).ok_or_else(|| {
         Fault::new("take the settings", "descriptor 4 is not open; start this by `gaoler serve`")
     })?;
-    parsed(memfd::read(fd, SETTINGS_BYTES_MAX).doing("read the settings")?)
+    parsed(memfd::read(fd, settings::BYTES_MAX).doing("read the settings")?)
 }
 
 /// The same before this program starts anew, which takes them a second time.
 fn preview() -> Result<Settings, Fault> {
     let file = File::open("/proc/self/fd/4").doing("look at the settings; start this by `gaoler serve`")?;
-    parsed(memfd::read(file.into(), SETTINGS_BYTES_MAX).doing("read the settings")?)
+    parsed(memfd::read(file.into(), settings::BYTES_MAX).doing("read the settings")?)
 }
 
 fn parsed(bytes: Vec<u8>) -> Result<Settings, Fault> {

@@ -6,6 +6,9 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+/// Bytes of settings as text, at most: a table of a few dozen short keys, and lists.
+pub const BYTES_MAX: usize = 64 * 1024;
+
 /// Everything that the supervisor needs to know. Defaults are the documented ones; unknown keys are fatal.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
