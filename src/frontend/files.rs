@@ -92,11 +92,13 @@ pub async fn asker(frontend: &App, headers: &HeaderMap) -> Result<Asker, ApiErro
 pub async fn ask(
     frontend: &App,
     headers: &HeaderMap,
-    Asker { holder: Holder { tenant, name, key, allowance, credential, .. }, remotes }: Asker,
+    Asker { holder, remotes }: Asker,
     kind: Kind,
     what: What,
     body: Option<Body>,
 ) -> Result<Told, ApiError> {
+    let whose = holder.whose();
+    let Holder { tenant, allowance, credential, .. } = holder;
     // What goes out must be vouched for. A Spawn without it would be taken for a hostile one, and end all runs.
     if kind.has_egress() && credential.is_none() {
         return Err(ApiError::unauthenticated(
@@ -113,16 +115,7 @@ pub async fn ask(
     let secrets = [("credential", credential), ("remotes", remotes)];
     let secrets = secrets.into_iter().filter_map(|(name, bytes)| Some(sealed(name, &bytes?)));
     let secrets = secrets.collect::<Result<_, _>>()?;
-    begin(
-        frontend,
-        Whose { tenant, name, key, most: allowance.tenant_max },
-        bounds,
-        kind,
-        what,
-        secrets,
-        body,
-    )
-    .await
+    begin(frontend, whose, bounds, kind, what, secrets, body).await
 }
 
 /// A tenant, as a run of its is known by.
@@ -191,25 +184,24 @@ pub async fn sweep(frontend: &App, whose: Whose, proof: &Proof) {
     let _ = timeout(SWEEP_WAIT, forget_gone(frontend, whose, proof)).await;
 }
 
-/// The same at once: forgets what is kept for sessions that are not there any more. How many there were.
+/// The same at once.
 ///
 /// # Errors
 /// Those of a run, and of the ledger.
-pub async fn forget_gone(frontend: &App, whose: Whose, proof: &Proof) -> Result<usize, ApiError> {
+pub async fn forget_gone(frontend: &App, whose: Whose, proof: &Proof) -> Result<(), ApiError> {
     let known = match frontend.ledger.ask(Some(proof.clone()), Question::Served).await? {
         Answer::Served(known) => known,
         _ => return Err(ledger::unavailable()),
     };
     let told = on_sessions(frontend, whose, What::Sweep { known: known.clone() }).await?;
-    let Told::Done(told) = told else { return Ok(0) };
+    let Told::Done(told) = told else { return Ok(()) };
     let gone = told["gone"].as_array().map_or(&[][..], Vec::as_slice);
     // It is a cage's word: only what was asked for, and of its own tenant, can be meant.
     let sessions: Vec<String> = known.into_iter().filter(|id| gone.iter().any(|it| it == id)).collect();
-    let count = sessions.len();
-    if count > 0 {
+    if !sessions.is_empty() {
         frontend.ledger.ask(Some(proof.clone()), Question::DropServers { sessions }).await?;
     }
-    Ok(count)
+    Ok(())
 }
 
 /// A question about sessions that no client has asked.

@@ -12,6 +12,7 @@ use gaoler_seal::SEALED;
 
 use super::Frontend;
 use super::error::ApiError;
+use super::files::Whose;
 use super::job::BodyCredential;
 use super::ledger;
 use super::tenant::{self, Credential};
@@ -50,6 +51,14 @@ pub struct Caller {
     pub allowance: Allowance,
     /// The bytes of the run's credential file.
     pub credential: Zeroizing<Vec<u8>>,
+}
+
+impl Caller {
+    /// The tenant, as a run of its is known by.
+    pub fn whose(&self) -> Whose {
+        let (name, key) = (self.name.clone(), self.key.clone());
+        Whose { tenant: self.tenant, name, key, most: self.allowance.tenant_max }
+    }
 }
 
 /// A key as it is issued: shown once, and never kept.
@@ -181,6 +190,14 @@ pub struct Holder {
     pub allowance: Allowance,
     /// The bytes of a credential's file: a tenant whom nobody has seen yet must be vouched for.
     pub credential: Option<Zeroizing<Vec<u8>>>,
+}
+
+impl Holder {
+    /// The tenant, as a run of its is known by.
+    pub fn whose(&self) -> Whose {
+        let (name, key) = (self.name.clone(), self.key.clone());
+        Whose { tenant: self.tenant, name, key, most: self.allowance.tenant_max }
+    }
 }
 
 /// The same, with the bytes of a credential's file where there is one: a tenant's own files need none.

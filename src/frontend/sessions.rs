@@ -92,12 +92,21 @@ pub struct Deleted {
 ///
 /// # Errors
 /// 500 for another form.
+pub fn read<T: DeserializeOwned>(told: Told) -> Result<T, ApiError> {
+    let Told::Done(value) = told else { return Err(unreadable()) };
+    serde_json::from_value(value).map_err(|_| unreadable())
+}
+
+/// The same, for a client.
+///
+/// # Errors
+/// As of reading it.
 pub fn form<T: DeserializeOwned + Serialize>(told: Told) -> Result<Value, ApiError> {
-    let wrong =
-        || ApiError::internal("files_failed", "The run over your files gave no answer that can be read.");
-    let Told::Done(value) = told else { return Err(wrong()) };
-    let read: T = serde_json::from_value(value).map_err(|_| wrong())?;
-    serde_json::to_value(read).map_err(|_| wrong())
+    serde_json::to_value(read::<T>(told)?).map_err(|_| unreadable())
+}
+
+fn unreadable() -> ApiError {
+    ApiError::internal("files_failed", "The run over your files gave no answer that can be read.")
 }
 
 /// The answer to a client.

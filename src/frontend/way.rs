@@ -27,7 +27,6 @@ use super::books::Note;
 use super::cli::{client, input, transcript};
 use super::dialect::{self, Dialect};
 use super::error::ApiError;
-use super::files::Whose;
 use super::http::{App, RequestId};
 use super::identity::Caller;
 use super::job::mcp::Settled;
@@ -209,15 +208,14 @@ async fn conduct(
         Ok(reserved) => reserved,
         Err(error) => return writer.end(None, Ending::Failed(error), now_ms()),
     };
-    let (most, proof) = (caller.allowance.tenant_max, caller.proof.clone());
-    let (name, key) = (caller.name.clone(), caller.key.clone());
+    let (whose, proof) = (caller.whose(), caller.proof.clone());
     let note = Note::of(&frontend, caller, &job, reserved);
     let servers = mcp.names;
     // All that is in the files now: a request that waits takes its memory once.
     (job.system, job.earlier) = (String::new(), Vec::new());
-    let (level, tenant) = (order.spawn.level, order.spawn.tenant);
+    let (level, tenant, most) = (order.spawn.level, order.spawn.tenant, whose.most);
     if job.session.is_some() {
-        files::sweep(&frontend, Whose { tenant, name, key, most }, &proof).await;
+        files::sweep(&frontend, whose, &proof).await;
     }
     let mut step = trace.begin("queue");
     let draining = frontend.draining.subscribe();

@@ -17,7 +17,7 @@ use gaoler_files::What;
 use gaoler_ledger_wire::{Answer, Hex, KeptServers, Proof, Question, Refusal, SERVED_MAX, SERVERS_BYTES_MAX};
 use gaoler_protocol::Kind;
 
-use super::{Deleted, Session, answer, form, part, session};
+use super::{Deleted, Session, answer, part, session};
 use crate::frontend::error::ApiError;
 use crate::frontend::files::{self, Asker, Whose};
 use crate::frontend::http::{App, RequestId};
@@ -37,10 +37,7 @@ pub struct Owner {
 impl Owner {
     /// Whoever asks for files.
     pub fn of(holder: &Holder) -> Owner {
-        let Holder { tenant, name, key, proof, allowance, .. } = holder;
-        let whose =
-            Whose { tenant: *tenant, name: name.clone(), key: key.clone(), most: allowance.tenant_max };
-        Owner { whose, proof: proof.clone() }
+        Owner { whose: holder.whose(), proof: holder.proof.clone() }
     }
 
     async fn ask(&self, frontend: &App, question: Question) -> Result<Answer, ApiError> {
@@ -164,9 +161,7 @@ pub async fn remove(
 /// 409 for servers that cannot be opened any more; 503 where the ledger is silent.
 pub async fn give(frontend: &App, caller: &Caller, job: &mut Job) -> Result<bool, ApiError> {
     let Some(session) = job.session.filter(|_| !job.mcp.named) else { return Ok(false) };
-    let Caller { tenant, name, key, proof, allowance, .. } = caller;
-    let whose = Whose { tenant: *tenant, name: name.clone(), key: key.clone(), most: allowance.tenant_max };
-    let owner = Owner { whose, proof: proof.clone() };
+    let owner = Owner { whose: caller.whose(), proof: caller.proof.clone() };
     let Some((servers, kept)) = read(frontend, &owner, session).await? else { return Ok(false) };
     // A run that waits for its client's tools has the session's place, and so the session is there.
     let goes_on = job.prompt.iter().any(|block| matches!(block, Block::ToolResult { .. }));
@@ -218,7 +213,7 @@ async fn there(
     if found.as_ref().is_err_and(is_missing) {
         forget(frontend, owner, id).await?;
     }
-    form::<Session>(found?).and_then(read_session)
+    super::read(found?)
 }
 
 /// Whether what was kept is still of a session that is there. One that was used since the operator's days began is.
@@ -230,7 +225,7 @@ async fn is_there(frontend: &App, owner: &Owner, session: Uuid, kept: KeptServer
     let id = session.to_string();
     match files::on_sessions(frontend, owner.whose.clone(), What::Session { id: id.clone() }).await {
         Ok(found) => {
-            let used_at = used_at(&form::<Session>(found).and_then(read_session)?);
+            let used_at = used_at(&super::read(found)?);
             let again = Question::KeepServers { session: id, locked: kept.locked, used_at };
             owner.ask(frontend, again).await.map(|_| true)
         }
@@ -306,12 +301,6 @@ fn told(id: &str, servers: Value) -> Value {
 /// The id as the ledger and the lock have it: the one that the address says is written in the same way.
 fn uuid(id: &str) -> Result<Uuid, ApiError> {
     Uuid::try_parse(id).map_err(|_| ApiError::new(404, "session_not_found", "There is no such session."))
-}
-
-fn read_session(value: Value) -> Result<Session, ApiError> {
-    serde_json::from_value(value).map_err(|_| {
-        ApiError::internal("files_failed", "The run over your files gave no answer that can be read.")
-    })
 }
 
 /// When a session was used last, by its own cage's word; a word that is none counts as long ago.
