@@ -22,7 +22,7 @@ use super::error::ApiError;
 use super::files::{self, Told};
 use super::http::{App, RequestId, failure, json};
 use super::way;
-use servers::{Changing, Owner};
+use servers::{Changing, Named, named};
 
 /// Rows of a page where nobody says how many.
 const PAGE: u32 = 20;
@@ -123,10 +123,9 @@ pub fn part(uri: &Uri, at: usize) -> &str {
 }
 
 /// A session's id out of an address: what is none is a session that is not there.
-fn session(id: &str) -> Result<String, ApiError> {
+fn session(id: &str) -> Result<Uuid, ApiError> {
     let missing = || ApiError::new(404, "session_not_found", "There is no such session.");
-    let found = Uuid::try_parse(id).ok().filter(|_| id.len() == 36);
-    found.map(|id| id.to_string()).ok_or_else(missing)
+    Uuid::try_parse(id).ok().filter(|_| id.len() == 36).ok_or_else(missing)
 }
 
 /// A field of a query, as a number within bounds.
@@ -198,7 +197,7 @@ async fn list(
         let query = query.unwrap_or_default();
         let limit = number(&query, "limit", PAGE_MAX.into(), PAGE.into())? as u32;
         let after = word(&query, "after_id").map(|id| session(&id)).transpose()?;
-        What::Sessions { limit, after }
+        What::Sessions { limit, after: after.map(|id| id.to_string()) }
     })
 }
 
@@ -209,7 +208,7 @@ async fn one(
     uri: Uri,
 ) -> Response {
     asks!(frontend, headers, request, StatusCode::OK, Kind::Sessions, Session, {
-        What::Session { id: session(part(&uri, 3))? }
+        What::Session { id: session(part(&uri, 3))?.to_string() }
     })
 }
 
@@ -224,7 +223,7 @@ async fn rename(
         let id = session(part(&uri, 3))?;
         let title = title(&fields(&frontend, body).await?)?;
         let title = title.ok_or_else(|| ApiError::invalid("title: field required."))?;
-        What::NameSession { id, title }
+        What::NameSession { id: id.to_string(), title }
     })
 }
 
@@ -235,15 +234,13 @@ async fn remove(
     uri: Uri,
 ) -> Response {
     let result = async {
-        let asker = files::asker(&frontend, &headers).await?;
-        let id = session(part(&uri, 3))?;
-        let owner = Owner::of(&asker.holder);
-        let _changing = Changing::begin(&owner, Uuid::try_parse(&id).unwrap_or_default())?;
-        let what = What::DropSession { id: id.clone() };
+        let Named { asker, owner, session } = named(&frontend, &headers, &uri).await?;
+        let _changing = Changing::begin(&owner, session)?;
+        let what = What::DropSession { id: session.to_string() };
         let gone = files::ask(&frontend, &headers, asker, Kind::Sessions, what, None).await;
         // What was kept for it goes with it, also where an earlier attempt came no further.
         if gone.as_ref().map_or_else(|error| error.code == "session_not_found", |_| true) {
-            servers::forget(&frontend, &owner, &id).await?;
+            servers::forget(&frontend, &owner, session).await?;
         }
         form::<Deleted>(gone?)
     };
@@ -258,16 +255,14 @@ async fn fork(
     body: Body,
 ) -> Response {
     let result = async {
-        let asker = files::asker(&frontend, &headers).await?;
-        let id = session(part(&uri, 3))?;
+        let Named { asker, owner, session } = named(&frontend, &headers, &uri).await?;
         let title = title(&fields(&frontend, body).await?)?;
         let new = uuid::Builder::from_random_bytes(rand::random()).into_uuid();
-        let (owner, from) = (Owner::of(&asker.holder), Uuid::try_parse(&id).unwrap_or_default());
         let again = asker.again();
-        let what = What::ForkSession { id, new: new.to_string(), title };
+        let what = What::ForkSession { id: session.to_string(), new: new.to_string(), title };
         let told = files::ask(&frontend, &headers, asker, Kind::Sessions, what, None).await?;
         // A copy without them would fail at its first turn, or do less than was meant: it is all or nothing.
-        if let Err(error) = servers::copy(&frontend, &owner, from, new).await {
+        if let Err(error) = servers::copy(&frontend, &owner, session, new).await {
             let what = What::DropSession { id: new.to_string() };
             let _ = files::ask(&frontend, &headers, again, Kind::Sessions, what, None).await;
             return Err(error);
@@ -288,6 +283,6 @@ async fn transcript(
         let query = query.unwrap_or_default();
         let limit = number(&query, "limit", PAGE_MAX.into(), PAGE_MAX.into())? as u32;
         let offset = number(&query, "offset", u64::from(u32::MAX), 0)?;
-        What::Transcript { id: session(part(&uri, 3))?, limit, offset }
+        What::Transcript { id: session(part(&uri, 3))?.to_string(), limit, offset }
     })
 }

@@ -17,7 +17,7 @@ use gaoler_files::What;
 use gaoler_ledger_wire::{Answer, Hex, KeptServers, Proof, Question, Refusal, SERVED_MAX, SERVERS_BYTES_MAX};
 use gaoler_protocol::Kind;
 
-use super::{Deleted, Session, answer, part, session};
+use super::{Deleted, Session, answer, part};
 use crate::frontend::error::ApiError;
 use crate::frontend::files::{self, Asker, Whose};
 use crate::frontend::http::{App, RequestId};
@@ -36,7 +36,7 @@ pub struct Owner {
 
 impl Owner {
     /// Whoever asks for files.
-    pub fn of(holder: &Holder) -> Owner {
+    fn of(holder: &Holder) -> Owner {
         Owner { whose: holder.whose(), proof: holder.proof.clone() }
     }
 
@@ -48,6 +48,26 @@ impl Owner {
     fn bound(&self, session: Uuid) -> Vec<u8> {
         [tenant::id(&self.whose.tenant).as_slice(), session.as_bytes()].concat()
     }
+}
+
+/// Who asks, and for which session.
+pub struct Named {
+    /// Whoever asks.
+    pub asker: Asker,
+    /// The same, as an owner of sessions.
+    pub owner: Owner,
+    /// The session that the address names.
+    pub session: Uuid,
+}
+
+/// Reads both.
+///
+/// # Errors
+/// As of an asker; 404 for what is no session's id.
+pub async fn named(frontend: &App, headers: &HeaderMap, uri: &Uri) -> Result<Named, ApiError> {
+    let asker = files::asker(frontend, headers).await?;
+    let session = super::session(part(uri, 3))?;
+    Ok(Named { owner: Owner::of(&asker.holder), asker, session })
 }
 
 /// A session whose servers, or whose being there, is changed now: a session that goes while its servers are set would
@@ -87,31 +107,29 @@ pub async fn set(
     uri: Uri,
     body: Body,
 ) -> Response {
-    let mut named = Vec::new();
+    let mut left_out = Vec::new();
     let result = async {
-        let asker = files::asker(&frontend, &headers).await?;
-        let id = self::session(part(&uri, 3))?;
+        let Named { asker, owner, session } = named(&frontend, &headers, &uri).await?;
         let (mut bytes, budget) = way::read(body, &frontend).await?;
         let question = mcp::question(&bytes);
         // It may hold a token.
         bytes.as_mut().zeroize();
         drop((bytes, budget));
         let mcp::Question { servers, level, credential, ignored } = question?;
-        named = ignored;
+        left_out = ignored;
         if credential.is_some() {
-            named.push("oauth_credentials".into());
+            left_out.push("oauth_credentials".into());
         }
         let level = way::level(&frontend, &headers, level)?;
         servers.settle(&frontend.settings().mcp, level, way::tier(&frontend))?;
-        let (owner, session) = (Owner::of(&asker.holder), uuid(&id)?);
         let _changing = Changing::begin(&owner, session)?;
-        let found = there(&frontend, &headers, asker, &owner, &id).await?;
+        let found = there(&frontend, &headers, asker, &owner, session).await?;
         keep(&frontend, &owner, session, &servers, used_at(&found)).await?;
-        Ok(told(&id, servers.shown()))
+        Ok(told(session, servers.shown()))
     };
     let result = result.await;
     let mut response = answer(StatusCode::OK, result, &request);
-    if let Some(value) = HeaderValue::from_str(&named.join(",")).ok().filter(|value| !value.is_empty()) {
+    if let Some(value) = HeaderValue::from_str(&left_out.join(",")).ok().filter(|value| !value.is_empty()) {
         response.headers_mut().insert(way::IGNORED, value);
     }
     response
@@ -125,13 +143,11 @@ pub async fn show(
     uri: Uri,
 ) -> Response {
     let result = async {
-        let asker = files::asker(&frontend, &headers).await?;
-        let id = self::session(part(&uri, 3))?;
-        let (owner, session) = (Owner::of(&asker.holder), uuid(&id)?);
-        there(&frontend, &headers, asker, &owner, &id).await?;
+        let Named { asker, owner, session } = named(&frontend, &headers, &uri).await?;
+        there(&frontend, &headers, asker, &owner, session).await?;
         let kept = read(&frontend, &owner, session).await?;
         let shown = kept.map_or_else(|| Value::Object(Map::new()), |(servers, _)| servers.shown());
-        Ok(told(&id, shown))
+        Ok(told(session, shown))
     };
     answer(StatusCode::OK, result.await, &request)
 }
@@ -144,13 +160,11 @@ pub async fn remove(
     uri: Uri,
 ) -> Response {
     let result = async {
-        let asker = files::asker(&frontend, &headers).await?;
-        let id = self::session(part(&uri, 3))?;
-        let owner = Owner::of(&asker.holder);
-        let _changing = Changing::begin(&owner, uuid(&id)?)?;
-        there(&frontend, &headers, asker, &owner, &id).await?;
-        forget(&frontend, &owner, &id).await?;
-        Ok(serde_json::to_value(Deleted { id, deleted: true }).unwrap_or_default())
+        let Named { asker, owner, session } = named(&frontend, &headers, &uri).await?;
+        let _changing = Changing::begin(&owner, session)?;
+        there(&frontend, &headers, asker, &owner, session).await?;
+        forget(&frontend, &owner, session).await?;
+        Ok(serde_json::to_value(Deleted { id: session.to_string(), deleted: true }).unwrap_or_default())
     };
     answer(StatusCode::OK, result.await, &request)
 }
@@ -196,8 +210,8 @@ pub async fn copy(frontend: &App, owner: &Owner, from: Uuid, to: Uuid) -> Result
 ///
 /// # Errors
 /// 503 where the ledger is silent.
-pub async fn forget(frontend: &App, owner: &Owner, id: &str) -> Result<(), ApiError> {
-    owner.ask(frontend, Question::DropServers { sessions: vec![id.to_owned()] }).await.map(drop)
+pub async fn forget(frontend: &App, owner: &Owner, session: Uuid) -> Result<(), ApiError> {
+    owner.ask(frontend, Question::DropServers { sessions: vec![session.to_string()] }).await.map(drop)
 }
 
 /// The session, as its tenant's cage tells of it. What is kept for one that is not there goes.
@@ -206,12 +220,12 @@ async fn there(
     headers: &HeaderMap,
     asker: Asker,
     owner: &Owner,
-    id: &str,
+    session: Uuid,
 ) -> Result<Session, ApiError> {
-    let what = What::Session { id: id.to_owned() };
+    let what = What::Session { id: session.to_string() };
     let found = files::ask(frontend, headers, asker, Kind::Sessions, what, None).await;
     if found.as_ref().is_err_and(is_missing) {
-        forget(frontend, owner, id).await?;
+        forget(frontend, owner, session).await?;
     }
     super::read(found?)
 }
@@ -229,7 +243,7 @@ async fn is_there(frontend: &App, owner: &Owner, session: Uuid, kept: KeptServer
             let again = Question::KeepServers { session: id, locked: kept.locked, used_at };
             owner.ask(frontend, again).await.map(|_| true)
         }
-        Err(error) if is_missing(&error) => forget(frontend, owner, &id).await.map(|()| false),
+        Err(error) if is_missing(&error) => forget(frontend, owner, session).await.map(|()| false),
         Err(error) => Err(error),
     }
 }
@@ -294,13 +308,8 @@ async fn read(
     servers.map(|servers| Some((servers, kept))).ok_or_else(unreadable)
 }
 
-fn told(id: &str, servers: Value) -> Value {
-    json!({"session_id": id, "mcp_servers": servers})
-}
-
-/// The id as the ledger and the lock have it: the one that the address says is written in the same way.
-fn uuid(id: &str) -> Result<Uuid, ApiError> {
-    Uuid::try_parse(id).map_err(|_| ApiError::new(404, "session_not_found", "There is no such session."))
+fn told(session: Uuid, servers: Value) -> Value {
+    json!({"session_id": session, "mcp_servers": servers})
 }
 
 /// When a session was used last, by its own cage's word; a word that is none counts as long ago.
