@@ -96,7 +96,7 @@ where
     // One that comes in a drain gets one answer, and the drain does not wait for it: anybody could hold it up.
     let late = *draining.borrow();
     let busy = (!late).then(|| frontend.busy.subscribe());
-    let service = service_fn(|request| entrance::pass(router.clone(), &frontend, peer, request));
+    let service = service_fn(|request| entrance::pass(&router, &frontend, peer, request));
     let serving = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
         .keep_alive(!late)

@@ -79,6 +79,7 @@ pub fn routes() -> Router<App> {
 
 async fn root(State(frontend): State<App>, headers: HeaderMap) -> Response {
     let (listen, layers) = (frontend.listen.get(), frontend.layers.get());
+    let settings = frontend.settings();
     let posture = guide::Posture {
         health: serde_json::json!(posture::health(
             listen,
@@ -86,8 +87,8 @@ async fn root(State(frontend): State<App>, headers: HeaderMap) -> Response {
             *frontend.draining.borrow(),
             frontend.admission.load()
         )),
-        security: posture::security(listen, layers, &frontend.settings().level),
-        base: base(&headers, frontend.live().tls.is_some() || frontend.settings().server.trusted_proxy),
+        security: posture::security(listen, layers, &settings.level),
+        base: base(&headers, frontend.live().tls.is_some() || settings.server.trusted_proxy),
     };
     let guide = guide::guide(posture);
     let (kind, body) = match wants_page(&headers) {

@@ -31,7 +31,7 @@ const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// # Errors
 /// None.
 pub async fn pass(
-    mut router: Router,
+    router: &Router,
     frontend: &App,
     peer: IpAddr,
     request: Request<Incoming>,
@@ -52,7 +52,7 @@ pub async fn pass(
         None => {
             request.extensions_mut().insert(id.clone());
             // A router is always ready.
-            router.call(request).await?
+            router.clone().call(request).await?
         }
     };
     if let Ok(value) = HeaderValue::from_str(&id.0) {

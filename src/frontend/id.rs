@@ -36,7 +36,9 @@ fn letters() -> String {
 
 /// 22 letters: 131 bits, less a bias that no one can use.
 fn drawn() -> [u8; 22] {
-    rand::random::<[u8; 22]>().map(|b| LETTERS[usize::from(b) % LETTERS.len()])
+    let mut drawn = [0u8; 22];
+    rand::fill(&mut drawn);
+    drawn.map(|b| LETTERS[usize::from(b) % LETTERS.len()])
 }
 
 #[cfg(test)]

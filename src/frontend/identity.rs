@@ -134,7 +134,7 @@ pub fn at_once(frontend: &Frontend, headers: &HeaderMap) -> Option<Result<(), Ap
 }
 
 fn key_not_required(frontend: &Frontend) -> Result<(), ApiError> {
-    if frontend.settings().identity.require_key {
+    if frontend.live().settings.identity.require_key {
         let message = "This server asks for a tenant key (gaol_t_…) as `authorization: Bearer` or `x-api-key`, with the \
                        credential in x-claude-credential, in the body, or stored.";
         return Err(ApiError::unauthenticated("key_required", message));

@@ -2,13 +2,13 @@
 //! It must never have a label that is not a word of gaoler's own: each is `&'static str` or a number of ours.
 
 use std::pin::Pin;
-use std::sync::LazyLock;
 use std::sync::atomic::AtomicU64;
+use std::sync::{LazyLock, OnceLock};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use axum::body::{Body, Bytes, HttpBody};
-use http::{Request, Response};
+use http::{Request, Response, StatusCode};
 use hyper::body::{Frame, SizeHint};
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::encoding::text::encode;
@@ -185,26 +185,57 @@ impl Metrics {
 
 static METRICS: LazyLock<Metrics> = LazyLock::new(Metrics::new);
 
+/// What is counted of one route. What most requests touch is looked up once.
+struct Counted {
+    route: &'static str,
+    seconds: OnceLock<Histogram>,
+    fine: OnceLock<Counter>,
+}
+
+impl Counted {
+    const fn new(route: &'static str) -> Counted {
+        Counted { route, seconds: OnceLock::new(), fine: OnceLock::new() }
+    }
+
+    fn took(&self, time: Duration) {
+        let labels = Route { route: self.route };
+        self.seconds.get_or_init(|| METRICS.request.get_or_create_owned(&labels)).observe(time.as_secs_f64());
+    }
+
+    fn answered(&self, status: StatusCode) {
+        let counter = || {
+            let labels = Answered { route: self.route, status: status.as_u16().into() };
+            METRICS.requests.get_or_create_owned(&labels)
+        };
+        match status {
+            StatusCode::OK => self.fine.get_or_init(counter).inc(),
+            _ => counter().inc(),
+        };
+    }
+}
+
+static OTHER: Counted = Counted::new("other");
+
 /// The routes that the document names: whatever else is asked for is `other`, or a stranger could make labels.
-static ROUTES: LazyLock<matchit::Router<&'static str>> = LazyLock::new(|| {
+static ROUTES: LazyLock<matchit::Router<Counted>> = LazyLock::new(|| {
     let mut routes = matchit::Router::new();
     for path in openapi::paths() {
         // The document knows no parameter that is all of the rest of a path.
         let pattern = path.strip_suffix("/{path}").map(|folder| format!("{folder}/{{*path}}"));
         // A path that contradicts another one cannot be routed either, and a test asks for each.
-        let _ = routes.insert(pattern.as_deref().unwrap_or(path), path);
+        let _ = routes.insert(pattern.as_deref().unwrap_or(path), Counted::new(path));
     }
     routes
 });
 
-/// The label of a path.
-fn route(path: &str) -> &'static str {
-    ROUTES.at(path).map_or("other", |found| *found.value)
+/// The route of a path.
+fn route(path: &str) -> &'static Counted {
+    ROUTES.at(path).map_or(&OTHER, |found| found.value)
 }
 
 /// A request on its way. Where it is dropped, its time is over.
 pub struct Timed {
-    route: &'static str,
+    route: &'static Counted,
     begun: Instant,
     /// It as a span, which ends with it.
     span: trace::Request,
@@ -216,7 +247,7 @@ impl Timed {
     /// A request whose head is there.
     pub fn begin<B>(request: &Request<B>, traces: &trace::Traces) -> Timed {
         let route = route(request.uri().path());
-        let span = traces.begin(request.method(), route, request.headers());
+        let span = traces.begin(request.method(), route.route, request.headers());
         Timed { route, begun: Instant::now(), span, under_way: None }
     }
 
@@ -233,16 +264,14 @@ impl Timed {
     /// Counts the answer, and goes with its body to the end.
     pub fn answered(mut self, response: Response<Body>) -> Response<TimedBody> {
         self.span.answered(&response);
-        let labels = Answered { route: self.route, status: response.status().as_u16().into() };
-        METRICS.requests.get_or_create(&labels).inc();
+        self.route.answered(response.status());
         response.map(|body| TimedBody { body, _timed: self })
     }
 }
 
 impl Drop for Timed {
     fn drop(&mut self) {
-        let seconds = self.begun.elapsed().as_secs_f64();
-        METRICS.request.get_or_create(&Route { route: self.route }).observe(seconds);
+        self.route.took(self.begun.elapsed());
     }
 }
 
@@ -379,10 +408,10 @@ mod tests {
         for path in openapi::paths() {
             // With a value for each parameter, and more than one part for what is all of the rest.
             let asked = path.replace("{path}", "a/b").replace('{', "v").replace('}', "");
-            assert_eq!(route(&asked), path, "{asked}");
+            assert_eq!(route(&asked).route, path, "{asked}");
         }
         for path in ["", "/v1", "/v1/messages/", "/v1/message", "/docs/a/b", "*"] {
-            assert_eq!(route(path), "other", "{path}");
+            assert_eq!(route(path).route, "other", "{path}");
         }
     }
 }

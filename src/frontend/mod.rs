@@ -50,8 +50,9 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, OnceLock};
 
+use arc_swap::{ArcSwap, Guard};
 use bytes::Bytes;
 use nix::sys::signal::{SigSet, Signal};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
@@ -89,7 +90,7 @@ type Said = ((bool, (usize, usize)), Bytes);
 /// Everything that a request needs.
 pub struct Frontend {
     /// What a reload may change.
-    live: RwLock<Arc<Live>>,
+    live: ArcSwap<Live>,
     reloads: Reloads,
     secret: Secret,
     supervisor: Supervisor,
@@ -122,19 +123,19 @@ pub struct Frontend {
 }
 
 impl Frontend {
-    /// What is in force.
-    fn live(&self) -> Arc<Live> {
-        Arc::clone(&self.live.read().unwrap_or_else(PoisonError::into_inner))
+    /// What is in force: for a look, not to be kept.
+    fn live(&self) -> Guard<Arc<Live>> {
+        self.live.load()
     }
 
     /// The settings in force.
     fn settings(&self) -> Arc<Settings> {
-        Arc::clone(&self.live.read().unwrap_or_else(PoisonError::into_inner).settings)
+        Arc::clone(&self.live().settings)
     }
 
     /// From the next request on.
     fn set_live(&self, live: Live) {
-        *self.live.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(live);
+        self.live.store(Arc::new(live));
     }
 }
 
@@ -272,7 +273,7 @@ pub async fn converse(control: OwnedFd, settings: Settings, secrets: Secrets) {
         vault: secrets.vault,
         admission: Admission::new(&settings.runs),
         budgets: Budgets::new(&settings),
-        live: RwLock::new(Arc::new(Live::new(settings, secrets.tls))),
+        live: ArcSwap::from_pointee(Live::new(settings, secrets.tls)),
         secret: Secret::new(secrets.server),
         supervisor,
         layers: OnceLock::new(),
