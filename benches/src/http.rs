@@ -36,6 +36,8 @@ pub struct Rate {
     path: &'static str,
     ours: f64,
     theirs: f64,
+    /// The median of what each pair of slices says: a host that is slow for a second is slow for both.
+    ratio: f64,
 }
 
 /// All that was measured of HTTP.
@@ -55,7 +57,7 @@ impl Http {
     /// For programs.
     pub fn json(&self) -> Value {
         let rates = self.rates.iter().map(|it| {
-            json!({"path": it.path, "ours_per_second": it.ours, "hyper_per_second": it.theirs, "ratio": it.ours / it.theirs})
+            json!({"path": it.path, "ours_per_second": it.ours, "hyper_per_second": it.theirs, "ratio": it.ratio})
         });
         let streams = self.streams.as_ref().map(|it| {
             json!({"open": it.open, "frontend_rss_kib_before": it.before_kib, "frontend_rss_kib": it.with_kib})
@@ -69,7 +71,7 @@ impl std::fmt::Display for Http {
         writeln!(f, "HTTP without a run, {CONNECTIONS} connections")?;
         writeln!(f, "{:<22}{:>12}{:>14}{:>12}", "requests a second", "gaoler", "plain hyper", "ours/its")?;
         for it in &self.rates {
-            writeln!(f, "{:<22}{:>12.0}{:>14.0}{:>12.2}", it.path, it.ours, it.theirs, it.ours / it.theirs)?;
+            writeln!(f, "{:<22}{:>12.0}{:>14.0}{:>12.2}", it.path, it.ours, it.theirs, it.ratio)?;
         }
         if let Some(it) = &self.streams {
             write!(
@@ -105,19 +107,24 @@ fn rate(path: &'static str, slices: u32, ours: &str) -> Result<Rate, String> {
     let body = ask_once(ours, path)?;
     let peer = Peer::start(&body)?;
     let mut counts = [0u64; 2];
+    let mut ratios = Vec::new();
     for slice in 0..slices {
         // Whoever was second is first the next time; the first slice of each warms it up.
+        let mut pair = [0u64; 2];
         for contender in if slice % 2 == 0 { [0, 1] } else { [1, 0] } {
             let address = if contender == 0 { ours } else { &peer.address };
-            let count = load(address, path)?;
-            if slice > 0 {
-                counts[contender] += count;
-            }
+            pair[contender] = load(address, path)?;
+        }
+        if slice > 0 || slices == 1 {
+            counts = [counts[0] + pair[0], counts[1] + pair[1]];
+            ratios.push(pair[0] as f64 / pair[1].max(1) as f64);
         }
     }
+    ratios.sort_by(f64::total_cmp);
+    let ratio = ratios.get(ratios.len() / 2).copied().unwrap_or_default();
     let seconds = SLICE.as_secs_f64() * f64::from(slices.saturating_sub(1).max(1));
     let per_second = |count: u64| count as f64 / seconds;
-    Ok(Rate { path, ours: per_second(counts[0]), theirs: per_second(counts[1]) })
+    Ok(Rate { path, ours: per_second(counts[0]), theirs: per_second(counts[1]), ratio })
 }
 
 fn head(address: &str, path: &str, more: &str) -> String {
