@@ -20,6 +20,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::runtime::Builder;
 
 use crate::request::{Server, beside_us};
+use crate::table::percentile;
 
 /// Connections that ask at the same time, each its next request when it has the answer to the last one.
 const CONNECTIONS: usize = 32;
@@ -69,9 +70,13 @@ impl Http {
 impl std::fmt::Display for Http {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         writeln!(f, "HTTP without a run, {CONNECTIONS} connections")?;
-        writeln!(f, "{:<22}{:>12}{:>14}{:>12}", "requests a second", "gaoler", "plain hyper", "ours/its")?;
+        writeln!(
+            f,
+            "{:<22}{:>12}{:>14}{:>14}",
+            "requests a second", "gaoler", "plain hyper", "median ratio"
+        )?;
         for it in &self.rates {
-            writeln!(f, "{:<22}{:>12.0}{:>14.0}{:>12.2}", it.path, it.ours, it.theirs, it.ratio)?;
+            writeln!(f, "{:<22}{:>12.0}{:>14.0}{:>14.2}", it.path, it.ours, it.theirs, it.ratio)?;
         }
         if let Some(it) = &self.streams {
             write!(
@@ -108,21 +113,20 @@ fn rate(path: &'static str, slices: u32, ours: &str) -> Result<Rate, String> {
     let peer = Peer::start(&body)?;
     let mut counts = [0u64; 2];
     let mut ratios = Vec::new();
-    for slice in 0..slices {
-        // Whoever was second is first the next time; the first slice of each warms it up.
+    // One pair more, and first, to warm both up. Whoever was second is first the next time.
+    for slice in 0..=slices {
         let mut pair = [0u64; 2];
         for contender in if slice % 2 == 0 { [0, 1] } else { [1, 0] } {
             let address = if contender == 0 { ours } else { &peer.address };
             pair[contender] = load(address, path)?;
         }
-        if slice > 0 || slices == 1 {
+        if slice > 0 {
             counts = [counts[0] + pair[0], counts[1] + pair[1]];
-            ratios.push(pair[0] as f64 / pair[1].max(1) as f64);
+            ratios.push(pair[0] as f64 / pair[1] as f64);
         }
     }
-    ratios.sort_by(f64::total_cmp);
-    let ratio = ratios.get(ratios.len() / 2).copied().unwrap_or_default();
-    let seconds = SLICE.as_secs_f64() * f64::from(slices.saturating_sub(1).max(1));
+    let ratio = percentile(ratios, 50);
+    let seconds = SLICE.as_secs_f64() * f64::from(slices);
     let per_second = |count: u64| count as f64 / seconds;
     Ok(Rate { path, ours: per_second(counts[0]), theirs: per_second(counts[1]), ratio })
 }

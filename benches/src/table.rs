@@ -76,12 +76,16 @@ impl std::fmt::Display for Table {
     }
 }
 
-/// The percentile of these times by nearest rank, in milliseconds.
+/// The percentile of these values by nearest rank.
+pub fn percentile(mut values: Vec<f64>, percent: usize) -> f64 {
+    values.sort_unstable_by(f64::total_cmp);
+    let rank = (values.len() * percent).div_ceil(100).max(1);
+    values.get(rank - 1).copied().unwrap_or(f64::NAN)
+}
+
+/// The percentile of these times, in milliseconds.
 pub fn at(times: &[Duration], percent: usize) -> f64 {
-    let mut sorted = times.to_vec();
-    sorted.sort_unstable();
-    let rank = (sorted.len() * percent).div_ceil(100).max(1);
-    sorted.get(rank - 1).map_or(f64::NAN, |time| time.as_secs_f64() * 1000.0)
+    percentile(times.iter().map(|time| time.as_secs_f64() * 1000.0).collect(), percent)
 }
 
 /// The ratio of their medians.
