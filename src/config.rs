@@ -207,7 +207,7 @@ impl Layers {
         let place =
             self.places.iter().find(|(key, _)| self.value_of(key).is_some_and(|value| misfit(key, value)));
         let place = place.map_or("settings", |(_, place)| place);
-        Wrong(format!("{place}: {}", error.trim().replace('\n', " ")))
+        Wrong(format!("{place}: {}", without_text(&error.trim().replace('\n', " "))))
     }
 
     fn value_of(&self, key: &str) -> Option<&Value> {
@@ -236,11 +236,27 @@ impl Layers {
 /// Where an error is in a file, and what it is. The line itself, which may hold a secret (a variable that the operator sets),
 /// is left out: this is logged where a running server reads its files again.
 pub fn in_toml(error: &toml::de::Error) -> String {
-    let (whole, message) = (error.to_string(), error.message().replace('\n', " "));
+    let (whole, message) = (error.to_string(), without_text(&error.message().replace('\n', " ")));
     match whole.lines().next().filter(|_| error.span().is_some()) {
         Some(position) => format!("{position}: {message}"),
         None => message,
     }
+}
+
+/// What serde says of a value of a wrong type, without the value where it is a text: whoever writes `env = "TOKEN=..."`
+/// for a table has written a secret.
+fn without_text(message: &str) -> String {
+    const BEGINS: &str = "string \"";
+    let Some((before, text)) = message.split_once(BEGINS) else { return message.to_owned() };
+    // As Debug writes a text: what ends it is the first quote without a backslash before it.
+    let mut escaped = false;
+    let ends = text.find(|letter| {
+        let is_end = letter == '"' && !escaped;
+        escaped = letter == '\\' && !escaped;
+        is_end
+    });
+    let after = ends.map_or("", |at| &text[at + 1..]);
+    format!("{before}string{}", without_text(after))
 }
 
 fn fits(value: &Value) -> bool {
@@ -505,6 +521,10 @@ fn upstream(url: &str) -> Result<(), String> {
         return Ok(());
     }
     let form = || format!("`{url}` is not `embedded`, https://HOST[:PORT] or http://LOOPBACK[:PORT]");
+    // What stands before an @ may be a password: it is not shown.
+    if url.contains('@') {
+        return Err("leave out the user; the upstream is asked with its tenant's own credential".into());
+    }
     let (scheme, authority) = url.split_once("://").ok_or_else(form)?;
     let authority = authority.strip_suffix('/').unwrap_or(authority);
     let (host, port) = match authority.rsplit_once(':').filter(|_| !authority.ends_with(']')) {
@@ -843,7 +863,7 @@ mod tests {
                 None,
                 &[("GAOLER_PRICES__LIST", "[{ model = 'claude-', input = 'x' }]")],
                 None,
-                "GAOLER_PRICES__LIST: invalid type: string \"x\", expected f64 in `prices.list.input`",
+                "GAOLER_PRICES__LIST: invalid type: string, expected f64 in `prices.list.input`",
             ),
             (
                 None,
@@ -970,14 +990,35 @@ mod tests {
                 None,
                 &[("GAOLER_UPSTREAM__URL", "https://u@h")],
                 None,
-                "GAOLER_UPSTREAM__URL: `https://u@h` is not \
-              `embedded`, https://HOST[:PORT] or http://LOOPBACK[:PORT]",
+                "GAOLER_UPSTREAM__URL: leave out the user; the upstream is asked with its tenant's own credential",
             ),
         ];
         for (flag, env, file, expected) in rows {
             let wrong = resolved(*flag, env, *file).expect_err(expected);
             assert_eq!(wrong.to_string(), *expected);
         }
+    }
+
+    #[test]
+    fn a_text_in_a_wrong_place_is_not_repeated() {
+        let catalog = |env: &str| format!("[[mcp.catalog]]\nname = 'a'\ncommand = 'b'\n{env}");
+        for row in [
+            r#"env = "TOKEN=canary""#,
+            r#"env = 'TOKEN="canary\'"#,
+            r#"env = 'TOKEN=\"canary" and string "canary'"#,
+            r#"args = "--token canary""#,
+        ] {
+            let wrong = resolved(None, &[], Some(&catalog(row))).expect_err(row).to_string();
+            assert!(wrong.starts_with("FILE: mcp.catalog: invalid type: string, expected a "), "{wrong}");
+            assert!(!wrong.contains("canary") && wrong.contains("mcp.catalog"), "{wrong}");
+            let level = format!("extends = 'balanced'\n{}", row.replace("args", "hosts"));
+            let wrong = operator::level(&level, Path::new("/var/lib/gaoler")).err().expect(row);
+            assert!(wrong.contains("line 2") && wrong.contains("invalid type: string, "), "{wrong}");
+            assert!(!wrong.contains("canary"), "{wrong}");
+        }
+        let url = "[upstream]\nurl = 'https://me:canary@proxy.example'";
+        let wrong = resolved(None, &[], Some(url)).expect_err("a password").to_string();
+        assert!(wrong.contains("leave out the user") && !wrong.contains("canary"), "{wrong}");
     }
 
     #[test]
