@@ -69,12 +69,11 @@ impl Http {
 
 impl std::fmt::Display for Http {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        writeln!(f, "HTTP without a run, {CONNECTIONS} connections")?;
-        writeln!(
-            f,
-            "{:<22}{:>12}{:>14}{:>14}",
-            "requests a second", "gaoler", "plain hyper", "median ratio"
-        )?;
+        if !self.rates.is_empty() {
+            writeln!(f, "HTTP without a run, {CONNECTIONS} connections")?;
+            let heads = ["requests a second", "gaoler", "plain hyper", "median ratio"];
+            writeln!(f, "{:<22}{:>12}{:>14}{:>14}", heads[0], heads[1], heads[2], heads[3])?;
+        }
         for it in &self.rates {
             writeln!(f, "{:<22}{:>12.0}{:>14.0}{:>14.2}", it.path, it.ours, it.theirs, it.ratio)?;
         }
