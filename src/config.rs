@@ -1012,7 +1012,7 @@ mod tests {
             assert!(wrong.starts_with("FILE: mcp.catalog: invalid type: string, expected a "), "{wrong}");
             assert!(!wrong.contains("canary") && wrong.contains("mcp.catalog"), "{wrong}");
             let level = format!("extends = 'balanced'\n{}", row.replace("args", "hosts"));
-            let wrong = operator::level(&level, Path::new("/var/lib/gaoler")).err().expect(row);
+            let wrong = operator::level(&level, Path::new("/var/lib/gaoler")).expect_err(row);
             assert!(wrong.contains("line 2") && wrong.contains("invalid type: string, "), "{wrong}");
             assert!(!wrong.contains("canary"), "{wrong}");
         }

@@ -850,3 +850,68 @@ async fn w24_a_silent_stream_says_that_it_is_alive() {
         listen("/v1/chat/completions", "\n: alive\n\n"),
     );
 }
+
+/// A connection from this address of ours.
+async fn from(address: &str, port: u16) -> tokio::net::TcpStream {
+    let socket = tokio::net::TcpSocket::new_v4().expect("a socket");
+    socket.bind(format!("{address}:0").parse().expect("an address")).expect("bound");
+    let to = format!("127.0.0.1:{port}").parse().expect("an address");
+    tokio::time::timeout(LONG, socket.connect(to)).await.expect("in time").expect("a connection")
+}
+
+/// Asks for the server's health on a connection that stays, and whether it says so.
+async fn is_answered(stream: &mut tokio::net::TcpStream) -> bool {
+    let asked = stream.write_all(b"GET /livez HTTP/1.1\r\nhost: x\r\n\r\n").await;
+    let mut bytes = Vec::new();
+    let answered = async {
+        while !String::from_utf8_lossy(&bytes).ends_with(r#"{"status":"alive"}"#) {
+            if stream.read_buf(&mut bytes).await.unwrap_or(0) == 0 {
+                return false;
+            }
+        }
+        true
+    };
+    asked.is_ok() && tokio::time::timeout(LONG, answered).await.expect("in time")
+}
+
+#[tokio::test]
+async fn w25_an_address_with_all_connections_makes_room_for_another_and_no_request_ends_for_it() {
+    let mut settings = settings(120);
+    (settings.runs.max, settings.runs.queue_max) = (1, 0);
+    // As connections.rs has it: one of the run, and 512.
+    let bound = 513;
+    let told = Arc::new(Notify::new());
+    let play = Play::of(format!("{STREAM}{STREAM_END}")).until(Until::Told(Arc::clone(&told)));
+    let house = House::new(settings, vec![Script::Play(play)]).await;
+    let mut quiet = from("127.0.0.2", house.port).await;
+    assert!(is_answered(&mut quiet).await);
+    let head = format!("POST /v1/messages HTTP/1.1\r\n{BEARER}");
+    let mut stream = house.connect(&head, HELLO_STREAMED.as_bytes()).await;
+    let mut bytes = Vec::new();
+    while !String::from_utf8_lossy(&bytes).contains("two") {
+        assert!(stream.read_buf(&mut bytes).await.expect("read") > 0);
+    }
+    // Half of them begin a request and leave it there.
+    let mut loud = Vec::new();
+    for number in 0..bound + 20 {
+        let mut one = from("127.0.0.1", house.port).await;
+        if number % 2 == 0 {
+            one.write_all(b"GET /livez HTTP/1.1\r\n").await.expect("written");
+        }
+        loud.push(one);
+    }
+    let begun = std::time::Instant::now();
+    assert!(is_answered(&mut from("127.0.0.3", house.port).await).await);
+    assert!(begun.elapsed() < std::time::Duration::from_secs(20), "before silence alone ends one, 30 s");
+    assert!(is_answered(&mut quiet).await, "of few connections none ends, though it is the oldest");
+    let mut ended = 0;
+    for one in &mut loud {
+        let mut byte = [0];
+        let read = tokio::time::timeout(std::time::Duration::ZERO, one.read(&mut byte)).await;
+        ended += u32::from(matches!(read, Ok(Ok(0) | Err(_))));
+    }
+    assert!((1..40).contains(&ended), "as many as there was no room for, not {ended}");
+    told.notify_one();
+    tokio::time::timeout(LONG, stream.read_to_end(&mut bytes)).await.expect("in time").expect("read");
+    assert!(String::from_utf8_lossy(&bytes).contains("message_stop"), "a stream goes on");
+}

@@ -1,8 +1,7 @@
 //! Connections: where they come from, what they may cost, and how they end.
-//! It must never hold more of them than their bound, nor wait for a silent one without a deadline.
+//! It must never serve more of them than their bound, nor wait for a silent one without a deadline.
 
 use std::io;
-use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,15 +12,15 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
+use super::crowd::{Crowd, Place};
 use super::entrance::{self, HEAD_BYTES_MAX};
 use super::http::{App, router};
 use super::tls::HANDSHAKE_WAIT;
 
 /// Connections at the same time beside those of runs and of requests that wait for one, at most. Each costs a descriptor
-/// and a few KiB; more wait in the backlog.
+/// and a few KiB. One more makes one end that carries no request; where all do, it waits, and those after it in the backlog.
 const CONNECTIONS_MORE: usize = 512;
 /// How long a client may take for the head of a request, and how long an idle connection is kept.
 const HEAD_WAIT: Duration = Duration::from_secs(30);
@@ -47,56 +46,43 @@ pub fn listener(socket: OwnedFd) -> io::Result<TcpListener> {
 /// Accepts connections to the end, in a drain too: whoever asks then is told, and goes elsewhere.
 pub async fn serve(listener: TcpListener, frontend: App) {
     let runs = frontend.settings().runs.clone();
-    let connections = runs.max as usize + runs.queue_max as usize + CONNECTIONS_MORE;
-    let connections = Arc::new(Semaphore::new(connections));
+    let crowd = Crowd::new(runs.max as usize + runs.queue_max as usize + CONNECTIONS_MORE);
     let router = router(Arc::clone(&frontend));
     loop {
-        match accept(&listener, &connections).await {
-            Ok((stream, peer, permit)) => {
-                tokio::spawn(arrival(stream, peer, permit, router.clone(), Arc::clone(&frontend)));
-            }
-            Err(_) => tokio::time::sleep(ACCEPT_PAUSE).await,
-        }
+        let Ok((stream, peer)) = listener.accept().await else {
+            tokio::time::sleep(ACCEPT_PAUSE).await;
+            continue;
+        };
+        // Who waits for room has been accepted: nobody is ended for a connection that does not come.
+        let place = crowd.enter(peer.ip()).await;
+        let connection = Arc::clone(place.connection());
+        let task = tokio::spawn(arrival(stream, place, router.clone(), Arc::clone(&frontend)));
+        connection.is_served_by(task.abort_handle());
     }
-}
-
-async fn accept(
-    listener: &TcpListener,
-    connections: &Arc<Semaphore>,
-) -> io::Result<(TcpStream, IpAddr, OwnedSemaphorePermit)> {
-    let permit = Arc::clone(connections).acquire_owned().await.map_err(io::Error::other)?;
-    let (stream, peer) = listener.accept().await?;
-    Ok((stream, peer.ip(), permit))
 }
 
 /// A connection from its first byte: under TLS where the listener has it, and never without it there.
-async fn arrival(
-    stream: TcpStream,
-    peer: IpAddr,
-    permit: OwnedSemaphorePermit,
-    router: Router,
-    frontend: App,
-) {
+async fn arrival(stream: TcpStream, place: Place, router: Router, frontend: App) {
     // Small events must not wait for large segments; where this fails they only come later.
     let _ = stream.set_nodelay(true);
     let Some(tls) = frontend.live().tls.clone() else {
-        return connection(stream, peer, permit, router, frontend).await;
+        return connection(stream, place, router, frontend).await;
     };
     // A client that fails here has been told why by its own library; a line a failure would be anybody's to write.
     if let Ok(Ok(stream)) = timeout(HANDSHAKE_WAIT, tls.accept(stream)).await {
-        connection(stream, peer, permit, router, frontend).await;
+        connection(stream, place, router, frontend).await;
     }
 }
 
-async fn connection<S>(stream: S, peer: IpAddr, permit: OwnedSemaphorePermit, router: Router, frontend: App)
+async fn connection<S>(stream: S, place: Place, router: Router, frontend: App)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let mut draining = frontend.draining.subscribe();
     // One that comes in a drain gets one answer, and the drain does not wait for it: anybody could hold it up.
     let late = *draining.borrow();
-    let busy = (!late).then(|| frontend.busy.subscribe());
-    let service = service_fn(|request| entrance::pass(&router, &frontend, peer, request));
+    let _busy = (!late).then(|| frontend.busy.subscribe());
+    let service = service_fn(|request| entrance::pass(&router, &frontend, place.connection(), request));
     let serving = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
         .keep_alive(!late)
@@ -113,5 +99,4 @@ where
         serving.as_mut().graceful_shutdown();
         let _ = serving.await;
     }
-    drop((permit, busy));
 }

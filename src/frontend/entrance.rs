@@ -3,6 +3,7 @@
 
 use std::convert::Infallible;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use ::http::header::{self, HeaderName, HeaderValue};
 use ::http::{Request, Uri};
@@ -12,6 +13,7 @@ use axum::response::Response;
 use hyper::body::Incoming;
 use tower::Service;
 
+use super::crowd::Connection;
 use super::dialect::Dialect;
 use super::error::ApiError;
 use super::http::{self, App, RequestId, failed, failure};
@@ -26,21 +28,23 @@ const REQUEST_ID: HeaderName = HeaderName::from_static("request-id");
 /// The same, where the second dialect's clients look for it.
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
-/// Takes a request of this address to its route, and the answer back.
+/// Takes a request of this connection to its route, and the answer back.
 ///
 /// # Errors
 /// None.
 pub async fn pass(
     router: &Router,
     frontend: &App,
-    peer: IpAddr,
+    connection: &Arc<Connection>,
     request: Request<Incoming>,
 ) -> Result<Response<TimedBody>, Infallible> {
+    // One that is about to end hands nothing over any more.
+    let Some(carried) = connection.carry() else { return std::future::pending().await };
     let mut request = without_prefix(request);
-    let mut timed = Timed::begin(&request, &frontend.traces);
+    let mut timed = Timed::begin(&request, &frontend.traces, carried);
     // An answer and a log line can be brought together by it.
     let id = RequestId(id::request(), timed.trace());
-    let known = match admitted(frontend, peer, &request, &id) {
+    let known = match admitted(frontend, connection.address, &request, &id) {
         Ok(under_way) => {
             timed.holds(under_way);
             http::at_once(frontend, &request)

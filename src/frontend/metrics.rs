@@ -21,6 +21,7 @@ use prometheus_client::registry::{Registry, Unit};
 use gaoler_protocol::{Exit, Layers, Level, Listen, Spawned, Tier, Violation};
 
 use super::admission::Admission;
+use super::crowd::Carried;
 use super::docs::openapi;
 use super::rates::UnderWay;
 use super::trace;
@@ -241,14 +242,15 @@ pub struct Timed {
     span: trace::Request,
     /// Its place among its address' requests.
     under_way: Option<UnderWay>,
+    _carried: Carried,
 }
 
 impl Timed {
     /// A request whose head is there.
-    pub fn begin<B>(request: &Request<B>, traces: &trace::Traces) -> Timed {
+    pub fn begin<B>(request: &Request<B>, traces: &trace::Traces, carried: Carried) -> Timed {
         let route = route(request.uri().path());
         let span = traces.begin(request.method(), route.route, request.headers());
-        Timed { route, begun: Instant::now(), span, under_way: None }
+        Timed { route, begun: Instant::now(), span, under_way: None, _carried: carried }
     }
 
     /// Keeps this to the end of its answer.

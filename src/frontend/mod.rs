@@ -10,6 +10,7 @@ pub mod cli;
 mod completions;
 mod connections;
 mod counts;
+mod crowd;
 mod dialect;
 mod docs;
 mod entrance;

@@ -164,7 +164,7 @@ fn forwarded(headers: &HeaderMap) -> Option<IpAddr> {
 }
 
 /// What counts as one address: of IPv6 the network that one customer gets.
-fn place(address: IpAddr) -> u128 {
+pub fn place(address: IpAddr) -> u128 {
     match address.to_canonical() {
         IpAddr::V4(address) => u128::from(u32::from(address)),
         IpAddr::V6(address) => u128::from(address) >> 64 << 64,
