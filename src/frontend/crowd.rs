@@ -1,6 +1,7 @@
 //! Who is connected, and who makes room where there is none: a connection without a request, of the address with the most
 //! of those. It must never end one that carries a request, nor one of a quiet address before those of a loud one.
 
+use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -13,8 +14,9 @@ use tokio::time::timeout;
 
 use super::rates;
 
-/// How long a connection has been without a request, at least, before it makes room: an answer may still be on its way.
-const IDLE_MIN: Duration = Duration::from_secs(1);
+/// How long a connection has been without a request, at least, before it makes room: its first one may be on its way, and
+/// so may the last one's answer.
+const IDLE_MIN: Duration = Duration::from_millis(100);
 /// How long to wait for room between two looks at who could make it.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
@@ -85,20 +87,21 @@ impl Crowd {
 
     /// Of the address with the most connections without a request that which has been so for longest, and since when.
     fn first_to_go(&self) -> Option<(Arc<Connection>, u64)> {
-        let before = since(self.begun).checked_sub(IDLE_MIN.as_millis() as u64)?;
         let all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut of_addresses = HashMap::<u128, (usize, &Arc<Connection>, u64)>::new();
+        let mut of_addresses = HashMap::<u128, (usize, u64, &Arc<Connection>)>::new();
         for connection in all.values() {
-            let Some(at) = connection.idle_since().filter(|&at| at <= before) else { continue };
+            let Some(at) = connection.idle_since() else { continue };
             let place = rates::place(connection.address);
-            let (count, oldest, since) = of_addresses.entry(place).or_insert((0, connection, at));
+            let (count, since, oldest) = of_addresses.entry(place).or_insert((0, at, connection));
             *count += 1;
             if at < *since {
-                (*oldest, *since) = (connection, at);
+                (*since, *oldest) = (at, connection);
             }
         }
-        let loudest = of_addresses.into_values().max_by_key(|(count, _, _)| *count);
-        loudest.map(|(_, connection, at)| (Arc::clone(connection), at))
+        let loudest = of_addresses.into_values().max_by_key(|(count, at, _)| (*count, Reverse(*at)));
+        // Where it is too early for the loudest address, it is for every other one too.
+        let before = since(self.begun).checked_sub(IDLE_MIN.as_millis() as u64)?;
+        loudest.filter(|(_, at, _)| *at <= before).map(|(_, at, connection)| (Arc::clone(connection), at))
     }
 }
 
@@ -186,15 +189,19 @@ mod tests {
         let late = places[3].connection.carry();
         places[3].connection.end(since);
         assert!(late.is_some() && places[3].connection.state.load(Ordering::Acquire) == CARRIES);
-        // Each has one that is idle: whichever is taken, it is not one that has just become so.
         drop((carried, late));
-        idle_for(&places[2], 0);
-        assert_eq!(first().map(|(at, _)| at), Some(1));
+        for loud in [0, 2, 3] {
+            // Young, however long this test takes.
+            places[loud].connection.state.store(ENDS - 1, Ordering::Release);
+        }
+        assert_eq!(first(), None, "those of the loud one are too young, and no one else goes for them");
+        let carried = [0, 2].map(|loud| places[loud].connection.carry().expect("a request"));
+        assert_eq!(first().map(|(at, _)| at), Some(1), "each has one: the older");
         let (_, since) = first().expect("that one");
         places[1].connection.end(since);
         assert!(places[1].connection.carry().is_none(), "one that ends takes no request");
         assert_eq!(first(), None, "nobody ends twice");
-        drop(places);
+        drop((carried, places));
         assert!(crowd.all.lock().expect("the crowd").is_empty());
     }
 }
