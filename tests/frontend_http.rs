@@ -497,7 +497,7 @@ async fn w14_a_frontend_ends_with_its_supervisor_and_on_a_malformed_frame() {
 #[tokio::test]
 async fn w15_a_drain_lets_runs_finish_and_then_says_so() {
     let told = Arc::new(Notify::new());
-    let play = Play::of(format!("{STREAM}{STREAM_END}")).until(Until::Told(Arc::clone(&told)));
+    let play = Play::of(STREAM).until(Until::GoesOn(Arc::clone(&told), STREAM_END.into()));
     let mut house = house(vec![Script::Play(play)]).await;
     let head = format!("POST /v1/messages HTTP/1.1\r\n{BEARER}");
     let mut stream = house.connect(&head, HELLO_STREAMED.as_bytes()).await;
@@ -506,12 +506,21 @@ async fn w15_a_drain_lets_runs_finish_and_then_says_so() {
     while !String::from_utf8_lossy(&bytes).contains("two") {
         assert!(stream.read_buf(&mut bytes).await.expect("read") > 0);
     }
+    let mut fresh = from("127.0.0.1", house.port).await;
+    // Accepted before the drain: whoever comes after it has been answered.
+    assert!(is_answered(&mut from("127.0.0.1", house.port).await).await);
     send(&house.control, &drain(), &[]).await;
-    // An idle connection ends at once, a busy one with its answer.
+    let until = tokio::time::timeout(LONG, async {
+        while house.request("GET /readyz HTTP/1.1\r\n", b"").await.status == 200 {}
+    });
+    until.await.expect("in time");
+    // One that has not asked yet is told, an idle connection ends at once, a busy one with its answer.
+    assert!(is_answered(&mut fresh).await);
     let _ = idle.write_all(b"").await;
     let mut rest = Vec::new();
     tokio::time::timeout(LONG, idle.read_to_end(&mut rest)).await.expect("in time").expect("read");
-    assert!(house.said.try_recv().is_err(), "nothing is drained while a run is alive");
+    let early = house.said.try_recv();
+    assert!(early.is_err(), "nothing is drained while a run is alive: {early:?}");
     // Whoever comes now is told, each on a connection for one answer.
     for (line, status, body) in [
         ("GET /readyz", 503, r#"{"reason":"draining","status":"unready"}"#),
@@ -881,7 +890,7 @@ async fn w25_an_address_with_all_connections_makes_room_for_another_and_no_reque
     // As connections.rs has it: one of the run, and 512.
     let bound = 513;
     let told = Arc::new(Notify::new());
-    let play = Play::of(format!("{STREAM}{STREAM_END}")).until(Until::Told(Arc::clone(&told)));
+    let play = Play::of(STREAM).until(Until::GoesOn(Arc::clone(&told), STREAM_END.into()));
     let house = House::new(settings, vec![Script::Play(play)]).await;
     let mut quiet = from("127.0.0.2", house.port).await;
     assert!(is_answered(&mut quiet).await);

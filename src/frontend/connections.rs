@@ -27,6 +27,8 @@ const HEAD_WAIT: Duration = Duration::from_secs(30);
 /// Bytes that a connection's buffer holds, at most. More than a head may have, so that one that is too large can be
 /// answered in the API's own form; one beyond this gets a bare 431.
 const BUFFER_BYTES_MAX: usize = 3 * HEAD_BYTES_MAX;
+/// How long a connection that has not asked yet may do so when a drain begins.
+const FIRST_WAIT: Duration = Duration::from_secs(1);
 /// Fields of a request's head, at most.
 const HEAD_FIELDS_MAX: usize = 100;
 /// A pause after a failed accept(2), so that a lack of descriptors is no busy loop.
@@ -81,7 +83,7 @@ where
     let mut draining = frontend.draining.subscribe();
     // One that comes in a drain gets one answer, and the drain does not wait for it: anybody could hold it up.
     let late = *draining.borrow();
-    let _busy = (!late).then(|| frontend.busy.subscribe());
+    let busy = (!late).then(|| frontend.busy.subscribe());
     let service = service_fn(|request| entrance::pass(&router, &frontend, place.connection(), request));
     let serving = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
@@ -96,6 +98,13 @@ where
         _ = draining.wait_for(|&draining| draining), if !late => None,
     };
     if ended.is_none() {
+        if !place.connection().has_asked() {
+            // Its first request may be on its way, and is to be told. Nobody waits for it, as for one that comes now.
+            drop(busy);
+            if timeout(FIRST_WAIT, serving.as_mut()).await.is_ok() {
+                return;
+            }
+        }
         serving.as_mut().graceful_shutdown();
         let _ = serving.await;
     }

@@ -4,7 +4,7 @@
 use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::net::IpAddr;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -39,6 +39,7 @@ pub struct Connection {
     pub address: IpAddr,
     /// `CARRIES`, `ENDS`, or since when it carries nothing, in milliseconds from when the crowd began.
     state: AtomicU64,
+    has_asked: AtomicBool,
     begun: Instant,
     task: OnceLock<AbortHandle>,
 }
@@ -64,8 +65,9 @@ impl Crowd {
     /// A place for a connection of this address, as soon as there is one.
     pub async fn enter(self: &Arc<Crowd>, address: IpAddr) -> Place {
         let room = self.room().await;
-        let (begun, task) = (self.begun, OnceLock::new());
-        let connection = Arc::new(Connection { address, state: AtomicU64::new(since(begun)), begun, task });
+        let (state, begun, task) = (AtomicU64::new(since(self.begun)), self.begun, OnceLock::new());
+        let has_asked = AtomicBool::new(false);
+        let connection = Arc::new(Connection { address, state, has_asked, begun, task });
         let number = self.entered.fetch_add(1, Ordering::Relaxed);
         self.all.lock().unwrap_or_else(PoisonError::into_inner).insert(number, Arc::clone(&connection));
         Place { crowd: Arc::clone(self), number, connection, _room: room }
@@ -120,7 +122,13 @@ impl Connection {
     pub fn carry(self: &Arc<Connection>) -> Option<Carried> {
         let taken = |state| (state != ENDS).then_some(CARRIES);
         let taken = self.state.fetch_update(Ordering::AcqRel, Ordering::Acquire, taken);
+        self.has_asked.store(true, Ordering::Relaxed);
         taken.is_ok().then(|| Carried(Arc::clone(self)))
+    }
+
+    /// Whether it has carried a request.
+    pub fn has_asked(&self) -> bool {
+        self.has_asked.load(Ordering::Relaxed)
     }
 
     fn idle_since(&self) -> Option<u64> {
