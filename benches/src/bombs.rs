@@ -10,32 +10,94 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use crate::request::{Asked, Server};
+use crate::strangers::Stranger;
 use crate::table::{at, ratio};
 
-/// What each is: a name, the limits of its run, and its prompt.
-const BOMBS: [(&str, &str, &str); 6] = [
-    ("forks", "tasks=256,wall_ms=20000", "RUN: bash -c 'bomb() { bomb | bomb & }; bomb; sleep 600'"),
+/// What is at work beside the neighbour.
+enum Bomb {
+    /// A run of another tenant's: its limits, and its prompt.
+    Run(&'static str, &'static str),
+    /// Somebody without a credential, at another address.
+    Stranger(Stranger),
+}
+
+const BOMBS: [(&str, Bomb); 12] = [
+    (
+        "forks",
+        Bomb::Run("tasks=256,wall_ms=20000", "RUN: bash -c 'bomb() { bomb | bomb & }; bomb; sleep 600'"),
+    ),
     (
         "memory, again and again",
-        "memory_mib=768,wall_ms=20000",
-        "RUN: while :; do python3 -ISc 'b\"x\" * 4_000_000_000'; done",
+        Bomb::Run(
+            "memory_mib=768,wall_ms=20000",
+            "RUN: while :; do python3 -ISc 'b\"x\" * 4_000_000_000'; done",
+        ),
     ),
     (
         "temporary files",
-        "memory_mib=768,tmp_mib=256,wall_ms=20000",
-        "RUN: while :; do dd if=/dev/zero of=/tmp/f bs=1M count=300; rm /tmp/f; done 2>/dev/null",
+        Bomb::Run(
+            "memory_mib=768,tmp_mib=256,wall_ms=20000",
+            "RUN: while :; do dd if=/dev/zero of=/tmp/f bs=1M count=300; rm /tmp/f; done 2>/dev/null",
+        ),
     ),
     (
         "disk",
-        "disk_mib=4096,file_mib=200,wall_ms=20000",
-        "RUN: while :; do dd if=/dev/zero of=f bs=1M count=150; rm f; done 2>/dev/null",
+        Bomb::Run(
+            "disk_mib=4096,file_mib=200,wall_ms=20000",
+            "RUN: while :; do dd if=/dev/zero of=f bs=1M count=150; rm f; done 2>/dev/null",
+        ),
     ),
     (
         "files",
-        "wall_ms=20000",
-        "RUN: while :; do mkdir d; for n in $(seq 5000); do : > d/$n; done; rm -r d; done",
+        Bomb::Run(
+            "wall_ms=20000",
+            "RUN: while :; do mkdir d; for n in $(seq 5000); do : > d/$n; done; rm -r d; done",
+        ),
     ),
-    ("output", "output_mib=4096,wall_ms=20000", "RUN: yes | cat >&2"),
+    ("output", Bomb::Run("output_mib=4096,wall_ms=20000", "RUN: yes | cat >&2")),
+    (
+        "files without a name",
+        Bomb::Run(
+            "disk_mib=1024,wall_ms=20000",
+            "RUN: python3 -ISc 'import os
+kept = []
+while True:
+    file = open(\"z\", \"wb\", 0)
+    os.unlink(\"z\")
+    kept.append(file)
+    for _ in range(100): file.write(bytes(1 << 20))'",
+        ),
+    ),
+    (
+        "file locks",
+        Bomb::Run(
+            "wall_ms=20000",
+            "RUN: python3 -ISc 'import fcntl, struct
+kept = [open(str(n), \"w\") for n in range(1000)]
+for file in kept:
+    for at in range(2500, 0, -1):
+        fcntl.fcntl(file, fcntl.F_SETLK, struct.pack(\"hhqqi4x\", fcntl.F_WRLCK, 0, at * 2, 1, 0))'",
+        ),
+    ),
+    (
+        "socket buffers",
+        Bomb::Run(
+            "wall_ms=20000",
+            "RUN: python3 -ISc 'import socket, time
+kept, server = [], socket.create_server((\"127.0.0.1\", 0), backlog=500)
+for _ in range(500):
+    one = socket.create_connection(server.getsockname())
+    kept += [one, server.accept()[0]]
+    one.setblocking(False)
+    try:
+        while True: one.send(bytes(1 << 16))
+    except BlockingIOError: pass
+time.sleep(600)'",
+        ),
+    ),
+    ("strangers' slow bodies", Bomb::Stranger(Stranger::SlowBodies)),
+    ("strangers' tiny chunks", Bomb::Stranger(Stranger::TinyChunks)),
+    ("invented credentials", Bomb::Stranger(Stranger::InventedCredentials)),
 ];
 /// A bomb that ends earlier is asked for again.
 const BOMB_MIN: Duration = Duration::from_secs(15);
@@ -73,16 +135,25 @@ pub fn beside(rounds: u32, cli: &Path) -> Result<Bombs, String> {
     let row = |name| Row { name, quiet: Vec::new(), beside: Vec::new(), health: Vec::new() };
     let mut rows: Vec<Row> = BOMBS.iter().map(|bomb| row(bomb.0)).collect();
     for _ in 0..rounds {
-        for ((_, limits, prompt), row) in BOMBS.iter().zip(&mut rows) {
+        for ((_, bomb), row) in BOMBS.iter().zip(&mut rows) {
             let over = AtomicBool::new(false);
             thread::scope(|scope| -> Result<(), String> {
                 let bomb = scope.spawn(|| {
-                    // How it ends is its limits' business, or the CLI's, which ends a command that says too much.
                     let until = Instant::now() + BOMB_MIN;
-                    while Instant::now() < until {
-                        let _ = server.request(Asked { tenant: "bomber", limits: Some(limits), prompt });
-                    }
+                    let done = match bomb {
+                        Bomb::Run(limits, prompt) => {
+                            // How it ends is its limits' business, or the CLI's, which ends a command that says
+                            // too much.
+                            while Instant::now() < until {
+                                let _ =
+                                    server.request(Asked { tenant: "bomber", limits: Some(limits), prompt });
+                            }
+                            Ok(())
+                        }
+                        Bomb::Stranger(stranger) => stranger.at_work(server.address(), until),
+                    };
                     over.store(true, Ordering::Relaxed);
+                    done
                 });
                 thread::sleep(FUSE);
                 let health = scope.spawn(|| -> Result<Vec<Duration>, String> {
@@ -100,7 +171,7 @@ pub fn beside(rounds: u32, cli: &Path) -> Result<Bombs, String> {
                     }
                 }
                 row.health.extend(health.join().map_err(|_| "a health check failed")??);
-                bomb.join().map_err(|_| "a bomb did not come back").map_err(ToOwned::to_owned)
+                bomb.join().map_err(|_| "a bomb did not come back".to_owned())?
             })?;
             // As many in quiet, right afterwards: the machine is the same.
             let settled = Instant::now() + Duration::from_millis(500);

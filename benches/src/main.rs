@@ -7,6 +7,7 @@ mod bombs;
 mod http;
 mod launch;
 mod request;
+mod strangers;
 mod table;
 
 use std::path::PathBuf;
