@@ -152,6 +152,11 @@ fn t02_a_credential_that_is_none_or_is_refused_gets_no_uid_and_no_folder() {
     }
     let forbidden = client.messages("forbidden", &ask("hello"));
     assert!(matches!(forbidden.status, 401 | 403), "{forbidden:?}");
+    // One that the upstream limits before it says whether it knows it: its word is handed on, and it gets nothing either.
+    let limited = client.messages("ratelimited", &ask("hello"));
+    is_error(&limited, 429, "rate_limit_error", "limited");
+    assert_eq!(limited.json()["error"]["details"]["error_code"], "upstream_rate_limited");
+    assert_eq!(limited.header("retry-after"), Some("1"), "as the upstream says");
     assert_eq!(tenants(&server), 0, "a refused credential was given a folder");
     server.settles_to(&baseline);
     assert_eq!(server.says("accepted", "hello"), "[embedded] double: hello");

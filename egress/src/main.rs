@@ -135,13 +135,13 @@ impl Broker<'_> {
         self.log.run.set(Some(serve.run));
         let (job, door) = self.job(serve, fds)?;
         if serve.vouch {
-            let status = tokio::select! {
-                status = job.vouch() => status,
+            let (status, after) = tokio::select! {
+                said = job.vouch() => said,
                 told = self.told() => return self.end(told?, &job.tally, door).await,
             };
             let accepted = upstream::is_accepted(status);
             self.log.event("vouched", &[("status", &status.to_string())]);
-            self.control.send(Message::Vouched(Vouched { run: serve.run, accepted, status })).await?;
+            self.control.send(Message::Vouched(Vouched { run: serve.run, accepted, status, after })).await?;
         }
         if let Some(door) = door {
             return self.serve(job, door).await;

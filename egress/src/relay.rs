@@ -83,8 +83,8 @@ impl Job {
         }
     }
 
-    /// The upstream's status for the credential.
-    pub async fn vouch(&self) -> u16 {
+    /// The upstream's status for the credential, and for how many seconds it asks to be left alone.
+    pub async fn vouch(&self) -> (u16, u8) {
         upstream::vouch(&self.client, &self.upstream, &self.credential).await
     }
 

@@ -11,6 +11,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::body::Incoming;
+use hyper::header::{HeaderMap, RETRY_AFTER};
 use hyper::{Method, Request, Response, Uri};
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client;
@@ -108,23 +109,32 @@ pub fn client(tls: ClientConfig, upstream: &Upstream, servers: NameServers) -> H
         .build(connector)
 }
 
-/// What the upstream says of a credential: the status that it answers with, 0 where it does not answer.
-pub async fn vouch(client: &HttpClient, upstream: &Upstream, credential: &Credential) -> u16 {
+/// What the upstream says of a credential: the status that it answers with, 0 where it does not answer; and for how many
+/// seconds it asks to be left alone, 0 where it does not say.
+pub async fn vouch(client: &HttpClient, upstream: &Upstream, credential: &Credential) -> (u16, u8) {
     let mut request = Request::new(Full::default());
     *request.method_mut() = Method::GET;
-    let Ok(url) = upstream.url("/v1/models?limit=1").parse() else { return 0 };
+    let Ok(url) = upstream.url("/v1/models?limit=1").parse() else { return (0, 0) };
     *request.uri_mut() = url;
     *request.headers_mut() = head::own(credential.scheme());
     credential.insert(request.headers_mut());
     match tokio::time::timeout(VOUCH_TIME, client.request(request)).await {
-        Ok(Ok(response)) => status(&response),
-        Ok(Err(_)) | Err(_) => 0,
+        Ok(Ok(response)) => (status(&response), retry_after(response.headers())),
+        Ok(Err(_)) | Err(_) => (0, 0),
     }
 }
 
-/// Whether that status means that the upstream knows the credential: who is limited is known.
+/// Whether that status means that the upstream knows the credential. Whoever is limited need not be known: an upstream, or
+/// what stands before it, may limit by address before it looks at the credential.
 pub fn is_accepted(status: u16) -> bool {
-    matches!(status, 200..=299 | 429)
+    status == 200
+}
+
+/// The header's seconds, as many as the frame has room for. A date is not read: the API sends none.
+fn retry_after(headers: &HeaderMap) -> u8 {
+    let text = headers.get(RETRY_AFTER).and_then(|value| value.to_str().ok()).unwrap_or_default().trim();
+    let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    if digits { text.parse().unwrap_or(u8::MAX) } else { 0 }
 }
 
 /// The status as a number.

@@ -44,12 +44,41 @@ fn the_upstream_vouches_for_a_credential() {
         assert_eq!(egress.exit(), 0);
     };
     check(&upstream, CANARY, true, 200);
-    check(&upstream, "sk-ant-oat01-ratelimited", true, 429);
     check(&upstream, "sk-ant-oat01-refused", false, 401);
     check(&upstream, "sk-ant-oat01-forbidden", false, 403);
     check("http://127.0.0.1:1", CANARY, false, 0);
     check(&Raw::answering("500 Oops", "", "").url(), CANARY, false, 500);
     check(&Raw::answering("302 Found", "location: /\r\n", "").url(), CANARY, false, 302);
+}
+
+#[test]
+fn r06_only_200_is_a_yes() {
+    let ask = |status: &str, head: &'static str| {
+        let mut egress = Egress::start(&Raw::answering(status, head, "{}").url(), &[]);
+        egress.serve(true, Scheme::OAuth, CANARY, None);
+        let vouched = egress.hear_vouched();
+        (vouched.accepted, vouched.status, vouched.after)
+    };
+    assert_eq!(ask("200 OK", ""), (true, 200, 0), "the control");
+    // Who is limited by their address is not known for that, and neither is who meets something before the API.
+    for (status, head, number, after) in [
+        ("429 Too Many Requests", "retry-after: 17\r\n", 429, 17),
+        ("429 Too Many Requests", "retry-after: 86400\r\n", 429, 255),
+        ("429 Too Many Requests", "retry-after: Sun, 06 Nov 1994 08:49:37 GMT\r\n", 429, 0),
+        ("429 Too Many Requests", "retry-after: -5\r\n", 429, 0),
+        ("429 Too Many Requests", "", 429, 0),
+        ("529 Overloaded", "retry-after: 3\r\n", 529, 3),
+        ("503 Service Unavailable", "", 503, 0),
+        ("201 Created", "", 201, 0),
+        ("202 Accepted", "", 202, 0),
+        ("204 No Content", "", 204, 0),
+        ("206 Partial Content", "", 206, 0),
+        ("304 Not Modified", "", 304, 0),
+        ("402 Payment Required", "", 402, 0),
+        ("404 Not Found", "", 404, 0),
+    ] {
+        assert_eq!(ask(status, head), (false, number, after), "{status} {head}");
+    }
 }
 
 #[test]

@@ -60,6 +60,8 @@ impl ApiError {
 
     /// A run that the supervisor did not start.
     pub fn refused(refused: &Refused) -> ApiError {
+        // What the upstream says of it, or what is usual.
+        let after = |usual: u64| if refused.step == 0 { usual } else { u64::from(refused.step) };
         match refused.reason {
             Refusal::Busy => {
                 ApiError::new(529, "busy", "As many runs as this server allows are running.").after(5)
@@ -72,17 +74,19 @@ impl ApiError {
                 "The upstream API does not accept this credential.",
             ),
             Refusal::UpstreamUnavailable if matches!(refused.errno, 429) => {
-                ApiError::new(429, "upstream_rate_limited", "The upstream API limits this credential.")
-                    .after(10)
+                let message = "The upstream API limits this credential, or this server's address, and does not say whether \
+                               it knows the credential.";
+                ApiError::new(429, "upstream_rate_limited", message).after(after(10))
             }
             Refusal::UpstreamUnavailable if matches!(refused.errno, 529) => {
-                ApiError::new(529, "upstream_overloaded", "The upstream API is overloaded.").after(10)
+                ApiError::new(529, "upstream_overloaded", "The upstream API is overloaded.").after(after(10))
             }
             Refusal::UpstreamUnavailable if matches!(refused.errno, 403) => {
                 ApiError::new(403, "upstream_forbidden", "The upstream API does not permit this credential.")
             }
             Refusal::UpstreamUnavailable => {
-                ApiError::new(503, "upstream_unavailable", "The upstream API could not be asked.").after(5)
+                ApiError::new(503, "upstream_unavailable", "The upstream API could not be asked.")
+                    .after(after(5))
             }
             Refusal::LevelUnavailable => ApiError::new(
                 403,

@@ -5,7 +5,7 @@ pub mod http;
 mod log;
 pub mod reply;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -22,9 +22,13 @@ pub use log::{About, Entry, Finished, Log, Read, Reader, Stage, Why, Writer};
 
 /// Bytes of all logs and kept answers together.
 const HELD_BYTES_MAX: usize = 128 * 1024 * 1024;
-/// Runs that have ended and are still known, of everybody and of one tenant.
+/// Runs that have ended and are still known, of everybody and of one tenant. One takes some 2 KiB beside its answer.
 const ENDED_MAX: usize = 4096;
 const TENANT_ENDED_MAX: usize = 256;
+/// The same of requests that were refused before anything ran. They have places of their own: a refusal costs its client
+/// nothing, so a flood of them must not make anybody's runs forgotten.
+const REFUSED_MAX: usize = 1024;
+const TENANT_REFUSED_MAX: usize = 64;
 /// How long an answer that somebody may come back for is kept, and a run is known after its end.
 const KEPT: Duration = Duration::from_secs(15 * 60);
 /// The same for an answer that was read to its end, where only an unnamed retry could ask for it again. A client
@@ -104,6 +108,42 @@ struct State {
     named: HashMap<OfTenant, (RunId, [u8; 32])>,
     /// By what was asked for: the run of the newest first attempt.
     first: HashMap<OfTenant, RunId>,
+    /// Those that have ended, and those that were refused.
+    ended: Known<ENDED_MAX, TENANT_ENDED_MAX>,
+    refused: Known<REFUSED_MAX, TENANT_REFUSED_MAX>,
+}
+
+/// Runs that have ended, each tenant's in the order in which they did: so many of all and of each at most.
+#[derive(Default)]
+struct Known<const ALL_MAX: usize, const TENANT_MAX: usize> {
+    all: usize,
+    /// Those with a run, and no others.
+    tenants: HashMap<[u8; 32], VecDeque<(Instant, RunId)>>,
+}
+
+impl<const ALL_MAX: usize, const TENANT_MAX: usize> Known<ALL_MAX, TENANT_MAX> {
+    fn add(&mut self, tenant: [u8; 32], at: Instant, run: RunId) {
+        self.tenants.entry(tenant).or_default().push_back((at, run));
+        self.all += 1;
+    }
+
+    fn remove(&mut self, tenant: &[u8; 32], run: RunId) {
+        let Some(own) = self.tenants.get_mut(tenant) else { return };
+        let length = own.len();
+        own.retain(|(_, one)| *one != run);
+        self.all -= length - own.len();
+        if own.is_empty() {
+            self.tenants.remove(tenant);
+        }
+    }
+
+    /// Whose runs are too many: this tenant's, or of all those who have most, and of them whose oldest is the oldest.
+    fn crowded(&self, tenant: &[u8; 32]) -> Option<&VecDeque<(Instant, RunId)>> {
+        let own = self.tenants.get(tenant).filter(|own| own.len() > TENANT_MAX);
+        let oldest = |own: &VecDeque<(Instant, RunId)>| own.front().map(|(at, _)| *at);
+        let most = || self.tenants.values().max_by_key(|own| (own.len(), std::cmp::Reverse(oldest(own))));
+        own.or_else(|| if self.all > ALL_MAX { most() } else { None })
+    }
 }
 
 /// What becomes of a request.
@@ -192,28 +232,33 @@ impl Runs {
 
     fn tidy(&self, now: Instant) {
         let mut state = self.state();
-        let mut ended: Vec<(Instant, [u8; 32], RunId)> = Vec::new();
-        let mut released = Vec::new();
+        let (mut released, mut old) = (Vec::new(), Vec::new());
         for (run, log) in &state.runs {
             let Some(at) = log.ended_at() else { continue };
             if now.duration_since(at) > log.keeps() {
                 log.release();
                 released.push(*run);
             }
-            ended.push((at, log.entry.tenant, *run));
+            if now.duration_since(at) > KEPT {
+                old.push(*run);
+            }
         }
         released.into_iter().for_each(|run| state.disown(run));
-        ended.sort();
-        let mut left = ended.len();
-        let mut of_tenant: HashMap<[u8; 32], usize> = HashMap::new();
-        ended.iter().for_each(|(_, tenant, _)| *of_tenant.entry(*tenant).or_default() += 1);
-        for (at, tenant, run) in ended {
-            let own = of_tenant.entry(tenant).or_default();
-            if now.duration_since(at) > KEPT || left > ENDED_MAX || *own > TENANT_ENDED_MAX {
-                state.forget(run);
-                left -= 1;
-                *own -= 1;
-            }
+        old.into_iter().for_each(|run| state.forget(run));
+    }
+
+    /// A run has ended, or was refused before anything ran: at once, and not when next there is time, what is too much is
+    /// forgotten.
+    fn ended(&self, log: &Log, refused: bool) {
+        let Some(at) = log.ended_at() else { return };
+        let (tenant, run) = (log.entry.tenant, log.entry.about.run);
+        let mut state = self.state();
+        match refused {
+            true => state.refused.add(tenant, at, run),
+            false => state.ended.add(tenant, at, run),
+        }
+        while let Some(victim) = state.superfluous(&tenant) {
+            state.forget(victim);
         }
     }
 
@@ -247,7 +292,18 @@ impl State {
         self.disown(run);
         if let Some(log) = self.runs.remove(&run) {
             log.release();
+            self.ended.remove(&log.entry.tenant, run);
+            self.refused.remove(&log.entry.tenant, run);
         }
+    }
+
+    /// The run that is to be forgotten first where there are too many: one whose answer is not kept any more before one
+    /// that somebody may still come back for.
+    fn superfluous(&self, tenant: &[u8; 32]) -> Option<RunId> {
+        let crowded = self.ended.crowded(tenant).or_else(|| self.refused.crowded(tenant))?;
+        let is_released = |run: &RunId| self.runs.get(run).is_none_or(|log| log.released());
+        let released = crowded.iter().find(|(_, run)| is_released(run));
+        released.or_else(|| crowded.front()).map(|(_, run)| *run)
     }
 
     fn disown(&mut self, run: RunId) {

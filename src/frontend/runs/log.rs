@@ -418,14 +418,15 @@ impl Writer {
             (Ending::Failed(error), _) => error.should_retry != Some(false),
             (Ending::Done(_), _) => false,
         };
-        self.finish(answer, ending, now_ms);
+        let refused = answer.is_none();
+        self.finish(answer, ending, now_ms, refused);
         match again {
             true => self.runs.disown(self.about().run),
             false => drop(self.runs.has_room()),
         }
     }
 
-    fn finish(&self, answer: Option<Answer>, ending: Ending, at_ms: u64) {
+    fn finish(&self, answer: Option<Answer>, ending: Ending, at_ms: u64, refused: bool) {
         let mut inner = self.log.inner();
         inner.stage = Stage::Ended;
         if let Some(answer) = &answer {
@@ -438,6 +439,7 @@ impl Writer {
         if self.log.keeps() == Duration::ZERO {
             self.log.release();
         }
+        self.runs.ended(&self.log, refused);
     }
 }
 
@@ -445,7 +447,8 @@ impl Drop for Writer {
     fn drop(&mut self) {
         if self.log.inner().finished.is_none() {
             let error = ApiError::internal("run_lost", "The run ended and no word of it came.");
-            self.finish(None, Ending::Failed(error), crate::frontend::way::now_ms());
+            // Something may have run.
+            self.finish(None, Ending::Failed(error), crate::frontend::way::now_ms(), false);
             self.runs.disown(self.about().run);
         }
     }

@@ -255,14 +255,75 @@ async fn all_together_have_a_bound_and_who_holds_most_gives_way() {
     assert_eq!(joined(&runs, &quiet), Some(RunId([1; 16])));
     assert_eq!(joined(&runs, &loud[0]), None);
     assert_eq!(joined(&runs, loud.last().expect("some")), Some(RunId([60; 16])));
-    // So many runs are known after their end, and no more.
-    for run in 0..=TENANT_ENDED_MAX {
-        let about = About { run: RunId((run as u128).to_be_bytes()), ..about(1) };
-        let (writer, _reader) = begun(&runs, &asked(3, &[], &run.to_string()), about);
-        writer.end(None, Ending::Failed(ApiError::draining()), 0);
+}
+
+/// Requests of this tenant that end at once, each of a number from this one on: refused, or after an agent ran.
+fn end_many(runs: &Arc<Runs>, tenant: u32, from: u32, many: usize, refused: bool) {
+    for number in from..from + u32::try_from(many).expect("few") {
+        let of_tenant = |head: &[(&'static str, &str)]| {
+            let mut asked = asked(0, head, &number.to_string());
+            asked.tenant[..4].copy_from_slice(&tenant.to_be_bytes());
+            asked
+        };
+        let mut run = [0; 16];
+        run[..8].copy_from_slice(&[tenant.to_be_bytes(), number.to_be_bytes()].concat());
+        let key = number.to_string();
+        let (writer, _reader) =
+            begun(runs, &of_tenant(&[("idempotency-key", &key)]), About { run: RunId(run), ..about(1) });
+        match refused {
+            true => writer.end(None, Ending::Failed(ApiError::draining()), 0),
+            false => writer.end(Some(answer(1)), done(), 0),
+        }
     }
-    assert_eq!(runs.of(&TenantKey([3; 32])).len(), TENANT_ENDED_MAX + 1);
+}
+
+#[tokio::test]
+async fn r08_no_ones_burst_makes_anothers_name_for_a_request_forgotten() {
+    let runs = Arc::new(Runs::default());
+    let key = &[("idempotency-key", "quiet")];
+    let (writer, reader) = begun(&runs, &asked(1, key, "a"), about(1));
+    writer.end(Some(answer(1)), done(), 0);
+    drop(reader);
+    let known = |tenant: u32| {
+        let mut key = [0; 32];
+        key[..4].copy_from_slice(&tenant.to_be_bytes());
+        runs.of(&TenantKey(key)).len()
+    };
+    // One tenant's refusals; of many tenants, who each have fewer than one may; the same of runs.
+    end_many(&runs, 7, 0, ENDED_MAX + 1, true);
+    assert_eq!(known(7), TENANT_REFUSED_MAX);
+    end_many(&runs, 7, 100_000, 2 * TENANT_ENDED_MAX, false);
+    assert_eq!(known(7), TENANT_REFUSED_MAX + TENANT_ENDED_MAX);
+    for (refused, from, all) in [(true, 0, REFUSED_MAX), (false, 100_000, ENDED_MAX)] {
+        for tenant in 1000..1001 + u32::try_from(all / TENANT_REFUSED_MAX).expect("few") {
+            end_many(&runs, tenant, from, TENANT_REFUSED_MAX, refused);
+        }
+    }
     runs.tidy(Instant::now());
-    assert_eq!(runs.of(&TenantKey([3; 32])).len(), TENANT_ENDED_MAX);
-    assert!(runs.of(&TenantKey([3; 32])).iter().all(|log| log.stage() == Stage::Ended));
+    // Who had most has given way, and the quiet one's retry still finds its run.
+    assert!(known(7) < TENANT_REFUSED_MAX + TENANT_ENDED_MAX, "{}", known(7));
+    assert_eq!(joined(&runs, &asked(1, key, "a")), Some(RunId([1; 16])));
+    let state = runs.state();
+    assert_eq!((state.ended.all, state.refused.all), (ENDED_MAX, REFUSED_MAX));
+    assert_eq!(state.runs.len(), ENDED_MAX + REFUSED_MAX);
+    drop(state);
+    // Of one's own, what nobody may come back for goes first: an unnamed run's answer, which was not kept.
+    let runs = Arc::new(Runs::default());
+    let (writer, reader) = begun(&runs, &asked(1, key, "a"), about(1));
+    writer.end(Some(answer(1)), done(), 0);
+    drop(reader);
+    for number in 0..2 * TENANT_ENDED_MAX {
+        let about = About { run: RunId((number as u128).to_be_bytes()), ..about(1) };
+        let (writer, reader) = begun(&runs, &asked(1, &[], &number.to_string()), about);
+        drop(reader);
+        writer.end(Some(answer(1)), done(), 0);
+    }
+    assert_eq!(runs.of(&TenantKey([1; 32])).len(), TENANT_ENDED_MAX);
+    assert!(runs.of(&TenantKey([1; 32])).iter().all(|log| log.stage() == Stage::Ended));
+    assert_eq!(joined(&runs, &asked(1, key, "a")), Some(RunId([1; 16])));
+    // After their time, nothing is left of any.
+    runs.tidy(Instant::now() + KEPT + MOMENT);
+    let state = runs.state();
+    assert!(state.runs.is_empty() && state.ended.tenants.is_empty() && state.refused.tenants.is_empty());
+    assert_eq!((state.ended.all, state.refused.all), (0, 0));
 }

@@ -331,7 +331,7 @@ bodies! {
         run: RunId,
         /// Why.
         reason: Refusal,
-        /// The number of the cage's step, 0 where that does not apply.
+        /// The number of the cage's step, 0 where that does not apply; Vouched's seconds for UpstreamUnavailable.
         step: u8,
         /// The kernel's word, 0 where that does not apply; an HTTP status for UpstreamUnavailable.
         errno: u16,
@@ -366,6 +366,8 @@ bodies! {
         accepted: bool,
         /// The HTTP status that it is judged by; 0 = no answer.
         status: u16,
+        /// Seconds that the upstream asks to be left alone, 255 at most; 0 = it does not say.
+        after: u8,
     }
 
     /// What went through an egress. Counted there, not in the cage.

@@ -66,7 +66,7 @@ fn every_message() -> Vec<Message> {
             peer_uid: 12,
             tenant: [9; 16],
         }),
-        Message::Vouched(Vouched { run: RUN, accepted: true, status: 200 }),
+        Message::Vouched(Vouched { run: RUN, accepted: true, status: 200, after: 0 }),
         Message::Counted(TOTALS),
         Message::Denied(Denied { run: RUN, what: Denial::Path }),
         Message::Revoke(Empty {}),

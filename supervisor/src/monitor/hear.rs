@@ -264,7 +264,7 @@ impl Monitor {
                         end(run);
                     }
                     (false, status) => {
-                        run.refuse(Refusal::UpstreamUnavailable, 0, status);
+                        run.refuse(Refusal::UpstreamUnavailable, vouched.after, status);
                         end(run);
                     }
                 }
