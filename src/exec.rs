@@ -184,7 +184,7 @@ pub fn status(exit: &Exit) -> Result<u8, String> {
         // The command went on to an end of its own after a fork was refused.
         Reason::Tasks if exit.signal == 0 => Ok(exit.code),
         // The kernel's way to end a process that is out of memory is SIGKILL; so is ours for other limits.
-        Reason::Oom | Reason::Tasks | Reason::Output | Reason::Disk => {
+        Reason::Oom | Reason::Tasks | Reason::Output | Reason::Disk | Reason::Locks => {
             Ok(STATUS_SIGNAL + Signal::SIGKILL as u8)
         }
         Reason::Cancelled => Err("the run was cancelled".into()),
@@ -383,6 +383,7 @@ mod tests {
             (ended(Reason::Tasks, 0, 9), Some(137)),
             (ended(Reason::Output, 0, 9), Some(137)),
             (ended(Reason::Disk, 0, 9), Some(137)),
+            (ended(Reason::Locks, 0, 9), Some(137)),
             (ended(Reason::Cancelled, 0, 9), None),
             (ended(Reason::Finished, 0, 9), None),
             (ended(Reason::EgressDied, 0, 9), None),

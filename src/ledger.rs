@@ -93,6 +93,7 @@ pub fn hit(exit: &Exit) -> Vec<&'static str> {
         ("output", ended(Reason::Output)),
         ("disk", ended(Reason::Disk)),
         ("idle", ended(Reason::Idle)),
+        ("locks", ended(Reason::Locks)),
     ];
     rows.into_iter().filter(|(_, hit)| *hit).map(|(name, _)| name).collect()
 }

@@ -438,13 +438,111 @@ fn t26_only_plain_sockets_can_be_made() {
     let rows: Vec<Row<'_>> = rows.iter().map(|(it, free, caged)| (it.as_str(), *free, *caged)).collect();
     check(&rows);
     check(&[
-        ("ulp 6", "*", "EPERM"),
-        ("ulp 0x100000006", "*", "EPERM"),
+        ("ulp 6", "*", "ENOPROTOOPT"),
+        ("ulp 0x100000006", "*", "ENOPROTOOPT"),
         ("call shmget 0 4096 0x3b6", "ok", "ENOSYS"),
         ("call semget 0 1 0x3b6", "ok", "ENOSYS"),
         ("call msgget 0 0x3b6", "ok", "ENOSYS"),
         ("call mq_open @x 0 0 0", "*", "ENOSYS"),
     ]);
+}
+
+#[test]
+fn b13_options_of_sockets_with_a_record_of_escalation_are_those_of_a_kernel_without() {
+    let rows = [
+        // ESP in UDP, as IKE daemons have it; also with bits that the kernel ignores.
+        ("udp 17 100 2", "ok"),
+        ("udp 0x100000011 100 2", "ok"),
+        ("udp6 17 100 2", "ok"),
+        // Upper layers of TCP, signed segments; zero copies.
+        ("tcp 6 31", "*"),
+        ("tcp 6 14", "*"),
+        ("tcp 6 32", "*"),
+        ("tcp 6 38", "-"),
+        ("tcp 1 60", "ok"),
+        // Packet programs.
+        ("udp 1 26", "*"),
+        ("udp 1 50", "*"),
+        ("udp 1 51", "*"),
+        ("udp 1 52", "*"),
+        // Options and headers of packets.
+        ("udp 0 4", "*"),
+        ("udp6 41 1", "*"),
+        ("udp6 41 57", "*"),
+        // Levels that nobody needs: raw sockets', kernel TLS', MPTCP's.
+        ("udp 255 1", "-"),
+        ("tcp 282 1", "-"),
+        ("tcp 284 1", "-"),
+    ];
+    let rows = rows.map(|(words, free)| (format!("option {words}"), free, "ENOPROTOOPT"));
+    // What servers and clients set.
+    let plain = [
+        "tcp 1 2",
+        "tcp 1 9",
+        "tcp 1 15",
+        "tcp 6 1",
+        "tcp 6 18",
+        "udp 0 8",
+        "udp6 41 26",
+        "udp 17 104",
+        "udp 17 103",
+    ];
+    let plain = plain.map(|words| (format!("option {words}"), "ok", "ok"));
+    let rows: Vec<_> = rows.into_iter().chain(plain).collect();
+    let mut rows: Vec<Row<'_>> = rows.iter().map(|(it, free, caged)| (it.as_str(), *free, *caged)).collect();
+    rows.extend([
+        // These ask for a capability: netfilter's, repair, IPsec, headers of packets.
+        ("option udp 0 64", "-", "EPERM"),
+        ("option tcp 6 19", "ok", "EPERM"),
+        ("option udp 0 17", "*", "EPERM"),
+        ("option udp6 41 54", "*", "EPERM"),
+        ("option udp6 41 59", "*", "EPERM"),
+        ("out-of-band sendto", "ok", "EOPNOTSUPP"),
+        ("out-of-band sendmsg", "ok", "EOPNOTSUPP"),
+        ("out-of-band sendmmsg", "ok", "EOPNOTSUPP"),
+    ]);
+    check(&rows);
+}
+
+#[test]
+fn b01_what_the_kernel_counts_for_nobody_cannot_be_made() {
+    // Where the control may have one of that length: a disk's are shorter, a tmpfs keeps them in memory.
+    let listed = PathBuf::from(format!("/dev/shm/gaoler-listed-{}", std::process::id()));
+    let list = format!("access-list {} 7800", listed.display());
+    let uncounted = [
+        // Locks that belong to no process, and leases.
+        ("fcntl {W}/a 37 lock", "ok", "EINVAL"),
+        ("fcntl {W}/a 38 lock", "ok", "EINVAL"),
+        ("fcntl {W}/a 0x100000025 lock", "ok", "EINVAL"),
+        ("fcntl {W}/a 1024 1", "ok", "EINVAL"),
+        ("fcntl {W}/a 1040 0", "-", "EINVAL"),
+        ("fcntl {W}/a 9999 0", "-", "EINVAL"),
+        // POSIX locks, and asking for either kind, are there; so is flock.
+        ("fcntl {W}/a 6 lock", "ok", "ok"),
+        ("fcntl {W}/a 7 lock", "ok", "ok"),
+        ("fcntl {W}/a 36 lock", "ok", "ok"),
+        ("lock {W}/a", "ok", "ok"),
+        ("fcntl {W}/a 1030 3", "ok", "ok"),
+        // A table of descriptors that outlives who took a lock in it.
+        ("clone-files", "ok", "EPERM"),
+        // Access lists: 61 KiB for each file.
+        (list.as_str(), "ok", "E2BIG"),
+        ("access-list {W}/b 20", "ok", "ok"),
+        ("setxattr {W}/b user.x", "ok", "ok"),
+        // What mbind says of parts of shared files.
+        ("call mbind 0 0 0 0 0 0", "*", "ENOSYS"),
+        ("call set_mempolicy 0 0 0", "*", "ENOSYS"),
+        // Huge pages; without a reservation of them these succeed wherever the kernel knows them.
+        ("call mmap 0 0x200000 3 0x44022 -1 0", "ok", "ENOMEM"),
+        ("call memfd_create @x 4", "ok", "EINVAL"),
+        ("call memfd_create @x 0x78000004", "*", "EINVAL"),
+        ("call memfd_create @x 1", "ok", "ok"),
+        // Pages joined with those of others.
+        ("call madvise 0 0 12", "ok", "EINVAL"),
+    ];
+    let tried = std::panic::catch_unwind(|| check(&uncounted));
+    let _ = fs::remove_file(&listed);
+    assert!(tried.is_ok());
 }
 
 #[test]
@@ -645,9 +743,151 @@ fn caged_uids(gaoler: u32) -> Vec<u32> {
 #[test]
 fn t32_what_others_open_cannot_be_watched() {
     let canary = Canary::at(PathBuf::from(format!("/usr/share/gaoler-watched-{}", std::process::id())));
-    let rows: &[Row<'_>] = &[("watch /usr/share up", "*", "ENOSYS"), ("notify /usr/share", "ok", "EPERM")];
+    let rows: &[Row<'_>] = &[("watch /usr/share up", "*", "ENOSYS"), ("notify /usr/share", "ok", "EINVAL")];
     assert!(canary.is_unhurt());
     check(rows);
+}
+
+#[test]
+fn b07_no_call_tells_whether_a_page_of_usr_is_in_memory_or_drops_it() {
+    let path = PathBuf::from(format!("/usr/share/gaoler-pages-{}", std::process::id()));
+    let canary = Canary::at(path.clone());
+    fs::write(&path, vec![b'x'; 64 * 4096]).expect("64 pages");
+    fs::File::open(&path).and_then(|file| file.sync_all()).expect("on the disk");
+    // As all of /usr: nobody but root may write it.
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).expect("a mode");
+    let path = canary.path();
+    // Dropped from outside, so that none is there; and the control says so.
+    let dropped =
+        || assert_eq!(outside(&[&format!("drop {path}"), &format!("resident {path}")])[1], "ok 0/64");
+    dropped();
+    let state = state();
+    let attempts = [format!("resident {path}")];
+    let attempts: Vec<&str> = attempts.iter().map(String::as_str).collect();
+    // Of a file that one cannot write, the kernel says the same in any case.
+    assert_eq!(inside(state.path(), &[], &attempts), ["ok 64/64"]);
+    dropped();
+    let rows = [
+        (format!("preadv2 {path} 8"), "EAGAIN", "EOPNOTSUPP"),
+        (format!("preadv2 {path} 0x80"), "-", "EOPNOTSUPP"),
+        (format!("preadv2 {path} 0x100000008"), "*", "EOPNOTSUPP"),
+        (format!("preadv2 {path} 0x4000"), "-", "EOPNOTSUPP"),
+        (format!("preadv2 {path} 0"), "ok", "ok"),
+        // Once it is there, the same call says that.
+        (format!("preadv2 {path} 8"), "ok", "EOPNOTSUPP"),
+        (format!("drop {path}"), "ok", "EINVAL"),
+        ("pwritev2 {W}/a 0x80".into(), "-", "EOPNOTSUPP"),
+        ("pwritev2 {W}/a 8".into(), "-", "EOPNOTSUPP"),
+        ("pwritev2 {W}/a 0x10".into(), "ok", "ok"),
+        // cachestat, whatever the machine's number of it is: both have this one.
+        ("call 451 0 @@ @@ 0".into(), "*", "ENOSYS"),
+        // Pages pushed out, joined into huge ones, poisoned.
+        ("call madvise 0 0 20".into(), "ok", "EINVAL"),
+        ("call madvise 0 0 21".into(), "ok", "EINVAL"),
+        ("call madvise 0 0 25".into(), "-", "EINVAL"),
+        ("call madvise 0 0 100".into(), "-", "EINVAL"),
+        ("call madvise 0 0 101".into(), "-", "EINVAL"),
+        ("call madvise 0 0 4".into(), "ok", "ok"),
+        ("call madvise 0 0 8".into(), "ok", "ok"),
+        ("call madvise 0 0 22".into(), "ok", "ok"),
+    ];
+    let rows: Vec<Row<'_>> = rows.iter().map(|(it, free, caged)| (it.as_str(), *free, *caged)).collect();
+    check_on(state.path(), &[], &rows);
+    // What is there stays there, whatever a cage says of it.
+    let there = || outside(&[&format!("resident {path}")]).concat();
+    assert_eq!(outside(&[&format!("preadv2 {path} 0")]), ["ok"]);
+    let before = there();
+    assert_ne!(before, "ok 0/64");
+    assert_eq!(inside(state.path(), &[], &[&format!("drop {path}")]), ["EINVAL"]);
+    assert_eq!(there(), before);
+}
+
+#[test]
+fn b06_no_lock_of_anybody_can_be_seen_in_a_cage() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let held = fs::File::create(folder.path().join("held")).expect("a file");
+    // Of the kind that belongs to no process, which every process namespace shows.
+    let lock = nix::libc::flock {
+        l_type: nix::libc::F_WRLCK as i16,
+        l_whence: 0,
+        l_start: 424_242,
+        l_len: 1,
+        l_pid: 0,
+    };
+    nix::fcntl::fcntl(&held, nix::fcntl::FcntlArg::F_OFD_SETLK(&lock)).expect("locked");
+    let list = fs::read_to_string("/proc/locks").expect("the host's locks");
+    assert!(list.contains(" 424242 424242"), "the control: {list}");
+    let state = state();
+    for (level, said) in [("paranoid", "ENOENT"), ("balanced", "ok"), ("developer", "ok")] {
+        assert_eq!(inside(state.path(), &["--level", level], &["read /proc/locks"]), [said], "{level}");
+    }
+}
+
+#[test]
+fn b06_what_counts_the_whole_machines_network_is_shut() {
+    let rows: Vec<(String, &str, &str)> = ["softnet_stat", "sockstat", "sockstat6", "protocols"]
+        .map(|name| (format!("read /proc/self/net/{name}"), "ok", "EACCES"))
+        .into_iter()
+        .chain(["dev", "tcp", "unix"].map(|name| (format!("read /proc/self/net/{name}"), "ok", "ok")))
+        .collect();
+    let rows: Vec<Row<'_>> = rows.iter().map(|(it, free, caged)| (it.as_str(), *free, *caged)).collect();
+    let state = state();
+    for level in ["paranoid", "balanced", "developer"] {
+        check_on(state.path(), &["--level", level], &rows);
+    }
+    assert_eq!(inside(state.path(), &[], &["chmod 444 /proc/self/net/sockstat"]), ["EPERM"]);
+}
+
+#[test]
+fn b06_every_file_of_proc_that_a_cage_can_open_has_its_row_and_its_reason() {
+    let table: toml::Table = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/policies/seen.toml"))
+        .expect("the table")
+        .parse()
+        .expect("TOML");
+    let rows: Vec<(&str, &str)> = table["seen"]
+        .as_array()
+        .expect("rows")
+        .iter()
+        .flat_map(|row| {
+            let levels = row["levels"].as_str().expect("levels");
+            assert!(["every", "counters"].contains(&levels), "{row}");
+            assert!(["own", "settings", "machine"].contains(&row["tells"].as_str().expect("tells")), "{row}");
+            row["paths"]
+                .as_array()
+                .expect("paths")
+                .iter()
+                .map(move |path| (path.as_str().expect("text"), levels))
+        })
+        .collect();
+    let fits = |pattern: &str, path: &str| {
+        let (mut names, mut parts) = (path.split('/'), pattern.split('/'));
+        loop {
+            match (parts.next(), names.next()) {
+                (Some("**"), Some(_)) | (None, None) => return true,
+                (Some("*"), Some(_)) => {}
+                (Some(part), Some(name)) if part == name => {}
+                _ => return false,
+            }
+        }
+    };
+    // A shell opens what it lists, and reads nothing: the log of the kernel would wait.
+    let script = "cd /proc; find . -maxdepth 1 ! -name . ! -name '[0-9]*' ! -name self ! -name thread-self -print0 | \
+                  xargs -0 -I{} find {} -type f -print > /tmp/list; find self/ -path self/task -prune -o -type f -print >> /tmp/list; \
+                  while read -r f; do { : < \"$f\"; } 2> /dev/null && echo \"${f#./}\"; done < /tmp/list; true";
+    let state = state();
+    for level in ["paranoid", "balanced", "developer"] {
+        let output = run(state.path(), &["--level", level, "--", "bash", "-c", script]);
+        let said = text(&output.stdout);
+        let known = |path: &str| {
+            let row = rows.iter().find(|(pattern, _)| fits(pattern, path));
+            row.is_some_and(|(_, levels)| *levels == "every" || level != "paranoid")
+        };
+        let unknown: Vec<&str> =
+            said.lines().map(|path| path.trim_start_matches("self//")).filter(|path| !known(path)).collect();
+        assert!(said.contains("self/status"), "{level}: {output:?}");
+        assert_eq!(said.contains("meminfo"), level != "paranoid", "{level}: {output:?}");
+        assert_eq!(unknown, Vec::<&str>::new(), "{level}: neither covered nor in policies/seen.toml");
+    }
 }
 
 // ---- too much -------------------------------------------------------------------------------------------
@@ -665,6 +905,48 @@ fn t33_a_fork_bomb_is_bounded_and_counted() {
     assert_eq!(output.status.code(), Some(124), "{report}");
     assert!(report["peaks"]["tasks"].as_u64() <= report["limits"]["tasks"].as_u64(), "{report}");
     assert_eq!(report["exit"]["quarantined"], false, "{report}");
+}
+
+/// How many locks the host lists.
+fn locks() -> usize {
+    fs::read_to_string("/proc/locks").expect("the host's locks").lines().count()
+}
+
+#[test]
+fn b01_a_run_with_too_many_locks_is_ended_and_named_and_its_neighbour_is_not() {
+    let state = state();
+    let script = "echo up; cat > /dev/null; echo alive";
+    let mut neighbour = exec(state.path(), &["--", "sh", "-c", script]);
+    let mut neighbour = neighbour.stdin(Stdio::piped()).spawn().expect("gaoler");
+    neighbour.stdout.as_mut().expect("a pipe").read_exact(&mut [0; 3]).expect("up");
+    let before = locks();
+    // The control: outside nobody minds, and each is one line of the host's list.
+    let mut control = std::process::Command::new(probe::probe());
+    let control =
+        std::os::unix::process::CommandExt::process_group(&mut control, 0).arg("locks posix 1 5000");
+    let mut control = control.stdout(Stdio::null()).spawn().expect("the probe");
+    until("5,000 locks outside", || locks() >= before + 5_000);
+    let group = nix::unistd::Pid::from_raw(control.id().cast_signed());
+    nix::sys::signal::killpg(group, nix::sys::signal::Signal::SIGKILL).expect("killed");
+    let _ = control.wait();
+    // As few as programs have: the watchdog has looked several times by then.
+    let (output, report) = probed(state.path(), &["--timeout", "60"], &["locks posix 4 200"]);
+    assert!(text(&output.stdout).contains("ok 800"), "{output:?}");
+    assert_eq!((&report["exit"]["reason"], &report["hit"]), (&"exited".into(), &serde_json::json!([])));
+    // Many of one process, of many processes with few each, and of the other kind.
+    for bomb in ["locks posix 1 60000", "locks posix 20 200", "locks flock 1 3000"] {
+        let (output, report) = probed(state.path(), &["--timeout", "60"], &[bomb]);
+        assert_eq!(output.status.code(), Some(137), "{bomb}: {report}");
+        assert_eq!(report["exit"]["reason"], "locks", "{bomb}: {report}");
+        assert_eq!(report["hit"], serde_json::json!(["locks"]), "{bomb}: {report}");
+        assert_eq!(report["exit"]["quarantined"], false, "{bomb}: {report}");
+    }
+    assert!(neighbour.try_wait().expect("a child").is_none(), "the neighbour was ended");
+    drop(neighbour.stdin.take());
+    let mut said = String::new();
+    neighbour.stdout.take().expect("a pipe").read_to_string(&mut said).expect("text");
+    assert_eq!(said, "alive\n");
+    assert!(neighbour.wait().expect("an end").success());
 }
 
 #[test]

@@ -195,7 +195,8 @@ async fn d02_every_kind_of_answer_is_one_that_the_document_describes() {
         "err529",
         "ratelimit_rejected",
     ];
-    let reasons = [Reason::Oom, Reason::Wall, Reason::Idle, Reason::Tasks, Reason::Output, Reason::Disk];
+    let reasons =
+        [Reason::Oom, Reason::Wall, Reason::Idle, Reason::Tasks, Reason::Output, Reason::Disk, Reason::Locks];
     let mut scripts: Vec<Script> = names.iter().map(|name| plays(name)).collect();
     scripts.extend(Refusal::ALL.iter().map(|&reason| Script::Refuse(reason, 0)));
     scripts.extend(reasons.map(|reason| Script::Play(Play { reason, ..Play::of("").until(Until::Now) })));

@@ -234,6 +234,11 @@ fn action(word: &str) -> Result<Action, PolicyError> {
         "EPERM" => Ok(Action::Errno(libc::EPERM as u16)),
         "EACCES" => Ok(Action::Errno(libc::EACCES as u16)),
         "EAFNOSUPPORT" => Ok(Action::Errno(libc::EAFNOSUPPORT as u16)),
+        "EINVAL" => Ok(Action::Errno(libc::EINVAL as u16)),
+        "ENOMEM" => Ok(Action::Errno(libc::ENOMEM as u16)),
+        "E2BIG" => Ok(Action::Errno(libc::E2BIG as u16)),
+        "EOPNOTSUPP" => Ok(Action::Errno(libc::EOPNOTSUPP as u16)),
+        "ENOPROTOOPT" => Ok(Action::Errno(libc::ENOPROTOOPT as u16)),
         other => Err(PolicyError::Unknown(other.to_string())),
     }
 }

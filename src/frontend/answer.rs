@@ -534,6 +534,9 @@ pub fn exit_error(exit: Option<&Exit>) -> ApiError {
         Some(Reason::Disk) => {
             ApiError::internal("disk_limit", "The workspace is larger than it may be.").final_word()
         }
+        Some(Reason::Locks) => {
+            ApiError::internal("lock_limit", "The run held more locks on files than it may.").final_word()
+        }
         Some(Reason::EgressDied) => {
             ApiError::internal("egress_died", "The run's way to the upstream API broke down.")
         }

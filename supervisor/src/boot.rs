@@ -285,6 +285,7 @@ pub fn run(mode: Mode, inside: bool) -> Result<u8, Fault> {
         heard: None,
         said: 0,
         pool: Pool::default(),
+        locks: None,
         next_look: std::time::Instant::now(),
         far_over: std::collections::BTreeMap::new(),
         measured: std::collections::BTreeMap::new(),

@@ -261,6 +261,12 @@ impl Leaf {
         self.folders.iter().all(|group| read_at(group.as_fd(), file).is_ok_and(|text| text.is_empty()))
     }
 
+    /// The processes in it.
+    pub fn processes(&self) -> Vec<i32> {
+        let list = self.folders.first().and_then(|group| read_at(group.as_fd(), "cgroup.procs").ok());
+        list.unwrap_or_default().lines().filter_map(|pid| pid.parse().ok()).collect()
+    }
+
     /// Kills whatever is in it. pid 1's end does so too; this is for what a dead instance left.
     pub fn kill(&self) {
         self.folders.iter().for_each(|group| kill(group.as_fd()));

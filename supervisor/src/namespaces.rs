@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use gaoler_sys::clone::{Side, fork};
 use nix::fcntl::{OFlag, openat};
 use nix::sched::{CloneFlags, setns, unshare};
-use nix::sys::stat::Mode;
+use nix::sys::stat::{FchmodatFlags, Mode, fchmodat};
 
 use crate::fault::{Doing, Fault};
 
@@ -49,6 +49,17 @@ fn until_its_end(ends: OwnedFd) -> ! {
     gaoler_sys::process::exit(0)
 }
 
+/// What a network namespace shows of the whole machine's network: packets taken by each CPU, memory of all sockets.
+const EVERYBODYS: [&str; 4] = ["softnet_stat", "sockstat", "sockstat6", "protocols"];
+
+/// Shuts them in the own network namespace; a host that refuses has none of its own, and shows what its plan says.
+fn shut(proc_fd: BorrowedFd<'_>) {
+    for name in EVERYBODYS {
+        let path = format!("thread-self/net/{name}");
+        let _ = fchmodat(proc_fd, path.as_str(), Mode::empty(), FchmodatFlags::FollowSymlink);
+    }
+}
+
 /// A network namespace with loopback up. Made by leaving our own for a moment: the supervisor has one thread.
 /// An ordinary user could not come back, and has a child make it.
 ///
@@ -66,6 +77,7 @@ pub fn network(proc_fd: BorrowedFd<'_>, inside: bool) -> Result<OwnedFd, Fault> 
         let child = match fork(libc::CLONE_NEWNET, None).doing("make a network namespace")? {
             Side::Child => {
                 let up = gaoler_sys::process::loopback_up().is_ok();
+                shut(proc_fd);
                 let _ = nix::unistd::write(&told, &[u8::from(up)]);
                 until_its_end(ends)
             }
@@ -86,6 +98,7 @@ pub fn network(proc_fd: BorrowedFd<'_>, inside: bool) -> Result<OwnedFd, Fault> 
     let home = open("self")?;
     unshare(CloneFlags::CLONE_NEWNET).doing("make a network namespace")?;
     let made = gaoler_sys::process::loopback_up().doing("bring loopback up").and_then(|()| open("self"));
+    shut(proc_fd);
     // To stay in a cage's network would be worse than to stop.
     setns(home.as_fd(), CloneFlags::CLONE_NEWNET).doing("return to the own network namespace")?;
     made

@@ -27,6 +27,8 @@ pub const CLI: &str = "/opt/claude/claude";
 /// A file that the file permissions let everybody read and that no Landlock rule covers: what a cage's
 /// self-test must fail to open.
 pub const PROBE: &str = "/.probe";
+/// An empty file, to cover others with.
+pub const EMPTY: &str = "/etc/empty";
 /// The uid and gid of everything inside a cage.
 pub const INSIDE: u32 = 1000;
 
@@ -136,6 +138,7 @@ fn etc(folder: &Path, level: &LevelPolicy) -> Result<(), Fault> {
         ("hostname", b"cage\n"),
         ("nsswitch.conf", b"passwd: files\ngroup: files\nhosts: files\n"),
         ("resolv.conf", b""),
+        ("empty", b""),
         ("gitconfig", b"[safe]\n\tdirectory = /workspace\n"),
         ("claude-code/managed-settings.json", level.managed_settings.as_bytes()),
     ] {

@@ -171,6 +171,8 @@ names! {
         Disk = 12, "disk";
         /// No output for too long; its reader said so on the lease with [`LEASE_IDLE`].
         Idle = 13, "idle";
+        /// More locks on files than a run may have.
+        Locks = 14, "locks";
     }
 }
 

@@ -14,6 +14,7 @@ use std::path::Path;
 
 use gaoler_protocol::{OPTIONS_BYTES_MAX, Rules, Section, sections};
 use gaoler_sys::{memfd, mount as mounts, process};
+use nix::errno::Errno;
 use nix::fcntl::{OFlag, openat};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, setns, unshare};
@@ -23,7 +24,7 @@ use nix::unistd::{Gid, Uid};
 use super::word::{Step, Word, say};
 use super::{Blueprint, Command, Common, Ends, init, worker};
 use crate::plan::{Ids, Root};
-use crate::template::INSIDE;
+use crate::template::{self, INSIDE};
 use crate::uids::{become_ids, become_uid};
 
 /// The proxy's port, where the network is the cage's own.
@@ -152,8 +153,19 @@ fn proc(common: &Common) -> nix::Result<Option<OwnedFd>> {
         common.plan.ahead.then(|| nix::fcntl::open("/proc/sys/user", flags, Mode::empty())).transpose()?;
     if subset {
         proc(common.proc_options)?;
+    } else {
+        cover(Path::new("/proc/locks"))?;
     }
     Ok(bounds)
+}
+
+/// Puts an empty file over one of the cage's own /proc, where there is one: the host's locks are everybody's.
+fn cover(path: &Path) -> nix::Result<()> {
+    let none: Option<&str> = None;
+    match mount(Some(template::EMPTY), path, none, MsFlags::MS_BIND, none) {
+        Err(Errno::ENOENT) => Ok(()),
+        covered => covered,
+    }
 }
 
 /// The workspace and the session's folder.

@@ -21,7 +21,7 @@ use crate::plan::Root;
 use crate::run::{Phase, Run, violation};
 
 /// Where a cage may have mounts beside the visible places of the host.
-const MOUNTS: [&str; 9] = [
+const MOUNTS: [&str; 10] = [
     "/",
     crate::template::CLI,
     "/tmp",
@@ -30,6 +30,7 @@ const MOUNTS: [&str; 9] = [
     "/home/agent/.claude/projects/-workspace",
     "/run/gaoler",
     "/proc",
+    "/proc/locks",
     "/workspace",
 ];
 

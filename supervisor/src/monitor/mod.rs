@@ -4,6 +4,7 @@
 mod begin;
 mod end;
 mod hear;
+mod locks;
 mod peer;
 mod watchdog;
 
@@ -106,6 +107,8 @@ pub struct Monitor {
     pub said: u64,
     /// Sets ready for runs.
     pub pool: Pool,
+    /// Who looks at locks.
+    pub locks: Option<locks::Look>,
     /// When the watchdog looks again.
     pub next_look: Instant,
     /// How often a run of these tenants was ended far over its bound of the disk, since they were last seen below.
@@ -310,6 +313,9 @@ impl Monitor {
             }
             return;
         }
+        if self.locks.as_ref().is_some_and(|look| look.child.pid == pid) {
+            return self.on_locks();
+        }
         let Some(run) = self.runs.iter().find(|run| run.children().contains(&Some(pid))) else {
             // Somebody whom the end of a cage has left to us.
             return;
@@ -331,8 +337,10 @@ impl Monitor {
             [&self.frontend, &self.upstream, &self.ledger].map(|it| it.as_ref().map(|it| it.child.pid));
         let exporter = self.exporter.as_ref().and_then(Exporter::process).map(|it| it.child.pid);
         let reload = self.reload.as_ref().and_then(|it| Some(it.child.as_ref()?.pid));
+        let locks = self.locks.as_ref().map(|look| look.child.pid);
         let runs = self.runs.iter().flat_map(Run::children);
-        let known: Vec<i32> = attended.into_iter().chain([exporter, reload]).chain(runs).flatten().collect();
+        let known: Vec<i32> =
+            attended.into_iter().chain([exporter, reload, locks]).chain(runs).flatten().collect();
         let mut nobody = true;
         for member in family::everybody(self.host.proc_fd.as_fd()) {
             if member.parent == own && !known.contains(&member.pid) {

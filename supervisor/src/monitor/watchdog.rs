@@ -69,6 +69,7 @@ impl Monitor {
             }
             self.runs.push(run);
         }
+        self.look_at_locks();
         self.next_look = Instant::now() + LOOK.max(now.elapsed() * 4);
     }
 

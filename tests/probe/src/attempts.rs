@@ -199,6 +199,32 @@ pub fn attempt(line: &str) -> Outcome {
             // SAFETY: flock takes two numbers.
             returned_by(unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) })
         }
+        ["fcntl", path, command, argument] => fcntl(path, command, argument),
+        ["clone-files"] => {
+            let flags = i64::from(libc::CLONE_FILES | libc::SIGCHLD);
+            // SAFETY: without CLONE_VM this is a fork, whose child does nothing.
+            let pid = Errno::result(unsafe { libc::syscall(libc::SYS_clone, flags, 0, 0, 0, 0) })?;
+            if pid == 0 {
+                // SAFETY: ends the process at once.
+                unsafe { libc::_exit(0) }
+            }
+            Ok(String::new())
+        }
+        ["access-list", path, entries] => access_list(path, entries.parse().map_err(|_| Errno::EINVAL)?),
+        ["preadv2", path, flags] => preadv2(path, value(flags).ok_or(Errno::EINVAL)?),
+        ["pwritev2", path, flags] => pwritev2(path, value(flags).ok_or(Errno::EINVAL)?),
+        ["drop", path] => {
+            let file = File::open(path).map_err(errno)?;
+            // SAFETY: posix_fadvise takes numbers, and says the errno itself.
+            match unsafe { libc::posix_fadvise(file.as_raw_fd(), 0, 0, libc::POSIX_FADV_DONTNEED) } {
+                0 => Ok(String::new()),
+                number => Err(Errno::from_raw(number)),
+            }
+        }
+        ["resident", path] => resident(path),
+        ["out-of-band", call] => out_of_band(call),
+        ["option", kind, level, name] => option(kind, level, name, "1"),
+        ["option", kind, level, name, to] => option(kind, level, name, to),
         // Too much.
         [bomb, ref rest @ ..] => bombs::go(bomb, rest),
         [] => Err(Errno::EINVAL),
@@ -345,4 +371,109 @@ fn watch(path: &str, ready: &str) -> Outcome {
     // SAFETY: `events` has 4096 bytes.
     let length = Errno::result(unsafe { libc::read(fd, events.as_mut_ptr().cast(), events.len()) })?;
     Ok(String::from_utf8_lossy(&events[..length as usize]).chars().filter(char::is_ascii_graphic).collect())
+}
+
+/// A command of fcntl on a file, made if it is not there; `lock` stands for a write lock of the first byte.
+fn fcntl(path: &str, command: &str, argument: &str) -> Outcome {
+    let file = File::options().read(true).write(true).create(true).truncate(false).open(path);
+    let file = file.map_err(errno)?;
+    // SAFETY: flock is made of numbers.
+    let mut lock: libc::flock = unsafe { std::mem::zeroed() };
+    (lock.l_type, lock.l_len) = (libc::F_WRLCK as i16, 1);
+    let argument = match argument {
+        "lock" => &raw const lock as i64,
+        number => value(number).ok_or(Errno::EINVAL)?,
+    };
+    call(&["fcntl", &file.as_raw_fd().to_string(), command, &argument.to_string()])
+}
+
+/// An access list of so many entries, all for this user.
+fn access_list(path: &str, entries: usize) -> Outcome {
+    File::options().write(true).create(true).truncate(false).open(path).map_err(errno)?;
+    // SAFETY: getuid only answers.
+    let own = unsafe { libc::getuid() };
+    let entry = |tag: u16, mode: u16, id: u32| {
+        [&tag.to_le_bytes()[..], &mode.to_le_bytes(), &id.to_le_bytes()].concat()
+    };
+    let mut body = 2u32.to_le_bytes().to_vec();
+    body.extend(entry(0x01, 6, u32::MAX));
+    (0..entries).for_each(|_| body.extend(entry(0x02, 6, own)));
+    for tag in [0x04, 0x10, 0x20] {
+        body.extend(entry(tag, 6, u32::MAX));
+    }
+    let path = CString::new(path).map_err(|_| Errno::EINVAL)?;
+    let name = c"system.posix_acl_access";
+    // SAFETY: both texts end with NUL, and `body` has as many bytes as it says.
+    returned_by(unsafe { libc::setxattr(path.as_ptr(), name.as_ptr(), body.as_ptr().cast(), body.len(), 0) })
+}
+
+fn preadv2(path: &str, flags: i64) -> Outcome {
+    let file = File::open(path).map_err(errno)?;
+    vectored(libc::SYS_preadv2, &file, flags)
+}
+
+fn pwritev2(path: &str, flags: i64) -> Outcome {
+    let file = File::options().write(true).create(true).truncate(false).open(path).map_err(errno)?;
+    vectored(libc::SYS_pwritev2, &file, flags)
+}
+
+fn vectored(number: i64, file: &File, flags: i64) -> Outcome {
+    let mut bytes = [0u8; 16];
+    let part = libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() };
+    // SAFETY: one valid vector of 16 bytes, at offset 0.
+    Errno::result(unsafe {
+        libc::syscall(number, file.as_raw_fd(), &raw const part, 1i64, 0i64, 0i64, flags)
+    })
+    .map(|_| String::new())
+}
+
+/// How many of a file's pages mincore calls resident, of how many.
+fn resident(path: &str) -> Outcome {
+    let file = File::open(path).map_err(errno)?;
+    let length = file.metadata().map_err(errno)?.len() as usize;
+    let mut seen = vec![0u8; length.div_ceil(4096)];
+    // SAFETY: a fresh mapping of the whole file, never read; `seen` has a byte a page.
+    unsafe {
+        let fd = file.as_raw_fd();
+        let at = libc::mmap(std::ptr::null_mut(), length, libc::PROT_READ, libc::MAP_SHARED, fd, 0);
+        if at == libc::MAP_FAILED {
+            return Err(Errno::last());
+        }
+        Errno::result(libc::mincore(at, length, seen.as_mut_ptr()))?;
+    }
+    Ok(format!("{}/{}", seen.iter().filter(|page| **page & 1 == 1).count(), seen.len()))
+}
+
+/// One byte out of band over a pair of unix sockets, by one of the calls that send.
+fn out_of_band(by: &str) -> Outcome {
+    let (a, _b) = UnixStream::pair().map_err(errno)?;
+    let part = libc::iovec { iov_base: c"x".as_ptr().cast_mut().cast(), iov_len: 1 };
+    // SAFETY: an empty header is one of zeros.
+    let mut header: libc::mmsghdr = unsafe { std::mem::zeroed() };
+    (header.msg_hdr.msg_iov, header.msg_hdr.msg_iovlen) = ((&raw const part).cast_mut(), 1);
+    let fd = a.as_raw_fd();
+    // SAFETY: one header with one vector of one byte.
+    Errno::result(unsafe {
+        match by {
+            "sendto" => libc::send(fd, part.iov_base, 1, libc::MSG_OOB) as i32,
+            "sendmsg" => libc::sendmsg(fd, &header.msg_hdr, libc::MSG_OOB) as i32,
+            "sendmmsg" => libc::sendmmsg(fd, &mut header, 1, libc::MSG_OOB),
+            _ => return Err(Errno::EINVAL),
+        }
+    })
+    .map(|_| String::new())
+}
+
+/// Sets an option of a fresh socket: `tcp`, `udp`, or the same with a 6.
+fn option(kind: &str, level: &str, name: &str, to: &str) -> Outcome {
+    let family = if kind.ends_with('6') { libc::AF_INET6 } else { libc::AF_INET };
+    let kind = if kind.starts_with("tcp") { libc::SOCK_STREAM } else { libc::SOCK_DGRAM };
+    let (level, name) = (value(level).ok_or(Errno::EINVAL)?, value(name).ok_or(Errno::EINVAL)?);
+    let to: i32 = to.parse().map_err(|_| Errno::EINVAL)?;
+    // SAFETY: socket takes numbers; the value has 4 bytes.
+    let result = unsafe {
+        let socket = libc::socket(family, kind, 0);
+        libc::syscall(libc::SYS_setsockopt, i64::from(socket), level, name, &raw const to, 4i64)
+    };
+    Errno::result(result).map(|_| String::new())
 }

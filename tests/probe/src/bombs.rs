@@ -50,6 +50,7 @@ pub fn go(bomb: &str, words: &[&str]) -> Outcome {
             }
             Ok(kept.len().to_string())
         }
+        ("locks", [kind, processes, each]) => locks(kind, number(processes)?, number(each)?),
         ("forks", [count]) => forks(number(count)?),
         ("orphans", [count]) => orphans(number(count)?),
         ("deep", [path, count]) => deep(path, number(count)?),
@@ -83,6 +84,40 @@ fn fill(path: &str, fd: i32, mib: usize) -> Outcome {
         file.write_all(&block).map_err(errno)?;
     }
     Ok(String::new())
+}
+
+/// So many locks of this kind (`posix` or `flock`) on a file of its own by each of so many processes, and then nothing more
+/// for as long as somebody may take to look: two seconds for few, and for ever for many.
+fn locks(kind: &str, processes: usize, each: usize) -> Outcome {
+    let (mut ready, readies) = std::io::pipe().map_err(errno)?;
+    for _ in 1..processes {
+        // SAFETY: one thread; the child goes on as its parent does.
+        if Errno::result(unsafe { libc::fork() })? == 0 {
+            break;
+        }
+    }
+    let path = format!("/tmp/locked-{}", std::process::id());
+    let mut kept = Vec::new();
+    // Downwards: upwards each would be looked for behind all before it.
+    for place in (0..each).rev() {
+        if kind == "flock" || kept.is_empty() {
+            kept.push(File::options().write(true).create(true).truncate(false).open(&path).map_err(errno)?);
+        }
+        // SAFETY: flock is made of numbers.
+        let mut lock: libc::flock = unsafe { std::mem::zeroed() };
+        (lock.l_type, lock.l_start, lock.l_len) = (libc::F_WRLCK as i16, 2 * place as i64, 1);
+        let fd = std::os::fd::AsRawFd::as_raw_fd(&kept[kept.len() - 1]);
+        // SAFETY: flock takes two numbers, and F_SETLK a valid lock.
+        Errno::result(match kind {
+            "flock" => unsafe { libc::flock(fd, libc::LOCK_SH | libc::LOCK_NB) },
+            _ => unsafe { libc::fcntl(fd, libc::F_SETLK, &lock) },
+        })?;
+    }
+    drop(readies);
+    // Until all have theirs.
+    let _ = std::io::Read::read(&mut ready, &mut [0]);
+    std::thread::sleep(std::time::Duration::from_secs(if processes * each > 1_000 { 60 } else { 2 }));
+    Ok((processes * each).to_string())
 }
 
 /// Children that stay, until the kernel refuses one; how many there were before that.
