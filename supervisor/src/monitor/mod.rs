@@ -5,6 +5,7 @@ mod begin;
 mod end;
 mod hear;
 mod peer;
+mod sockets;
 mod watchdog;
 
 use std::collections::BTreeMap;

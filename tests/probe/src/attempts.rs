@@ -15,7 +15,7 @@ use std::time::Duration;
 use nix::errno::Errno;
 
 use crate::calls::{call, int80, value};
-use crate::{Outcome, bombs};
+use crate::{Outcome, bombs, objects};
 
 /// Tries what the words say.
 pub fn attempt(line: &str) -> Outcome {
@@ -199,6 +199,8 @@ pub fn attempt(line: &str) -> Outcome {
             // SAFETY: flock takes two numbers.
             returned_by(unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) })
         }
+        // Objects of the kernel's.
+        ["hold", kind, count] => objects::hold(kind, count),
         // Too much.
         [bomb, ref rest @ ..] => bombs::go(bomb, rest),
         [] => Err(Errno::EINVAL),
