@@ -231,6 +231,10 @@ fn cgroup_fix(errno: Errno) -> String {
             "the group that gaoler starts in has other processes: Delegate=yes in its systemd unit, or start it alone in \
              a group of its own"
         }
+        Errno::ENODATA => {
+            "groups do not count all that a run takes: boot without cgroup.memory=nokmem or nosocket, and where the host has \
+             swap with swapaccount=1, or turn swap off (swapoff -a)"
+        }
         _ => {
             "no cgroup hierarchy with memory, pids and cpu is mounted: boot with systemd.unified_cgroup_hierarchy=1 \
              (and cgroup_enable=memory on a Raspberry Pi), or hand /sys/fs/cgroup to the container"
@@ -344,6 +348,7 @@ mod tests {
         check(&[(LandlockScopes, Absent, Errno::EOPNOTSUPP)], 4, "Linux 6.12");
         check(&[(CgroupCpu, Absent, Errno::EACCES)], 7, "Delegate=yes");
         check(&[(CgroupCpu, Absent, Errno::ENOENT)], 7, "unified_cgroup_hierarchy");
+        check(&[(CgroupMemory, Absent, Errno::ENODATA)], 7, "swapaccount=1");
         check(&[(Rlimits, Absent, Errno::from_raw(0))], 7, "gVisor");
         check(&[(Keyring, Absent, Errno::EDQUOT)], 7, "maxkeys");
         check(&[(Uid, Absent, Errno::ETIMEDOUT)], 7, "idle");

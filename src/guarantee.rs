@@ -128,11 +128,11 @@ impl Guarantee {
             ways: &[
                 full(
                     &[CgroupMemory, CgroupTasks, CgroupCpu, TmpfsSize, Rlimits],
-                    "a control group, sized file systems and rlimits; the disk by a watchdog",
+                    "a control group, sized file systems and rlimits; the disk and the number of sockets by a watchdog",
                 ),
                 part(
                     &[Rlimits],
-                    "rlimits and a watchdog, which sees a run that takes too much a quarter of a second later; CPU is shared by the kernel's choice",
+                    "rlimits and a watchdog, which sees a run that takes too much a quarter of a second later; CPU is shared by the kernel's choice, and what sockets and pipes hold is bounded by their number and size",
                 ),
             ],
         },

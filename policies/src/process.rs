@@ -239,6 +239,8 @@ fn action(word: &str) -> Result<Action, PolicyError> {
         "E2BIG" => Ok(Action::Errno(libc::E2BIG as u16)),
         "EOPNOTSUPP" => Ok(Action::Errno(libc::EOPNOTSUPP as u16)),
         "ENOPROTOOPT" => Ok(Action::Errno(libc::ENOPROTOOPT as u16)),
+        // The call is not made, and its caller is told that it was: for what the kernel takes as a wish.
+        "unheeded" => Ok(Action::Errno(0)),
         other => Err(PolicyError::Unknown(other.to_string())),
     }
 }
@@ -248,7 +250,7 @@ pub(crate) mod tests {
     use super::*;
 
     /// Every process that has a filter, and its policy.
-    pub(crate) const HOUSE: [(&str, &str); 10] = [
+    pub(crate) const HOUSE: [(&str, &str); 11] = [
         ("frontend", include_str!("../frontend.toml")),
         ("egress", include_str!("../egress.toml")),
         ("upstream", include_str!("../upstream.toml")),
@@ -256,6 +258,7 @@ pub(crate) mod tests {
         ("init", include_str!("../init.toml")),
         ("cage", include_str!("../cage.toml")),
         ("reaper", include_str!("../reaper.toml")),
+        ("buffers", include_str!("../buffers.toml")),
         ("uncounted", include_str!("../uncounted.toml")),
         ("shared", include_str!("../shared.toml")),
         ("alone", include_str!("../alone.toml")),
@@ -267,7 +270,7 @@ pub(crate) mod tests {
             for &arch in Arch::ALL {
                 let policy = ProcessPolicy::parse(text, arch).unwrap_or_else(|e| panic!("{name}: {e}"));
                 // Those that stand beside the cage's only take away.
-                let beside = ["uncounted", "shared", "alone"].contains(&name);
+                let beside = ["buffers", "uncounted", "shared", "alone"].contains(&name);
                 let default = if beside { Action::Allow } else { Action::Errno(libc::ENOSYS as u16) };
                 assert_eq!(policy.default, default, "{name}");
             }

@@ -21,6 +21,14 @@ const PREFIX: &str = "gaoler-";
 /// The period over which CPU is shared out, microseconds: the kernel's default.
 const CPU_PERIOD_US: u64 = 100_000;
 
+/// Version 1: the buffers of TCP and UDP sockets have a bound of their own, beside the memory's. One in so many parts of
+/// that: a loopback connection is full at some 6 MiB, and 32 MiB of 256 carry what servers under test exchange.
+const SOCKETS_PART: u64 = 8;
+/// Version 1: what counts those buffers. Only sockets that are made after it was written in their group are counted.
+const SOCKETS: &str = "memory.kmem.tcp.limit_in_bytes";
+/// Of the kernel's command line: with one of these, groups look as always and count a part of what they should.
+const UNCOUNTED: [&str; 2] = ["nokmem", "nosocket"];
+
 /// How often a group that another instance's sweep has taken is made again: a sweep holds one for as long as
 /// its dead need to go, 1 s at most.
 const SWEPT_MAX: u32 = 200;
@@ -39,6 +47,8 @@ pub struct Cgroups {
     parents: Vec<OwnedFd>,
     name: String,
     next: u32,
+    /// The host's /proc.
+    proc_fd: OwnedFd,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,6 +67,8 @@ pub struct Leaf {
     /// would wait for an RCU grace period, 10 ms at low rate.
     tasks: Vec<OwnedFd>,
     limits: Limits,
+    /// There was swap on this host when it was made.
+    swap: bool,
 }
 
 /// What a run's group saw.
@@ -77,7 +89,7 @@ impl Cgroups {
     /// left.
     ///
     /// # Errors
-    /// No hierarchy with memory, pids and cpu, or one that refuses a new group.
+    /// No hierarchy with memory, pids and cpu, one that refuses a new group, or a kernel that was told to count less.
     pub fn open(proc_fd: BorrowedFd<'_>) -> Result<Cgroups, Fault> {
         let mounts = read_at(proc_fd, "self/mountinfo").doing("read /proc/self/mountinfo")?;
         let own = read_at(proc_fd, "self/cgroup").doing("read /proc/self/cgroup")?;
@@ -85,6 +97,11 @@ impl Cgroups {
         let (version, paths) = hierarchies(&mounts, &own).ok_or_else(|| {
             Fault::new("find a cgroup hierarchy", "none has the memory, pids and cpu controllers")
         })?;
+        if counts_less(&read_at(proc_fd, "cmdline").doing("read /proc/cmdline")?) {
+            return Err(Errno::ENODATA).doing(
+                "count sockets and kernel memory, which cgroup.memory= of the kernel's command line forbids",
+            );
+        }
         let parents = paths.iter().map(|path| folder(AT_FDCWD, path).doing(format!("open {path}")));
         let parents = parents.collect::<Result<Vec<_>, _>>()?;
         sweep(&parents);
@@ -99,7 +116,11 @@ impl Cgroups {
             }
             folders.push(own);
         }
-        Ok(Cgroups { version, folders, parents, name, next: 0 })
+        // The first group that counts sockets has the kernel patch its code, and the last one to go has it patched back:
+        // this one stays, so that no launch waits for that. What matters is read back in each leaf.
+        let _ = write_at(folders[0].as_fd(), SOCKETS, "-1");
+        let proc_fd = proc_fd.try_clone_to_owned().doing("keep /proc")?;
+        Ok(Cgroups { version, folders, parents, name, next: 0, proc_fd })
     }
 
     /// 1 or 2.
@@ -114,7 +135,9 @@ impl Cgroups {
     pub fn leaf(&mut self, limits: Limits) -> Result<Leaf, Fault> {
         let name = format!("r{}", self.next);
         self.next += 1;
-        let mut leaf = Leaf { version: self.version, name, folders: Vec::new(), tasks: Vec::new(), limits };
+        let swap = has_swap(&read_at(self.proc_fd.as_fd(), "swaps").unwrap_or_default());
+        let mut leaf =
+            Leaf { version: self.version, name, folders: Vec::new(), tasks: Vec::new(), limits, swap };
         let ready = self.fill(&mut leaf);
         if ready.is_err() {
             self.remove(&leaf);
@@ -228,7 +251,7 @@ impl Leaf {
             Version::Two => {
                 let group = self.folders[0].as_fd();
                 hold(group, "memory.max", &memory.to_string())?;
-                optional(group, "memory.swap.max", "0")?;
+                hold_where(self.swap, group, "memory.swap.max", "0")?;
                 hold(group, "memory.oom.group", "1")?;
                 hold(group, "pids.max", &tasks)?;
                 hold(group, "cpu.max", &format!("{cpu} {CPU_PERIOD_US}"))?;
@@ -242,7 +265,8 @@ impl Leaf {
                 let bytes = memory.to_string();
                 let _ = write_at(memory_group.as_fd(), "memory.memsw.limit_in_bytes", "-1");
                 hold(memory_group.as_fd(), "memory.limit_in_bytes", &bytes)?;
-                optional(memory_group.as_fd(), "memory.memsw.limit_in_bytes", &bytes)?;
+                hold_where(self.swap, memory_group.as_fd(), "memory.memsw.limit_in_bytes", &bytes)?;
+                hold_where(true, memory_group.as_fd(), SOCKETS, &(memory / SOCKETS_PART).to_string())?;
                 hold(pids_group.as_fd(), "pids.max", &tasks)?;
                 hold(cpu_group.as_fd(), "cpu.cfs_period_us", &CPU_PERIOD_US.to_string())?;
                 hold(cpu_group.as_fd(), "cpu.cfs_quota_us", &cpu.to_string())?;
@@ -398,12 +422,24 @@ fn hold(group: BorrowedFd<'_>, file: &str, value: &str) -> Result<(), Fault> {
     }
 }
 
-/// The same for a file that a kernel without swap accounting does not have.
-fn optional(group: BorrowedFd<'_>, file: &str, value: &str) -> Result<(), Fault> {
+/// The same for a file that not every kernel has, which is well where there is nothing for it to bound.
+fn hold_where(needed: bool, group: BorrowedFd<'_>, file: &str, value: &str) -> Result<(), Fault> {
     match write_at(group, file, value).map_err(|error| error.raw_os_error()) {
-        Err(Some(libc::ENOENT | libc::EACCES)) => Ok(()),
+        Err(Some(libc::ENOENT | libc::EACCES)) if !needed => Ok(()),
+        Err(Some(libc::ENOENT)) => Err(Errno::ENODATA).doing(format!("bound by {file}, which is not there")),
         _ => hold(group, file, value),
     }
+}
+
+/// Whether this kernel's command line takes from groups what they are to count.
+fn counts_less(command_line: &str) -> bool {
+    let told = command_line.split_whitespace().filter_map(|word| word.strip_prefix("cgroup.memory="));
+    told.flat_map(|words| words.split(',')).any(|word| UNCOUNTED.contains(&word))
+}
+
+/// Whether /proc/swaps names anything below its heading.
+fn has_swap(swaps: &str) -> bool {
+    swaps.lines().count() > 1
 }
 
 fn make(parent: BorrowedFd<'_>, name: &str) -> nix::Result<()> {
@@ -448,5 +484,27 @@ mod tests {
         assert_eq!(found("/a", "/ab"), None);
         assert_eq!(found("/a/b", "/a"), None);
         assert_eq!(hierarchies("", &own("/")), None);
+    }
+
+    #[test]
+    fn p11_swap_and_sockets_are_never_believed_to_be_bounded() {
+        let group = tempfile::tempdir().expect("a folder");
+        let opened = folder(AT_FDCWD, group.path().to_str().expect("text")).expect("a folder");
+        let hold = |needed| hold_where(needed, opened.as_fd(), "limit", "7").map_err(|fault| fault.errno());
+        // Without the file there is no bound, and that is well only where there is nothing to bound.
+        assert_eq!(hold(false), Ok(()));
+        assert_eq!(hold(true), Err(Errno::ENODATA as u16));
+        std::fs::write(group.path().join("limit"), "").expect("a file");
+        assert_eq!(hold(true), Ok(()));
+        assert_eq!(std::fs::read_to_string(group.path().join("limit")).expect("the file"), "7");
+
+        let heading = "Filename\t\t\t\tType\t\tSize\t\tUsed\t\tPriority\n";
+        assert!(!has_swap("") && !has_swap(heading));
+        assert!(has_swap(&format!("{heading}/dev/zram0 partition 4194300 0 100\n")));
+
+        assert!(!counts_less("") && !counts_less("quiet cgroup.memory=nobpf nosocket systemd.nokmem=1"));
+        assert!(
+            counts_less("quiet cgroup.memory=nosocket ro\n") && counts_less("cgroup.memory=nobpf,nokmem")
+        );
     }
 }

@@ -1,7 +1,7 @@
 //! How cages are made on this host: each mechanism by itself, where it was seen to hold. Pure.
 //! It must never plan for what was not seen, nor leave out what was: there is no switch.
 
-use gaoler_policy::seccomp::{ALONE, CAGE, Program, SHARED, UNCOUNTED};
+use gaoler_policy::seccomp::{ALONE, BUFFERS, CAGE, Program, SHARED, UNCOUNTED};
 use gaoler_protocol::{LayerName, LayerRow, LayerState, Rules, Tier};
 
 use crate::tiers;
@@ -116,7 +116,7 @@ impl Plan {
             (false, false) => Some(ALONE),
         };
         let counted = if self.cgroup { None } else { Some(UNCOUNTED) };
-        network.into_iter().chain(counted).chain([CAGE])
+        network.into_iter().chain(counted).chain([BUFFERS, CAGE])
     }
 
     /// A uid of ours for one of our own processes: this one, where processes can have others.
@@ -182,7 +182,7 @@ mod tests {
             (Tier::Kernel, Root::Own, Ids::Run, Rules::Cage)
         );
         assert!(full.ahead && full.network && full.cgroup && full.landlock && full.has_pids());
-        assert_eq!(full.filters().count(), 1);
+        assert_eq!(full.filters().count(), 2);
 
         let landlock = [LandlockFiles, LandlockTcp, LandlockIoctl, LandlockScopes];
         let cgroups = [CgroupMemory, CgroupTasks, CgroupCpu];
@@ -191,7 +191,7 @@ mod tests {
         let gvisor = plan(&gvisor);
         assert_eq!((gvisor.tier, gvisor.root, gvisor.ids), (Tier::Namespaces, Root::Covered, Ids::Tenant));
         assert!(gvisor.network && !gvisor.ahead && gvisor.namespaces & libc::CLONE_NEWNET != 0);
-        assert_eq!((gvisor.rules, gvisor.filters().count()), (Rules::Cage, 2));
+        assert_eq!((gvisor.rules, gvisor.filters().count()), (Rules::Cage, 3));
 
         let user = plan(&[&cgroups[..], &[Uid, IdMappedMounts]].concat());
         assert_eq!(
@@ -209,7 +209,7 @@ mod tests {
             (Tier::Uid, Root::Host, Ids::Tenant, Rules::Cage)
         );
         assert!(!root.has_pids() && root.has_folder() && root.walks());
-        assert_eq!(root.filters().count(), 3);
+        assert_eq!(root.filters().count(), 4);
 
         let nothing = plan(LayerName::ALL);
         assert_eq!((nothing.tier, nothing.root, nothing.ids), (Tier::Directory, Root::Host, Ids::Same));

@@ -24,6 +24,8 @@ pub const INIT: Program = Program(include!(concat!(env!("OUT_DIR"), "/init.rs"))
 pub const CAGE: Program = Program(include!(concat!(env!("OUT_DIR"), "/cage.rs")));
 /// The same where there is no pid namespace: policies/reaper.toml.
 pub const REAPER: Program = Program(include!(concat!(env!("OUT_DIR"), "/reaper.rs")));
+/// Beside [`CAGE`], everywhere: policies/buffers.toml.
+pub const BUFFERS: Program = Program(include!(concat!(env!("OUT_DIR"), "/buffers.rs")));
 /// Beside [`CAGE`], where no control group counts memory: policies/uncounted.toml.
 pub const UNCOUNTED: Program = Program(include!(concat!(env!("OUT_DIR"), "/uncounted.rs")));
 /// Beside [`CAGE`], where the network is the host's and Landlock names TCP ports: policies/shared.toml.

@@ -6,6 +6,7 @@ mod end;
 mod hear;
 mod locks;
 mod peer;
+mod sockets;
 mod watchdog;
 
 use std::collections::BTreeMap;

@@ -65,6 +65,7 @@ impl Monitor {
                 if !self.plan.cgroup {
                     self.count(&mut run, &all);
                 }
+                self.count_sockets(&mut run);
                 self.measure(&mut run, free);
             }
             self.runs.push(run);

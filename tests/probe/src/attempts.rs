@@ -15,7 +15,7 @@ use std::time::Duration;
 use nix::errno::Errno;
 
 use crate::calls::{call, int80, value};
-use crate::{Outcome, bombs};
+use crate::{Outcome, bombs, objects};
 
 /// Tries what the words say.
 pub fn attempt(line: &str) -> Outcome {
@@ -225,6 +225,8 @@ pub fn attempt(line: &str) -> Outcome {
         ["out-of-band", call] => out_of_band(call),
         ["option", kind, level, name] => option(kind, level, name, "1"),
         ["option", kind, level, name, to] => option(kind, level, name, to),
+        // Objects of the kernel's.
+        ["hold", kind, count] => objects::hold(kind, count),
         // Too much.
         [bomb, ref rest @ ..] => bombs::go(bomb, rest),
         [] => Err(Errno::EINVAL),

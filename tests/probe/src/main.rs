@@ -5,6 +5,7 @@
 mod attempts;
 mod bombs;
 mod calls;
+mod objects;
 
 use std::io::{Read, Write};
 
