@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 use serde_json::{Map, Value};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::UnixStream;
@@ -27,8 +27,9 @@ use super::admission::Ticket;
 use super::answer::{Answer, Ending};
 use super::books::{self, Note};
 use super::budget::Watch;
-use super::cli::client::Client;
+use super::cli::client::{Asked, Client};
 use super::cli::decode::Usage;
+use super::cli::decode::{Bound, Garbage};
 use super::cli::{decode, input};
 use super::counts::Counts;
 use super::error::ApiError;
@@ -42,8 +43,12 @@ use super::{log, metrics, way};
 const READ_BYTES: usize = 16 * 1024;
 /// Bytes of stderr that are kept. Only the operator's self-test looks at them.
 const STDERR_BYTES_MAX: usize = 64 * 1024;
-/// Lines waiting for a CLI's stdin: a prompt, an interrupt, and the answers to what it asks.
-const STDIN_LINES_MAX: usize = 256;
+/// Pieces waiting for a CLI's stdin: a prompt, an interrupt, and the answers to what it asks, each of which is small or in
+/// memory once.
+const STDIN_PIECES_MAX: usize = 256;
+/// A CLI asks, reads nothing, and asks on.
+const UNREAD: Bound =
+    Bound { what: "pieces of answers that the CLI asked for and did not read", most: STDIN_PIECES_MAX };
 /// How long an interrupted CLI has to end by itself.
 const INTERRUPT_WAIT: Duration = Duration::from_secs(3);
 /// How much longer than the upstream a tool may be silent: the CLI itself ends a command after 10 minutes.
@@ -264,7 +269,7 @@ impl Exchange {
         let (spawned, level) = (run.spawned, bounds.level);
         let running = metrics::Running::begin(&spawned, level);
         let mut talk = Talk::new(run, bounds, note.watch());
-        talk.client = Client::new(tools);
+        talk.client = Client::new(&tools);
         talk.say(lines);
         trace.runs(&spawned);
         let (told, begun) = (Usage::default(), Instant::now());
@@ -326,9 +331,8 @@ impl Exchange {
         trace.follows(&self.trace);
         self.trace = trace;
         self.talk.meter.meter.touch();
-        for line in self.talk.client.results(calls, prompt) {
-            self.talk.say(line);
-        }
+        let lines = self.talk.client.results(calls, prompt);
+        self.talk.unread = !lines.is_empty() && !self.talk.say(lines);
     }
 
     /// Ends it without an answer: its client did not come back, or may use no more. In the first case a session is let save
@@ -396,7 +400,9 @@ fn ended(
 /// A run's pipes in use.
 pub struct Talk {
     id: RunId,
-    stdin: Option<mpsc::Sender<Vec<u8>>>,
+    stdin: Option<mpsc::Sender<Bytes>>,
+    /// Something that it must hear did not fit its stdin.
+    unread: bool,
     stdout: pipe::Receiver,
     lease: Option<OwnedFd>,
     report: Report,
@@ -419,7 +425,7 @@ pub struct Talk {
 enum Heard {
     Line(BytesMut),
     End,
-    Garbage,
+    Garbage(Garbage),
     Past(Past),
     Silence,
     Unwanted(Why),
@@ -455,6 +461,7 @@ impl Talk {
         Talk {
             id: spawned.run,
             stdin: Some(writer(stdin)),
+            unread: false,
             stdout,
             lease: Some(lease),
             report,
@@ -470,8 +477,9 @@ impl Talk {
         }
     }
 
-    /// The way to stdin, once, for whoever has more to write than lines. Its end closes stdin.
-    pub fn feeder(&mut self) -> Option<mpsc::Sender<Vec<u8>>> {
+    /// The way to stdin of a program of our own, once, for whoever has more to write than lines. Its end closes stdin.
+    pub fn feeder(&mut self) -> Option<mpsc::Sender<Bytes>> {
+        self.lines = decode::Lines::of_a_program();
         self.stdin.take()
     }
 
@@ -503,32 +511,50 @@ impl Talk {
         let _ = self.meter.meter.count(0);
     }
 
-    /// Queues a line for stdin. One that does not fit is not written: the CLI is stuck, and silence ends it.
-    pub fn say(&self, line: Vec<u8>) {
-        if let Some(stdin) = &self.stdin {
-            let _ = stdin.try_send(line);
+    /// Queues a line for stdin; whether it fits. Where it does not, the CLI reads nothing.
+    pub fn say(&self, line: Vec<u8>) -> bool {
+        self.say_all(vec![line.into()])
+    }
+
+    /// The same with a line in pieces: all of them or none.
+    fn say_all(&self, pieces: Vec<Bytes>) -> bool {
+        let Some(stdin) = &self.stdin else { return false };
+        let Ok(places) = stdin.try_reserve_many(pieces.len()) else { return false };
+        places.zip(pieces).for_each(|(place, piece)| place.send(piece));
+        true
+    }
+
+    /// Answers what the CLI asks; whether something waits for the client now.
+    fn asked(&mut self, asked: Asked, answer: &Answer) -> Result<bool, Garbage> {
+        let is_shown = |call: &str| answer.calls().iter().any(|shown| shown == call);
+        match self.client.answer(asked, is_shown)? {
+            Some(pieces) => self.say_all(pieces).then_some(false).ok_or(Garbage::Over(UNREAD)),
+            None => Ok(true),
         }
     }
 
     /// Serves one turn until the answer has an ending, and leaves the run in a state that can only end.
     async fn turn(&mut self, answer: &mut Answer, render: Render, writer: &Writer, cli: &mut trace::Span) {
+        if self.unread {
+            return self.abort(answer, garbage(Garbage::Over(UNREAD)));
+        }
         while answer.ending().is_none() {
             let begun = answer.begun();
             let steps = match self.hear(answer, writer).await {
                 Heard::Line(line) => match decode::event(&line) {
-                    Ok(decode::Event::Asked(asked)) => {
-                        let is_shown = |call: &str| answer.calls().iter().any(|shown| shown == call);
-                        match self.client.answer(asked, is_shown) {
-                            Some(line) => self.say(line),
-                            None => answer.call_waits(),
+                    Ok(decode::Event::Asked(asked)) => match self.asked(asked, answer) {
+                        Ok(false) => continue,
+                        Ok(true) => {
+                            answer.call_waits();
+                            continue;
                         }
-                        continue;
-                    }
+                        Err(what) => return self.abort(answer, garbage(what)),
+                    },
                     Ok(event) => answer.feed(event),
-                    Err(_) => return self.abort(answer, garbage()),
+                    Err(what) => return self.abort(answer, garbage(what)),
                 },
                 Heard::End => return,
-                Heard::Garbage => return self.abort(answer, garbage()),
+                Heard::Garbage(what) => return self.abort(answer, garbage(what)),
                 // Its Exit says why, and so does the error that is made of it.
                 Heard::Past(Past::Output) => return self.last_word(LEASE_OUTPUT),
                 Heard::Past(Past::Idle) => return self.last_word(LEASE_IDLE),
@@ -618,7 +644,7 @@ impl Talk {
             heard = timeout_at(deadline, self.line()) => match heard {
                 Ok(Ok(Some(line))) => Heard::Line(line),
                 Ok(Ok(None)) => Heard::End,
-                Ok(Err(Unheard::Garbage)) => Heard::Garbage,
+                Ok(Err(Unheard::Garbage(what))) => Heard::Garbage(what),
                 Ok(Err(Unheard::Past(past))) => Heard::Past(past),
                 Err(_) => Heard::Silence,
             },
@@ -634,7 +660,7 @@ impl Talk {
                     return Ok(Some(line));
                 }
                 Ok(None) => {}
-                Err(_) => return Err(Unheard::Garbage),
+                Err(what) => return Err(Unheard::Garbage(what)),
             }
             self.read.reserve(READ_BYTES);
             let more = tokio::select! {
@@ -707,27 +733,28 @@ impl Talk {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Unheard {
     /// A line without end.
-    Garbage,
+    Garbage(Garbage),
     /// The run is past a limit.
     Past(Past),
 }
 
-fn garbage() -> ApiError {
-    ApiError::internal("cli_garbage", "The CLI wrote something that is not its protocol.").final_word()
+fn garbage(what: Garbage) -> ApiError {
+    let message = format!("The CLI wrote something that is not its protocol: {what}.");
+    ApiError::internal("cli_garbage", message).final_word()
 }
 
 /// A task that writes lines to stdin, so that reading never waits for writing. It ends with its channel, and
 /// closes stdin then.
-fn writer(mut stdin: pipe::Sender) -> mpsc::Sender<Vec<u8>> {
-    let (lines, mut queue) = mpsc::channel::<Vec<u8>>(STDIN_LINES_MAX);
+fn writer(mut stdin: pipe::Sender) -> mpsc::Sender<Bytes> {
+    let (pieces, mut queue) = mpsc::channel::<Bytes>(STDIN_PIECES_MAX);
     tokio::spawn(async move {
-        while let Some(line) = queue.recv().await {
-            if stdin.write_all(&line).await.is_err() {
+        while let Some(piece) = queue.recv().await {
+            if stdin.write_all(&piece).await.is_err() {
                 return;
             }
         }
     });
-    lines
+    pieces
 }
 
 /// A task that reads stderr to its end, so that the CLI never waits for it, counts it, and keeps the first part.

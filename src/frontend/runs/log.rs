@@ -430,7 +430,7 @@ impl Writer {
         let mut inner = self.log.inner();
         inner.stage = Stage::Ended;
         if let Some(answer) = &answer {
-            inner.answer_bytes = answer.blocks.iter().map(|block| block.text.len() + EVENT_COST).sum();
+            inner.answer_bytes = answer.bytes();
             self.log.held.fetch_add(inner.answer_bytes, Ordering::Relaxed);
         }
         inner.finished = Some((Arc::new(Finished { answer, ending, at_ms }), Instant::now()));
