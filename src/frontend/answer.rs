@@ -20,6 +20,8 @@ const OPEN_TOOLS_MAX: usize = 1024;
 const CALLS_MAX: usize = 1024;
 /// Bytes of memory that an answer takes, at most: some thirty times the longest that a model gives in one turn.
 pub const ANSWER_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// Bytes of a text in one event. One that comes at once is told in such pieces: an event is memory that its readers hold.
+const PIECE_BYTES_MAX: usize = 32 * 1024;
 /// What a block takes beside its bytes, in a list that has grown.
 const BLOCK_COST: usize = 256;
 /// The model that the CLI names where it wrote a message by itself.
@@ -488,15 +490,15 @@ impl Answer {
             (_, Delta::Text(text) | Delta::Thinking(text)) if text.is_empty() => {}
             (Kind::Text, Delta::Text(text)) => {
                 block.text.push_str(&text);
-                out.push(Emit::Text(ours, text));
+                out.extend(pieces(text).map(|piece| Emit::Text(ours, piece)));
             }
             (Kind::Thinking, Delta::Thinking(text) | Delta::Text(text)) => {
                 block.text.push_str(&text);
-                out.push(Emit::Thinking(ours, text));
+                out.extend(pieces(text).map(|piece| Emit::Thinking(ours, piece)));
             }
             (Kind::ToolUse { .. }, Delta::Input(text) | Delta::Text(text)) => {
                 block.text.push_str(&text);
-                out.push(Emit::Input(ours, text));
+                out.extend(pieces(text).map(|piece| Emit::Input(ours, piece)));
             }
             (Kind::Thinking, Delta::Signature(signature)) => {
                 block.signature.push_str(&signature);
@@ -579,6 +581,21 @@ impl Answer {
             None => error,
         }
     }
+}
+
+/// A text in pieces for an event each.
+fn pieces(text: String) -> impl Iterator<Item = String> {
+    let mut out = Vec::new();
+    let mut at = 0;
+    while text.len() - at > PIECE_BYTES_MAX {
+        // A character has four bytes, at most.
+        let end = (0..4).map(|back| at + PIECE_BYTES_MAX - back).find(|end| text.is_char_boundary(*end));
+        let end = end.unwrap_or(text.len());
+        out.push(text[at..end].to_owned());
+        at = end;
+    }
+    out.push(if at == 0 { text } else { text[at..].to_owned() });
+    out.into_iter()
 }
 
 /// Where it is noted that a block of this kind has said something.

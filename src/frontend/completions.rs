@@ -134,17 +134,23 @@ struct PromptTokens {
 /// The chunks of these steps; none for a step that the dialect has no word for.
 pub fn events(answer: &Answer, steps: &[Emit]) -> Bytes {
     let mut out = Vec::new();
-    for step in steps {
+    // Whose text has begun in these steps.
+    let mut begun = None;
+    for (at, step) in steps.iter().enumerate() {
+        let mut follows = |block: usize, kind: &Kind| {
+            let is_new = begun.replace(block) != Some(block);
+            is_new && is_first(answer, block, &steps[at..]) && answer.said_before(block, kind)
+        };
         let delta = match step {
             Emit::Start => Delta { role: Some("assistant"), content: Some(""), ..Delta::default() },
             Emit::Text(block, text) => {
-                if is_first(answer, *block, text) && answer.said_before(*block, &Kind::Text) {
+                if follows(*block, &Kind::Text) {
                     chunk(&mut out, answer, Delta { content: Some(BETWEEN), ..Delta::default() });
                 }
                 Delta { content: Some(text), ..Delta::default() }
             }
             Emit::Thinking(block, text) => {
-                if is_first(answer, *block, text) && answer.said_before(*block, &Kind::Thinking) {
+                if follows(*block, &Kind::Thinking) {
                     chunk(&mut out, answer, Delta { reasoning_content: Some(BETWEEN), ..Delta::default() });
                 }
                 Delta { reasoning_content: Some(text), ..Delta::default() }
@@ -186,9 +192,17 @@ fn is_call_without_input(answer: &Answer, block: usize) -> bool {
     shown.is_some_and(|shown| matches!(shown.kind, Kind::ToolUse { .. }) && shown.text.trim().is_empty())
 }
 
-/// Whether this text of a block is all that the block has: an event adds one text to a block, at most, so it is the first.
-fn is_first(answer: &Answer, block: usize, text: &str) -> bool {
-    answer.blocks.get(block).is_some_and(|shown| shown.text.len() == text.len())
+/// Whether the text that these steps begin with is all that its block has. What comes of one event for one block comes in
+/// a row, so that each step is looked at once.
+fn is_first(answer: &Answer, block: usize, steps: &[Emit]) -> bool {
+    let bytes = |step: &Emit| match step {
+        Emit::Text(at, text) | Emit::Thinking(at, text) if *at == block => Some(text.len()),
+        _ => None,
+    };
+    answer
+        .blocks
+        .get(block)
+        .is_some_and(|shown| shown.text.len() == steps.iter().map_while(bytes).sum::<usize>())
 }
 
 /// The last chunks, and the word that ends a stream.

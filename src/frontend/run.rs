@@ -35,7 +35,7 @@ use super::counts::Counts;
 use super::error::ApiError;
 use super::job::Block;
 use super::job::tools::Tool;
-use super::runs::{Why, Writer};
+use super::runs::{Share, Why, Writer};
 use super::trace::{self, Trace};
 use super::{log, metrics, way};
 
@@ -409,6 +409,9 @@ pub struct Talk {
     /// Exit, where it came before stdout's end.
     exit: Option<Option<Exit>>,
     lines: decode::Lines,
+    /// Where it is counted what they take, and how much was told there.
+    share: Option<Share>,
+    shared: usize,
     /// Lines have been taken since it was this task's turn.
     decoded: bool,
     read: BytesMut,
@@ -467,6 +470,8 @@ impl Talk {
             report,
             exit: None,
             lines: decode::Lines::default(),
+            share: None,
+            shared: 0,
             decoded: false,
             read: BytesMut::new(),
             stderr: drain(stderr, Arc::clone(&meter)),
@@ -535,6 +540,8 @@ impl Talk {
 
     /// Serves one turn until the answer has an ending, and leaves the run in a state that can only end.
     async fn turn(&mut self, answer: &mut Answer, render: Render, writer: &Writer, cli: &mut trace::Span) {
+        (self.share, self.shared) = (Some(writer.share()), 0);
+        self.tell_share();
         if self.unread {
             return self.abort(answer, garbage(Garbage::Over(UNREAD)));
         }
@@ -575,6 +582,7 @@ impl Talk {
                 continue;
             }
             cli.happens("first_output");
+            writer.holds(answer.bytes());
             let goes_on = answer.tool_at_work();
             let stopped = tokio::select! {
                 biased;
@@ -680,11 +688,21 @@ impl Talk {
                 return Err(Unheard::Past(Past::Output));
             }
             self.lines.push(&self.read.split());
+            self.tell_share();
             // One read of lines a turn: decoding takes its time, and a CLI that floods would keep a worker from everybody
             // else. A line that has no end yet costs nothing.
             if std::mem::take(&mut self.decoded) {
                 tokio::task::yield_now().await;
             }
+        }
+    }
+
+    /// Has counted what was heard and is no answer yet.
+    fn tell_share(&mut self) {
+        let bytes = self.lines.bytes() + self.client.bytes();
+        if let Some(share) = self.share.as_ref().filter(|_| bytes != self.shared) {
+            share.hears(bytes);
+            self.shared = bytes;
         }
     }
 
@@ -787,24 +805,40 @@ mod tests {
     /// Bytes that wait in the pipe before anybody reads: what an ordinary user may have there.
     const FLOOD_BYTES: usize = 1 << 20;
 
-    #[tokio::test]
-    async fn a_flood_is_read_a_piece_at_a_time_between_its_neighbours_turns() {
+    /// The supervisor's and the cage's ends of a run.
+    struct Ends {
+        stdout: PipeWriter,
+        lease: OwnedFd,
+        report: OwnedFd,
+        ledger: PipeWriter,
+        _others: (PipeReader, PipeWriter),
+    }
+
+    fn a_run() -> (Run, Ends) {
         let pipe = || std::io::pipe().expect("a pipe");
-        let ((flood, mut flooder), (stderr, _), (stdin, writer), (ledger, _)) =
+        let ((out, stdout), (stderr, complaints), (stdin, writer), (ledger, told)) =
             (pipe(), pipe(), pipe(), pipe());
-        fcntl(&flooder, FcntlArg::F_SETPIPE_SZ(i32::try_from(FLOOD_BYTES).expect("small"))).expect("a size");
-        let line = "{\"type\":\"novel\"}\n";
-        let lines = FLOOD_BYTES / line.len();
-        flooder.write_all(line.repeat(lines).as_bytes()).expect("it fits");
-        let (lease, _supervisor) = channel::pair().expect("a pair");
-        let (report, _exit) = channel::pair().expect("a pair");
+        let (lease, their_lease) = channel::pair().expect("a pair");
+        let (report, their_report) = channel::pair().expect("a pair");
         let spawned = Spawned { run: RunId([0; 16]), limits: Limits::NONE, launch_us: 0, tier: Tier::Kernel };
         let (reads, writes) = (|it: PipeReader| OwnedFd::from(it), |it: PipeWriter| OwnedFd::from(it));
-        let fds = [writes(writer), reads(flood), reads(stderr), lease, report, reads(ledger)].map(|fd| {
+        let fds = [writes(writer), reads(out), reads(stderr), lease, report, reads(ledger)].map(|fd| {
             fcntl(&fd, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).expect("a flag");
             fd
         });
         let run = Run::new(spawned, fds.into()).expect("a run");
+        let others = (stdin, complaints);
+        (run, Ends { stdout, lease: their_lease, report: their_report, ledger: told, _others: others })
+    }
+
+    #[tokio::test]
+    async fn a_flood_is_read_a_piece_at_a_time_between_its_neighbours_turns() {
+        let (run, mut ends) = a_run();
+        fcntl(&ends.stdout, FcntlArg::F_SETPIPE_SZ(i32::try_from(FLOOD_BYTES).expect("small")))
+            .expect("a size");
+        let line = "{\"type\":\"novel\"}\n";
+        let lines = FLOOD_BYTES / line.len();
+        ends.stdout.write_all(line.repeat(lines).as_bytes()).expect("it fits");
         let bounds = Bounds { silence: Duration::from_secs(60), level: Level::Balanced, disposable: true };
         let mut talk = Talk::new(run, bounds, None);
 
@@ -823,6 +857,6 @@ mod tests {
         let (reads, turns) = (FLOOD_BYTES / READ_BYTES, turns.load(Ordering::Relaxed));
         assert!(turns + 1 >= reads, "{turns} turns of a neighbour beside {reads} reads");
         neighbour.abort();
-        drop(stdin);
+        drop(ends);
     }
 }

@@ -239,8 +239,6 @@ fn r02_an_answer_that_takes_too_much_memory_is_an_error_of_its_run_in_either_dia
     let large = "x".repeat(1 << 20);
     let rows = [
         many(r#"{"type":"text","text":""}"#),
-        many(r#"{"type":"thinking","thinking":"t"}"#),
-        many(r#"{"type":"text","text":"t"}"#),
         line(&format!(r#"{{"type":"redacted_thinking","data":"{large}"}}"#)),
         line(&format!(r#"{{"type":"text","text":"{large}"}}"#)),
     ];

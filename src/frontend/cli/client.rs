@@ -104,7 +104,7 @@ pub struct Client {
     /// Calls that wait for their result, by the call's id: how the CLI wants it answered.
     waiting: HashMap<String, (String, u64)>,
     /// Results whose call has not come yet: the CLI makes some of its calls one after the other.
-    results: HashMap<String, Value>,
+    results: HashMap<String, Bytes>,
     /// Bytes that were answered beside results.
     answered: usize,
 }
@@ -139,7 +139,7 @@ impl Client {
             }),
             "tools/list" => return self.answered(input::respond_with(&asked.id, id, listed)),
             "tools/call" => match self.results.remove(&message.tool_use_id) {
-                Some(result) => return Ok(Some(vec![input::respond(&asked.id, Some((id, result))).into()])),
+                Some(result) => return Ok(Some(input::respond_with(&asked.id, id, result))),
                 None if is_shown(&message.tool_use_id) && self.waiting.len() < WAITING_MAX => {
                     self.waiting.insert(message.tool_use_id, (asked.id, id));
                     return Ok(None);
@@ -158,6 +158,11 @@ impl Client {
         Ok(Some(pieces))
     }
 
+    /// Bytes of results that it keeps.
+    pub fn bytes(&self) -> usize {
+        self.results.values().map(Bytes::len).sum()
+    }
+
     /// Takes what the client says of its calls: the lines for those that wait already, together. A call of these that is
     /// not among the results has failed.
     pub fn results(&mut self, calls: &[String], prompt: &[Block]) -> Vec<u8> {
@@ -168,7 +173,7 @@ impl Client {
             let result = results.remove(call).unwrap_or_else(none);
             match self.waiting.remove(call) {
                 Some((asked, id)) => lines.extend(input::respond(&asked, Some((id, result)))),
-                None => drop(self.results.insert(call.clone(), result)),
+                None => drop(self.results.insert(call.clone(), result.to_string().into())),
             }
         }
         lines

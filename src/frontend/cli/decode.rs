@@ -23,6 +23,9 @@ const USER: &[u8] = br#"{"type":"user","#;
 const LARGE_BYTES: usize = 64 * 1024;
 /// Bytes of an id or a name: of a message, a model, a call, a tool. A client's own ids have no more.
 pub const WORD_BYTES_MAX: usize = 256;
+/// Of what only the model can read, which is told in one event: four times what its longest thinking makes.
+const UNREADABLE: Bound =
+    Bound { what: "bytes of a signature or of redacted thinking", most: 2 * 1024 * 1024 };
 /// Blocks of one line. The CLI writes a line a block; a message that was not streamed has all of its own.
 pub const BLOCKS_MAX: usize = 1024;
 /// Tools that a CLI names when it begins, MCP servers' included.
@@ -143,6 +146,11 @@ impl Lines {
     /// Adds what was read.
     pub fn push(&mut self, bytes: &[u8]) {
         self.buffer.extend_from_slice(bytes);
+    }
+
+    /// Bytes of memory that they take, where that is worth a word.
+    pub fn bytes(&self) -> usize {
+        Some(self.buffer.capacity()).filter(|bytes| *bytes > LARGE_BYTES).unwrap_or_default()
     }
 
     /// What was added and is no line yet.
@@ -774,7 +782,7 @@ impl RawBlock<'_> {
         Ok(match self.kind.as_str() {
             "text" => BlockStart::Text(text(self.text)?),
             "thinking" => BlockStart::Thinking(text_or_none(self.thinking)?),
-            "redacted_thinking" => BlockStart::RedactedThinking(text_or_none(self.data)?),
+            "redacted_thinking" => BlockStart::RedactedThinking(unreadable(text_or_none(self.data)?)?),
             "tool_use" => BlockStart::ToolUse {
                 id: word("bytes of a call's id", text(self.id)?)?,
                 name: word("bytes of a tool's name", text_or_none(self.name)?)?,
@@ -783,6 +791,11 @@ impl RawBlock<'_> {
             _ => BlockStart::Other,
         })
     }
+}
+
+fn unreadable(text: String) -> Result<String, Garbage> {
+    UNREADABLE.holds(text.len())?;
+    Ok(text)
 }
 
 /// A call's input where it is whole: an object, as it is; nothing where it is empty.
@@ -796,7 +809,7 @@ impl RawDelta<'_> {
         Ok(match self.kind.as_str() {
             "text_delta" => Delta::Text(text(self.text)?),
             "thinking_delta" => Delta::Thinking(text(self.thinking)?),
-            "signature_delta" => Delta::Signature(text(self.signature)?),
+            "signature_delta" => Delta::Signature(unreadable(text(self.signature)?)?),
             "input_json_delta" => Delta::Input(text(self.partial_json)?),
             _ => Delta::Other,
         })
