@@ -169,3 +169,69 @@ async fn o04_a_tools_result_of_twenty_megabytes_is_no_fault_of_its_run() {
     .expect("in time");
     assert_eq!(reply.status, 200, "{:.300}", reply.body);
 }
+
+/// A turn that calls the client's tool, and what the CLI says after its result.
+fn turn_with_a_call() -> (String, String) {
+    let stream = |event: &str| format!("{{\"type\":\"stream_event\",\"event\":{event}}}\n");
+    let call = r#"{"type":"content_block_start","index":0,"content_block":{"type":"tool_use","id":"t1","name":"mcp__client__w"}}"#;
+    let first =
+        [INIT.to_owned(), START.to_owned(), stream(call), stream(r#"{"type":"message_stop"}"#)].concat();
+    let text =
+        r#"{"type":"content_block_start","index":0,"content_block":{"type":"text","text":"after it"}}"#;
+    let end =
+        "{\"type\":\"result\",\"subtype\":\"success\",\"is_error\":false,\"stop_reason\":\"end_turn\"}\n";
+    (first, [START.to_owned(), stream(text), end.to_owned()].concat())
+}
+
+#[tokio::test]
+async fn r13_a_result_goes_to_the_run_that_waits_only_where_that_has_what_the_request_names() {
+    let tools = r#""tools":[{"name":"w","input_schema":{"type":"object"}}]"#;
+    let first = |more: &str| format!(r#"{{{tools}{more},"messages":[{{"role":"user","content":"Hello"}}]}}"#);
+    let second = |more: &str| {
+        format!(
+            r#"{{{tools}{more},"messages":[{{"role":"user","content":"Hello"}},{{"role":"assistant","content":[{{"type":"tool_use","id":"t1","name":"w","input":{{}}}}]}},{{"role":"user","content":[{{"type":"tool_result","tool_use_id":"t1","content":"r"}}]}}]}}"#
+        )
+    };
+    let server = r#","mcp_servers":{"s":{"command":"x"}}"#;
+    let other = r#","mcp_servers":{"s":{"command":"y"}}"#;
+    // What is named first, what is named then, whether it is the same run that goes on, its level and a limit of it.
+    let rows = [
+        ("", "", true, "balanced", 0),
+        (r#","security_level":"PARANOID""#, "", true, "paranoid", 0),
+        (r#","security_level":"PARANOID""#, r#","security_level":"PARANOID""#, true, "paranoid", 0),
+        ("", r#","security_level":"PARANOID""#, false, "paranoid", 0),
+        (r#","security_level":"PARANOID""#, r#","security_level":"BALANCED""#, false, "balanced", 0),
+        (r#","limits":{"memory_mib":300}"#, "", true, "balanced", 300),
+        (r#","limits":{"memory_mib":300}"#, r#","limits":{"memory_mib":300}"#, true, "balanced", 300),
+        ("", r#","limits":{"memory_mib":300}"#, false, "balanced", 300),
+        (server, "", true, "balanced", 0),
+        (server, server, true, "balanced", 0),
+        (server, other, false, "balanced", 0),
+        ("", server, false, "balanced", 0),
+    ];
+    for (named, then, goes_on, level, memory) in rows {
+        let (begins, ends) = turn_with_a_call();
+        let told = Arc::new(Notify::new());
+        let waits = Play::of(begins).until(Until::GoesOn(Arc::clone(&told), ends.clone().into()));
+        let anew = Play::of(format!("{INIT}{ends}"));
+        let mut house = House::new(settings(120), vec![Script::Play(waits), Script::Play(anew)]).await;
+        let reply = house.messages(&first(named)).await;
+        assert_eq!((reply.status, &reply.json()["stop_reason"]), (200, &"tool_use".into()), "{reply:?}");
+        if goes_on {
+            told.notify_one();
+        }
+        let reply = house.messages(&second(then)).await;
+        assert_eq!(reply.json()["content"][0]["text"], "after it", "{named}, {then}: {reply:?}");
+        assert_eq!(reply.header("x-gaoler-level"), Some(level), "{named}, {then}");
+        let seen = house.seen().await;
+        let serves = match goes_on {
+            true => {
+                assert!(house.seen.try_recv().is_err(), "{named}, {then}: a second run");
+                seen
+            }
+            false => house.seen().await,
+        };
+        let limit = serves.spawn.limits.memory_mib;
+        assert_eq!((serves.spawn.level.name(), limit), (level, memory), "{named}, {then}");
+    }
+}
