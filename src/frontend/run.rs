@@ -717,7 +717,7 @@ impl Talk {
         if let Some(exit) = self.exit {
             return exit;
         }
-        let deadline = Instant::now() + EXIT_WAIT;
+        let mut deadline = Instant::now() + EXIT_WAIT;
         let mut rest = BytesMut::with_capacity(READ_BYTES);
         let mut open = true;
         let spent = self.counts.spent(false);
@@ -730,6 +730,11 @@ impl Talk {
                 // A session's run that is let end by itself, and does not.
                 _ = &mut spent, if self.lease.is_some() => self.lease = None,
                 () = tokio::time::sleep_until(deadline) => {
+                    if self.lease.take().is_some() {
+                        // It was let end, and did not. Until it is gone it uses what its tenant pays for, and that counts.
+                        deadline = Instant::now() + EXIT_WAIT;
+                        continue;
+                    }
                     log::line("exit_late", &[("run", self.id.to_string().into())]);
                     return None;
                 }
@@ -797,7 +802,7 @@ fn drain(mut stderr: pipe::Receiver, meter: Arc<Metered>) -> oneshot::Receiver<V
 #[cfg(test)]
 mod tests {
     use super::*;
-    use gaoler_protocol::{Limits, Tier};
+    use gaoler_protocol::{Limits, Reason, Tier};
     use nix::fcntl::{FcntlArg, OFlag, fcntl};
     use std::io::{PipeReader, PipeWriter, Write};
     use std::sync::atomic::{AtomicUsize, Ordering};
@@ -829,6 +834,54 @@ mod tests {
         let run = Run::new(spawned, fds.into()).expect("a run");
         let others = (stdin, complaints);
         (run, Ends { stdout, lease: their_lease, report: their_report, ledger: told, _others: others })
+    }
+
+    #[tokio::test]
+    async fn r07_what_a_run_uses_that_is_let_end_and_does_not_is_counted_until_it_is_gone() {
+        let (run, ends) = a_run();
+        let bounds = Bounds { silence: Duration::from_secs(60), level: Level::Balanced, disposable: false };
+        let talk = Talk::new(run, bounds, None);
+        let mut ledger = ends.ledger;
+        let egress = tokio::spawn(async move {
+            // It goes on until its lease ends; then its egress has one more answer to tell of, and it is gone.
+            let lease = UnixStream::from_std(ends.lease.into()).expect("a socket");
+            lease.readable().await.expect("its end");
+            ledger.write_all(b"{\"model\":\"late\",\"input_tokens\":7}\n").expect("written");
+            let exit = Message::Exit(gone()).encode(1);
+            channel::send(ends.report.as_fd(), &exit, &[]).expect("sent");
+            (ends.stdout, ends._others)
+        });
+        let (exit, told) = talk.end().await;
+        assert!(exit.is_some(), "it is waited for");
+        assert_eq!(told.models.len(), 1, "{told:?}");
+        drop(egress.await.expect("no panic"));
+    }
+
+    fn gone() -> Exit {
+        Exit {
+            run: RunId([0; 16]),
+            reason: Reason::Cancelled,
+            code: 0,
+            signal: 0,
+            quarantined: false,
+            wall_us: 1,
+            user_us: 0,
+            system_us: 0,
+            maxrss_kib: 0,
+            memory_peak: 0,
+            tasks_peak: 0,
+            oom_kills: 0,
+            tasks_denied: 0,
+            teardown_us: 0,
+            requests: 0,
+            denials: 0,
+            input_tokens: 0,
+            output_tokens: 0,
+            cache_write_tokens: 0,
+            cache_read_tokens: 0,
+            bytes_up: 0,
+            bytes_down: 0,
+        }
     }
 
     #[tokio::test]
