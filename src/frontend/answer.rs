@@ -12,10 +12,18 @@ use super::cli::decode::{
     Assistant, BlockStart, Delta, Event, Init, MISSING, Outcome, RateLimit, Server, Stream, Usage,
 };
 use super::error::ApiError;
-use super::job::{Shape, TOOL_ID_BYTES_MAX, Thinking};
+use super::job::{Shape, Thinking};
 
 /// Tool calls that are open at the same time, at most; more are not counted.
 const OPEN_TOOLS_MAX: usize = 1024;
+/// Calls of a client's tools in one turn, at most. A turn with more is no model's.
+const CALLS_MAX: usize = 1024;
+/// Bytes of memory that an answer takes, at most: some thirty times the longest that a model gives in one turn.
+pub const ANSWER_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// Bytes of a text in one event. One that comes at once is told in such pieces: an event is memory that its readers hold.
+const PIECE_BYTES_MAX: usize = 32 * 1024;
+/// What a block takes beside its bytes, in a list that has grown.
+const BLOCK_COST: usize = 256;
 /// The model that the CLI names where it wrote a message by itself.
 const SYNTHETIC: &str = "<synthetic>";
 /// The tool by which the model gives an answer in JSON.
@@ -76,6 +84,18 @@ pub struct Shown {
     pub signature: String,
 }
 
+impl Shown {
+    /// Bytes of memory that it takes.
+    fn bytes(&self) -> usize {
+        let kind = match &self.kind {
+            Kind::Text | Kind::Thinking => 0,
+            Kind::Redacted(data) => data.capacity(),
+            Kind::ToolUse { id, name } => id.capacity() + name.capacity(),
+        };
+        BLOCK_COST + kind + self.text.capacity() + self.signature.capacity()
+    }
+}
+
 /// Who the answer is for, and what it is called.
 #[derive(Debug, Clone)]
 pub struct Heading {
@@ -129,6 +149,12 @@ pub struct Answer {
     shape: Shape,
     thinking: Thinking,
     begun: bool,
+    /// Bytes of memory that its blocks take.
+    bytes: usize,
+    /// Which of its blocks are calls.
+    called: Vec<usize>,
+    /// The first of its blocks that is not empty: of text, of thinking.
+    said: [Option<usize>; 2],
     /// The upstream's number of the block that is open, and ours.
     open: Option<(u64, usize)>,
     /// Our number of the first block of this turn.
@@ -165,6 +191,9 @@ impl Answer {
             shape,
             thinking,
             begun: false,
+            bytes: 0,
+            called: Vec::new(),
+            said: [None, None],
             open: None,
             turn_begins: 0,
             streamed: String::new(),
@@ -214,6 +243,21 @@ impl Answer {
         &self.calls
     }
 
+    /// Bytes of memory that it takes.
+    pub fn bytes(&self) -> usize {
+        self.bytes + self.result_text.capacity()
+    }
+
+    /// How many of the blocks before this one are calls.
+    pub fn calls_before(&self, block: usize) -> usize {
+        self.called.partition_point(|call| *call < block)
+    }
+
+    /// Whether a block before this one has something of this kind to say.
+    pub fn said_before(&self, block: usize, kind: &Kind) -> bool {
+        said_of(kind).and_then(|which| self.said[which]).is_some_and(|first| first < block)
+    }
+
     /// Whether the run waits for its client.
     pub fn waits(&self) -> bool {
         matches!(&self.ending, Some(Ending::Done(done)) if done.stop_reason == TOOL_USE)
@@ -254,6 +298,11 @@ impl Answer {
             Event::Retry(_) => self.retry(&mut out),
             Event::RateLimit(rate_limit) => self.rate_limit = Some(rate_limit),
             Event::Result(outcome) => self.result(*outcome, &mut out),
+        }
+        if self.bytes > ANSWER_BYTES_MAX {
+            let message =
+                format!("The answer takes more than {ANSWER_BYTES_MAX} bytes; ask for less at once.");
+            self.fail(ApiError::internal("output_limit", message).final_word());
         }
         out
     }
@@ -397,7 +446,10 @@ impl Answer {
             }
             BlockStart::ToolUse { id, name, input } => {
                 if let Some(name) = name.strip_prefix(PREFIX).filter(|_| self.offers) {
-                    if self.calls.len() >= OPEN_TOOLS_MAX || id.len() > TOOL_ID_BYTES_MAX {
+                    if self.calls.len() >= CALLS_MAX {
+                        let message =
+                            format!("There are more than {CALLS_MAX} calls of your tools in one turn.");
+                        self.fail(ApiError::internal("cli_garbage", message).final_word());
                         return None;
                     }
                     self.calls.push(id.clone());
@@ -416,7 +468,12 @@ impl Answer {
     fn start_block(&mut self, kind: Kind, out: &mut Vec<Emit>) -> usize {
         let ours = self.blocks.len();
         out.push(Emit::BlockStart(ours, kind.clone()));
-        self.blocks.push(Shown { kind, text: String::new(), signature: String::new() });
+        if let Kind::ToolUse { .. } = kind {
+            self.called.push(ours);
+        }
+        let shown = Shown { kind, text: String::new(), signature: String::new() };
+        self.bytes += shown.bytes();
+        self.blocks.push(shown);
         ours
     }
 
@@ -428,19 +485,20 @@ impl Answer {
 
     fn add(&mut self, ours: usize, delta: Delta, out: &mut Vec<Emit>) {
         let Some(block) = self.blocks.get_mut(ours) else { return };
+        let before = block.bytes();
         match (&block.kind, delta) {
             (_, Delta::Text(text) | Delta::Thinking(text)) if text.is_empty() => {}
             (Kind::Text, Delta::Text(text)) => {
                 block.text.push_str(&text);
-                out.push(Emit::Text(ours, text));
+                out.extend(pieces(text).map(|piece| Emit::Text(ours, piece)));
             }
             (Kind::Thinking, Delta::Thinking(text) | Delta::Text(text)) => {
                 block.text.push_str(&text);
-                out.push(Emit::Thinking(ours, text));
+                out.extend(pieces(text).map(|piece| Emit::Thinking(ours, piece)));
             }
             (Kind::ToolUse { .. }, Delta::Input(text) | Delta::Text(text)) => {
                 block.text.push_str(&text);
-                out.push(Emit::Input(ours, text));
+                out.extend(pieces(text).map(|piece| Emit::Input(ours, piece)));
             }
             (Kind::Thinking, Delta::Signature(signature)) => {
                 block.signature.push_str(&signature);
@@ -448,6 +506,10 @@ impl Answer {
             }
             // A delta of another kind than its block, or of no known kind, is not shown.
             _ => {}
+        }
+        self.bytes += block.bytes() - before;
+        if let Some(which) = said_of(&block.kind).filter(|_| !block.text.is_empty()) {
+            self.said[which].get_or_insert(ours);
         }
     }
 
@@ -465,6 +527,10 @@ impl Answer {
         self.calls.clear();
         if self.shape == Shape::Json {
             self.blocks.truncate(self.turn_begins);
+            self.bytes = self.blocks.iter().map(Shown::bytes).sum();
+            self.called.truncate(self.calls_before(self.turn_begins));
+            let begins = self.turn_begins;
+            self.said = self.said.map(|first| first.filter(|first| *first < begins));
         }
     }
 
@@ -496,7 +562,7 @@ impl Answer {
             _ => Ending::Failed(ApiError::internal("cli_failed", "The CLI ended its turn with an error.")),
         };
         // A refusal's text would be the CLI's advice to its user at a terminal; the stop reason says enough.
-        let json = outcome.structured_output.filter(|_| self.structured).map(|json| json.to_string());
+        let json = outcome.structured_output.filter(|_| self.structured);
         self.result_text = json.or(outcome.result.filter(|_| !outcome.is_error)).unwrap_or_default();
         self.ending = Some(ending);
     }
@@ -514,6 +580,30 @@ impl Answer {
             Some(seconds) => error.after(seconds),
             None => error,
         }
+    }
+}
+
+/// A text in pieces for an event each.
+fn pieces(text: String) -> impl Iterator<Item = String> {
+    let mut out = Vec::new();
+    let mut at = 0;
+    while text.len() - at > PIECE_BYTES_MAX {
+        // A character has four bytes, at most.
+        let end = (0..4).map(|back| at + PIECE_BYTES_MAX - back).find(|end| text.is_char_boundary(*end));
+        let end = end.unwrap_or(text.len());
+        out.push(text[at..end].to_owned());
+        at = end;
+    }
+    out.push(if at == 0 { text } else { text[at..].to_owned() });
+    out.into_iter()
+}
+
+/// Where it is noted that a block of this kind has said something.
+fn said_of(kind: &Kind) -> Option<usize> {
+    match kind {
+        Kind::Text => Some(0),
+        Kind::Thinking => Some(1),
+        Kind::Redacted(_) | Kind::ToolUse { .. } => None,
     }
 }
 

@@ -134,23 +134,29 @@ struct PromptTokens {
 /// The chunks of these steps; none for a step that the dialect has no word for.
 pub fn events(answer: &Answer, steps: &[Emit]) -> Bytes {
     let mut out = Vec::new();
+    // Whose text has begun in these steps.
+    let mut begun = None;
     for (at, step) in steps.iter().enumerate() {
+        let mut follows = |block: usize, kind: &Kind| {
+            let is_new = begun.replace(block) != Some(block);
+            is_new && is_first(answer, block, &steps[at..]) && answer.said_before(block, kind)
+        };
         let delta = match step {
             Emit::Start => Delta { role: Some("assistant"), content: Some(""), ..Delta::default() },
             Emit::Text(block, text) => {
-                if is_first(answer, *block, &steps[at..]) && said_before(answer, *block, &Kind::Text) {
+                if follows(*block, &Kind::Text) {
                     chunk(&mut out, answer, Delta { content: Some(BETWEEN), ..Delta::default() });
                 }
                 Delta { content: Some(text), ..Delta::default() }
             }
             Emit::Thinking(block, text) => {
-                if is_first(answer, *block, &steps[at..]) && said_before(answer, *block, &Kind::Thinking) {
+                if follows(*block, &Kind::Thinking) {
                     chunk(&mut out, answer, Delta { reasoning_content: Some(BETWEEN), ..Delta::default() });
                 }
                 Delta { reasoning_content: Some(text), ..Delta::default() }
             }
             Emit::BlockStart(block, Kind::ToolUse { id, name }) => calling(CallPart {
-                index: call_of(answer, *block),
+                index: answer.calls_before(*block),
                 id: Some(id),
                 kind: Some(FUNCTION),
                 function: Function { name: Some(name), arguments: "" },
@@ -174,16 +180,11 @@ fn calling(call: CallPart<'_>) -> Delta<'_> {
 
 fn more<'a>(answer: &Answer, block: usize, arguments: &'a str) -> CallPart<'a> {
     CallPart {
-        index: call_of(answer, block),
+        index: answer.calls_before(block),
         id: None,
         kind: None,
         function: Function { name: None, arguments },
     }
-}
-
-/// The number of a call among the calls, which this dialect counts by themselves.
-fn call_of(answer: &Answer, block: usize) -> usize {
-    answer.blocks.iter().take(block).filter(|shown| matches!(shown.kind, Kind::ToolUse { .. })).count()
 }
 
 fn is_call_without_input(answer: &Answer, block: usize) -> bool {
@@ -191,17 +192,17 @@ fn is_call_without_input(answer: &Answer, block: usize) -> bool {
     shown.is_some_and(|shown| matches!(shown.kind, Kind::ToolUse { .. }) && shown.text.trim().is_empty())
 }
 
-/// Whether the first of these steps is the first of its block's: then they are all that the block has.
+/// Whether the text that these steps begin with is all that its block has. What comes of one event for one block comes in
+/// a row, so that each step is looked at once.
 fn is_first(answer: &Answer, block: usize, steps: &[Emit]) -> bool {
     let bytes = |step: &Emit| match step {
-        Emit::Text(at, text) | Emit::Thinking(at, text) if *at == block => text.len(),
-        _ => 0,
+        Emit::Text(at, text) | Emit::Thinking(at, text) if *at == block => Some(text.len()),
+        _ => None,
     };
-    answer.blocks.get(block).is_some_and(|shown| shown.text.len() == steps.iter().map(bytes).sum::<usize>())
-}
-
-fn said_before(answer: &Answer, block: usize, kind: &Kind) -> bool {
-    answer.blocks.iter().take(block).any(|shown| shown.kind == *kind && !shown.text.is_empty())
+    answer
+        .blocks
+        .get(block)
+        .is_some_and(|shown| shown.text.len() == steps.iter().map_while(bytes).sum::<usize>())
 }
 
 /// The last chunks, and the word that ends a stream.

@@ -375,10 +375,10 @@ impl<B: Send + 'static, P> Ending<B, P> {
 }
 
 /// Writes the question, and the body in frames. A body that breaks off is not ended, so that nobody takes it for whole.
-async fn feed(stdin: mpsc::Sender<Vec<u8>>, question: Asked, body: Option<Body>) -> Result<(), ApiError> {
+async fn feed(stdin: mpsc::Sender<Bytes>, question: Asked, body: Option<Body>) -> Result<(), ApiError> {
     let mut line = serde_json::to_vec(&question).unwrap_or_default();
     line.push(b'\n');
-    let mut wanted = stdin.send(line).await.is_ok();
+    let mut wanted = stdin.send(line.into()).await.is_ok();
     let Some(mut body) = body else { return Ok(()) };
     let (mut taken, mut dropped) = (0u64, 0u64);
     loop {
@@ -402,7 +402,7 @@ async fn feed(stdin: mpsc::Sender<Vec<u8>>, question: Asked, body: Option<Body>)
             let mut frame = Vec::with_capacity(4 + piece.len());
             frame.extend_from_slice(&(piece.len() as u32).to_le_bytes());
             frame.extend_from_slice(&piece);
-            wanted = stdin.send(frame).await.is_ok();
+            wanted = stdin.send(frame.into()).await.is_ok();
         }
         if dropped > DROPPED_BYTES_MAX {
             break;
@@ -411,7 +411,7 @@ async fn feed(stdin: mpsc::Sender<Vec<u8>>, question: Asked, body: Option<Body>)
     if taken > UPLOAD_BYTES_MAX {
         return Err(ApiError::new(413, "upload_too_large", "The upload is larger than 1 GiB."));
     }
-    let _ = stdin.send(0u32.to_le_bytes().to_vec()).await;
+    let _ = stdin.send(Bytes::from_static(b"\0\0\0\0")).await;
     Ok(())
 }
 

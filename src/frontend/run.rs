@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 use serde_json::{Map, Value};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::UnixStream;
@@ -27,14 +27,15 @@ use super::admission::Ticket;
 use super::answer::{Answer, Ending};
 use super::books::{self, Note};
 use super::budget::Watch;
-use super::cli::client::Client;
+use super::cli::client::{Asked, Client};
 use super::cli::decode::Usage;
+use super::cli::decode::{Bound, Garbage};
 use super::cli::{decode, input};
 use super::counts::Counts;
 use super::error::ApiError;
 use super::job::Block;
 use super::job::tools::Tool;
-use super::runs::{Why, Writer};
+use super::runs::{Share, Why, Writer};
 use super::trace::{self, Trace};
 use super::{log, metrics, way};
 
@@ -42,8 +43,12 @@ use super::{log, metrics, way};
 const READ_BYTES: usize = 16 * 1024;
 /// Bytes of stderr that are kept. Only the operator's self-test looks at them.
 const STDERR_BYTES_MAX: usize = 64 * 1024;
-/// Lines waiting for a CLI's stdin: a prompt, an interrupt, and the answers to what it asks.
-const STDIN_LINES_MAX: usize = 256;
+/// Pieces waiting for a CLI's stdin: a prompt, an interrupt, and the answers to what it asks, each of which is small or in
+/// memory once.
+const STDIN_PIECES_MAX: usize = 256;
+/// A CLI asks, reads nothing, and asks on.
+const UNREAD: Bound =
+    Bound { what: "pieces of answers that the CLI asked for and did not read", most: STDIN_PIECES_MAX };
 /// How long an interrupted CLI has to end by itself.
 const INTERRUPT_WAIT: Duration = Duration::from_secs(3);
 /// How much longer than the upstream a tool may be silent: the CLI itself ends a command after 10 minutes.
@@ -264,7 +269,7 @@ impl Exchange {
         let (spawned, level) = (run.spawned, bounds.level);
         let running = metrics::Running::begin(&spawned, level);
         let mut talk = Talk::new(run, bounds, note.watch());
-        talk.client = Client::new(tools);
+        talk.client = Client::new(&tools);
         talk.say(lines);
         trace.runs(&spawned);
         let (told, begun) = (Usage::default(), Instant::now());
@@ -326,9 +331,8 @@ impl Exchange {
         trace.follows(&self.trace);
         self.trace = trace;
         self.talk.meter.meter.touch();
-        for line in self.talk.client.results(calls, prompt) {
-            self.talk.say(line);
-        }
+        let lines = self.talk.client.results(calls, prompt);
+        self.talk.unread = !lines.is_empty() && !self.talk.say(lines);
     }
 
     /// Ends it without an answer: its client did not come back, or may use no more. In the first case a session is let save
@@ -396,13 +400,18 @@ fn ended(
 /// A run's pipes in use.
 pub struct Talk {
     id: RunId,
-    stdin: Option<mpsc::Sender<Vec<u8>>>,
+    stdin: Option<mpsc::Sender<Bytes>>,
+    /// Something that it must hear did not fit its stdin.
+    unread: bool,
     stdout: pipe::Receiver,
     lease: Option<OwnedFd>,
     report: Report,
     /// Exit, where it came before stdout's end.
     exit: Option<Option<Exit>>,
     lines: decode::Lines,
+    /// Where it is counted what they take, and how much was told there.
+    share: Option<Share>,
+    shared: usize,
     /// Lines have been taken since it was this task's turn.
     decoded: bool,
     read: BytesMut,
@@ -419,7 +428,7 @@ pub struct Talk {
 enum Heard {
     Line(BytesMut),
     End,
-    Garbage,
+    Garbage(Garbage),
     Past(Past),
     Silence,
     Unwanted(Why),
@@ -455,11 +464,14 @@ impl Talk {
         Talk {
             id: spawned.run,
             stdin: Some(writer(stdin)),
+            unread: false,
             stdout,
             lease: Some(lease),
             report,
             exit: None,
             lines: decode::Lines::default(),
+            share: None,
+            shared: 0,
             decoded: false,
             read: BytesMut::new(),
             stderr: drain(stderr, Arc::clone(&meter)),
@@ -470,8 +482,9 @@ impl Talk {
         }
     }
 
-    /// The way to stdin, once, for whoever has more to write than lines. Its end closes stdin.
-    pub fn feeder(&mut self) -> Option<mpsc::Sender<Vec<u8>>> {
+    /// The way to stdin of a program of our own, once, for whoever has more to write than lines. Its end closes stdin.
+    pub fn feeder(&mut self) -> Option<mpsc::Sender<Bytes>> {
+        self.lines = decode::Lines::of_a_program();
         self.stdin.take()
     }
 
@@ -503,32 +516,52 @@ impl Talk {
         let _ = self.meter.meter.count(0);
     }
 
-    /// Queues a line for stdin. One that does not fit is not written: the CLI is stuck, and silence ends it.
-    pub fn say(&self, line: Vec<u8>) {
-        if let Some(stdin) = &self.stdin {
-            let _ = stdin.try_send(line);
+    /// Queues a line for stdin; whether it fits. Where it does not, the CLI reads nothing.
+    pub fn say(&self, line: Vec<u8>) -> bool {
+        self.say_all(vec![line.into()])
+    }
+
+    /// The same with a line in pieces: all of them or none.
+    fn say_all(&self, pieces: Vec<Bytes>) -> bool {
+        let Some(stdin) = &self.stdin else { return false };
+        let Ok(places) = stdin.try_reserve_many(pieces.len()) else { return false };
+        places.zip(pieces).for_each(|(place, piece)| place.send(piece));
+        true
+    }
+
+    /// Answers what the CLI asks; whether something waits for the client now.
+    fn asked(&mut self, asked: Asked, answer: &Answer) -> Result<bool, Garbage> {
+        let is_shown = |call: &str| answer.calls().iter().any(|shown| shown == call);
+        match self.client.answer(asked, is_shown)? {
+            Some(pieces) => self.say_all(pieces).then_some(false).ok_or(Garbage::Over(UNREAD)),
+            None => Ok(true),
         }
     }
 
     /// Serves one turn until the answer has an ending, and leaves the run in a state that can only end.
     async fn turn(&mut self, answer: &mut Answer, render: Render, writer: &Writer, cli: &mut trace::Span) {
+        (self.share, self.shared) = (Some(writer.share()), 0);
+        self.tell_share();
+        if self.unread {
+            return self.abort(answer, garbage(Garbage::Over(UNREAD)));
+        }
         while answer.ending().is_none() {
             let begun = answer.begun();
             let steps = match self.hear(answer, writer).await {
                 Heard::Line(line) => match decode::event(&line) {
-                    Ok(decode::Event::Asked(asked)) => {
-                        let is_shown = |call: &str| answer.calls().iter().any(|shown| shown == call);
-                        match self.client.answer(asked, is_shown) {
-                            Some(line) => self.say(line),
-                            None => answer.call_waits(),
+                    Ok(decode::Event::Asked(asked)) => match self.asked(asked, answer) {
+                        Ok(false) => continue,
+                        Ok(true) => {
+                            answer.call_waits();
+                            continue;
                         }
-                        continue;
-                    }
+                        Err(what) => return self.abort(answer, garbage(what)),
+                    },
                     Ok(event) => answer.feed(event),
-                    Err(_) => return self.abort(answer, garbage()),
+                    Err(what) => return self.abort(answer, garbage(what)),
                 },
                 Heard::End => return,
-                Heard::Garbage => return self.abort(answer, garbage()),
+                Heard::Garbage(what) => return self.abort(answer, garbage(what)),
                 // Its Exit says why, and so does the error that is made of it.
                 Heard::Past(Past::Output) => return self.last_word(LEASE_OUTPUT),
                 Heard::Past(Past::Idle) => return self.last_word(LEASE_IDLE),
@@ -549,6 +582,7 @@ impl Talk {
                 continue;
             }
             cli.happens("first_output");
+            writer.holds(answer.bytes());
             let goes_on = answer.tool_at_work();
             let stopped = tokio::select! {
                 biased;
@@ -618,7 +652,7 @@ impl Talk {
             heard = timeout_at(deadline, self.line()) => match heard {
                 Ok(Ok(Some(line))) => Heard::Line(line),
                 Ok(Ok(None)) => Heard::End,
-                Ok(Err(Unheard::Garbage)) => Heard::Garbage,
+                Ok(Err(Unheard::Garbage(what))) => Heard::Garbage(what),
                 Ok(Err(Unheard::Past(past))) => Heard::Past(past),
                 Err(_) => Heard::Silence,
             },
@@ -634,7 +668,7 @@ impl Talk {
                     return Ok(Some(line));
                 }
                 Ok(None) => {}
-                Err(_) => return Err(Unheard::Garbage),
+                Err(what) => return Err(Unheard::Garbage(what)),
             }
             self.read.reserve(READ_BYTES);
             let more = tokio::select! {
@@ -654,11 +688,21 @@ impl Talk {
                 return Err(Unheard::Past(Past::Output));
             }
             self.lines.push(&self.read.split());
+            self.tell_share();
             // One read of lines a turn: decoding takes its time, and a CLI that floods would keep a worker from everybody
             // else. A line that has no end yet costs nothing.
             if std::mem::take(&mut self.decoded) {
                 tokio::task::yield_now().await;
             }
+        }
+    }
+
+    /// Has counted what was heard and is no answer yet.
+    fn tell_share(&mut self) {
+        let bytes = self.lines.bytes() + self.client.bytes();
+        if let Some(share) = self.share.as_ref().filter(|_| bytes != self.shared) {
+            share.hears(bytes);
+            self.shared = bytes;
         }
     }
 
@@ -673,7 +717,7 @@ impl Talk {
         if let Some(exit) = self.exit {
             return exit;
         }
-        let deadline = Instant::now() + EXIT_WAIT;
+        let mut deadline = Instant::now() + EXIT_WAIT;
         let mut rest = BytesMut::with_capacity(READ_BYTES);
         let mut open = true;
         let spent = self.counts.spent(false);
@@ -686,6 +730,11 @@ impl Talk {
                 // A session's run that is let end by itself, and does not.
                 _ = &mut spent, if self.lease.is_some() => self.lease = None,
                 () = tokio::time::sleep_until(deadline) => {
+                    if self.lease.take().is_some() {
+                        // It was let end, and did not. Until it is gone it uses what its tenant pays for, and that counts.
+                        deadline = Instant::now() + EXIT_WAIT;
+                        continue;
+                    }
                     log::line("exit_late", &[("run", self.id.to_string().into())]);
                     return None;
                 }
@@ -707,27 +756,28 @@ impl Talk {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Unheard {
     /// A line without end.
-    Garbage,
+    Garbage(Garbage),
     /// The run is past a limit.
     Past(Past),
 }
 
-fn garbage() -> ApiError {
-    ApiError::internal("cli_garbage", "The CLI wrote something that is not its protocol.").final_word()
+fn garbage(what: Garbage) -> ApiError {
+    let message = format!("The CLI wrote something that is not its protocol: {what}.");
+    ApiError::internal("cli_garbage", message).final_word()
 }
 
 /// A task that writes lines to stdin, so that reading never waits for writing. It ends with its channel, and
 /// closes stdin then.
-fn writer(mut stdin: pipe::Sender) -> mpsc::Sender<Vec<u8>> {
-    let (lines, mut queue) = mpsc::channel::<Vec<u8>>(STDIN_LINES_MAX);
+fn writer(mut stdin: pipe::Sender) -> mpsc::Sender<Bytes> {
+    let (pieces, mut queue) = mpsc::channel::<Bytes>(STDIN_PIECES_MAX);
     tokio::spawn(async move {
-        while let Some(line) = queue.recv().await {
-            if stdin.write_all(&line).await.is_err() {
+        while let Some(piece) = queue.recv().await {
+            if stdin.write_all(&piece).await.is_err() {
                 return;
             }
         }
     });
-    lines
+    pieces
 }
 
 /// A task that reads stderr to its end, so that the CLI never waits for it, counts it, and keeps the first part.
@@ -752,7 +802,7 @@ fn drain(mut stderr: pipe::Receiver, meter: Arc<Metered>) -> oneshot::Receiver<V
 #[cfg(test)]
 mod tests {
     use super::*;
-    use gaoler_protocol::{Limits, Tier};
+    use gaoler_protocol::{Limits, Reason, Tier};
     use nix::fcntl::{FcntlArg, OFlag, fcntl};
     use std::io::{PipeReader, PipeWriter, Write};
     use std::sync::atomic::{AtomicUsize, Ordering};
@@ -760,24 +810,88 @@ mod tests {
     /// Bytes that wait in the pipe before anybody reads: what an ordinary user may have there.
     const FLOOD_BYTES: usize = 1 << 20;
 
-    #[tokio::test]
-    async fn a_flood_is_read_a_piece_at_a_time_between_its_neighbours_turns() {
+    /// The supervisor's and the cage's ends of a run.
+    struct Ends {
+        stdout: PipeWriter,
+        lease: OwnedFd,
+        report: OwnedFd,
+        ledger: PipeWriter,
+        _others: (PipeReader, PipeWriter),
+    }
+
+    fn a_run() -> (Run, Ends) {
         let pipe = || std::io::pipe().expect("a pipe");
-        let ((flood, mut flooder), (stderr, _), (stdin, writer), (ledger, _)) =
+        let ((out, stdout), (stderr, complaints), (stdin, writer), (ledger, told)) =
             (pipe(), pipe(), pipe(), pipe());
-        fcntl(&flooder, FcntlArg::F_SETPIPE_SZ(i32::try_from(FLOOD_BYTES).expect("small"))).expect("a size");
-        let line = "{\"type\":\"novel\"}\n";
-        let lines = FLOOD_BYTES / line.len();
-        flooder.write_all(line.repeat(lines).as_bytes()).expect("it fits");
-        let (lease, _supervisor) = channel::pair().expect("a pair");
-        let (report, _exit) = channel::pair().expect("a pair");
+        let (lease, their_lease) = channel::pair().expect("a pair");
+        let (report, their_report) = channel::pair().expect("a pair");
         let spawned = Spawned { run: RunId([0; 16]), limits: Limits::NONE, launch_us: 0, tier: Tier::Kernel };
         let (reads, writes) = (|it: PipeReader| OwnedFd::from(it), |it: PipeWriter| OwnedFd::from(it));
-        let fds = [writes(writer), reads(flood), reads(stderr), lease, report, reads(ledger)].map(|fd| {
+        let fds = [writes(writer), reads(out), reads(stderr), lease, report, reads(ledger)].map(|fd| {
             fcntl(&fd, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).expect("a flag");
             fd
         });
         let run = Run::new(spawned, fds.into()).expect("a run");
+        let others = (stdin, complaints);
+        (run, Ends { stdout, lease: their_lease, report: their_report, ledger: told, _others: others })
+    }
+
+    #[tokio::test]
+    async fn r07_what_a_run_uses_that_is_let_end_and_does_not_is_counted_until_it_is_gone() {
+        let (run, ends) = a_run();
+        let bounds = Bounds { silence: Duration::from_secs(60), level: Level::Balanced, disposable: false };
+        let talk = Talk::new(run, bounds, None);
+        let mut ledger = ends.ledger;
+        let egress = tokio::spawn(async move {
+            // It goes on until its lease ends; then its egress has one more answer to tell of, and it is gone.
+            let lease = UnixStream::from_std(ends.lease.into()).expect("a socket");
+            lease.readable().await.expect("its end");
+            ledger.write_all(b"{\"model\":\"late\",\"input_tokens\":7}\n").expect("written");
+            let exit = Message::Exit(gone()).encode(1);
+            channel::send(ends.report.as_fd(), &exit, &[]).expect("sent");
+            (ends.stdout, ends._others)
+        });
+        let (exit, told) = talk.end().await;
+        assert!(exit.is_some(), "it is waited for");
+        assert_eq!(told.models.len(), 1, "{told:?}");
+        drop(egress.await.expect("no panic"));
+    }
+
+    fn gone() -> Exit {
+        Exit {
+            run: RunId([0; 16]),
+            reason: Reason::Cancelled,
+            code: 0,
+            signal: 0,
+            quarantined: false,
+            wall_us: 1,
+            user_us: 0,
+            system_us: 0,
+            maxrss_kib: 0,
+            memory_peak: 0,
+            tasks_peak: 0,
+            oom_kills: 0,
+            tasks_denied: 0,
+            teardown_us: 0,
+            requests: 0,
+            denials: 0,
+            input_tokens: 0,
+            output_tokens: 0,
+            cache_write_tokens: 0,
+            cache_read_tokens: 0,
+            bytes_up: 0,
+            bytes_down: 0,
+        }
+    }
+
+    #[tokio::test]
+    async fn a_flood_is_read_a_piece_at_a_time_between_its_neighbours_turns() {
+        let (run, mut ends) = a_run();
+        fcntl(&ends.stdout, FcntlArg::F_SETPIPE_SZ(i32::try_from(FLOOD_BYTES).expect("small")))
+            .expect("a size");
+        let line = "{\"type\":\"novel\"}\n";
+        let lines = FLOOD_BYTES / line.len();
+        ends.stdout.write_all(line.repeat(lines).as_bytes()).expect("it fits");
         let bounds = Bounds { silence: Duration::from_secs(60), level: Level::Balanced, disposable: true };
         let mut talk = Talk::new(run, bounds, None);
 
@@ -796,6 +910,6 @@ mod tests {
         let (reads, turns) = (FLOOD_BYTES / READ_BYTES, turns.load(Ordering::Relaxed));
         assert!(turns + 1 >= reads, "{turns} turns of a neighbour beside {reads} reads");
         neighbour.abort();
-        drop(stdin);
+        drop(ends);
     }
 }

@@ -1,12 +1,12 @@
 //! The runs that clients know by name: each has a bounded log of its answer that more than one reader can follow.
 //! It must never show a run to another tenant, write anything to disk, or keep more than its bounds.
 
+mod held;
 pub mod http;
 mod log;
 pub mod reply;
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -18,10 +18,15 @@ use gaoler_protocol::{RunId, TenantKey};
 use super::error::ApiError;
 
 pub use self::http::routes;
-pub use log::{About, Entry, Finished, Log, Read, Reader, Stage, Why, Writer};
+use held::Held;
+pub use log::{About, Entry, Finished, Log, Read, Reader, Share, Stage, Why, Writer};
 
-/// Bytes of all logs and kept answers together.
+/// Bytes of all logs and answers together, kept ones and those that are still being made. Where there are more, whoever
+/// holds most has its kept answers forgotten, and its streams wait for their readers.
 const HELD_BYTES_MAX: usize = 128 * 1024 * 1024;
+/// The same where that did not help: an answer that is still being made cannot be made smaller. Whoever holds most has its
+/// largest run ended.
+const LIVE_BYTES_MAX: usize = HELD_BYTES_MAX + HELD_BYTES_MAX / 2;
 /// Runs that have ended and are still known, of everybody and of one tenant. One takes some 2 KiB beside its answer.
 const ENDED_MAX: usize = 4096;
 const TENANT_ENDED_MAX: usize = 256;
@@ -95,7 +100,7 @@ fn digest(parts: &[&[u8]]) -> [u8; 32] {
 #[derive(Default)]
 pub struct Runs {
     state: Mutex<State>,
-    held: Arc<AtomicUsize>,
+    held: Arc<Held>,
 }
 
 /// A tenant, and a digest of what it says.
@@ -209,17 +214,30 @@ impl Runs {
         self.state().disown(run);
     }
 
-    /// Makes room for more bytes by forgetting answers of runs that have ended; whether there is some.
-    pub fn has_room(&self) -> bool {
-        if self.held.load(Ordering::Relaxed) <= HELD_BYTES_MAX {
-            return true;
+    /// Makes room where there are too many bytes: who holds most gives way. Whether this tenant has to wait for its readers.
+    pub fn is_crowded(&self, tenant: &[u8; 32]) -> bool {
+        if self.held.all() <= HELD_BYTES_MAX {
+            return false;
         }
         let mut state = self.state();
-        while self.held.load(Ordering::Relaxed) > HELD_BYTES_MAX {
-            let Some(victim) = state.heaviest() else { return false };
-            state.forget(victim);
+        while let Some(heaviest) = self.held.heaviest() {
+            let ended = state.ended_of(&heaviest);
+            if ended.is_empty() {
+                break;
+            }
+            for run in ended {
+                state.forget(run);
+                if self.held.all() <= HELD_BYTES_MAX {
+                    return false;
+                }
+                if self.held.heaviest() != Some(heaviest) {
+                    break;
+                }
+            }
         }
-        true
+        let Some(heaviest) = self.held.heaviest() else { return false };
+        state.end_largest(&heaviest, self.held.all().saturating_sub(LIVE_BYTES_MAX));
+        heaviest == *tenant
     }
 
     /// Forgets what is too old or too much, from time to time, for ever.
@@ -291,7 +309,12 @@ impl State {
     fn forget(&mut self, run: RunId) {
         self.disown(run);
         if let Some(log) = self.runs.remove(&run) {
-            log.release();
+            // Who only waits for the word of its end hears it.
+            if log.bytes() > 0 {
+                log.cut()
+            } else {
+                log.release()
+            }
             self.ended.remove(&log.entry.tenant, run);
             self.refused.remove(&log.entry.tenant, run);
         }
@@ -303,7 +326,9 @@ impl State {
         let crowded = self.ended.crowded(tenant).or_else(|| self.refused.crowded(tenant))?;
         let is_released = |run: &RunId| self.runs.get(run).is_none_or(|log| log.released());
         let released = crowded.iter().find(|(_, run)| is_released(run));
-        released.or_else(|| crowded.front()).map(|(_, run)| *run)
+        // One that somebody reads is found for as long as it takes memory.
+        let is_spare = |run: &RunId| self.runs.get(run).is_none_or(|log| log.bytes() == 0 || !log.is_read());
+        released.or_else(|| crowded.iter().find(|(_, run)| is_spare(run))).map(|(_, run)| *run)
     }
 
     fn disown(&mut self, run: RunId) {
@@ -319,14 +344,28 @@ impl State {
         }
     }
 
-    /// The oldest run that has ended of the tenant whose ended runs hold most.
-    fn heaviest(&self) -> Option<RunId> {
-        let ended = || self.runs.iter().filter_map(|(run, log)| Some((log.ended_at()?, *run, log)));
-        let mut held: HashMap<[u8; 32], usize> = HashMap::new();
-        ended().for_each(|(_, _, log)| *held.entry(log.entry.tenant).or_default() += log.bytes());
-        let (tenant, bytes) = held.into_iter().max_by_key(|(_, bytes)| *bytes)?;
-        let own = ended().filter(|(_, _, log)| log.entry.tenant == tenant && log.bytes() > 0);
-        own.min_by_key(|(at, run, _)| (*at, *run)).map(|(_, run, _)| run).filter(|_| bytes > 0)
+    /// This tenant's runs that have ended and hold something: those that nobody reads first, each from the oldest on.
+    fn ended_of(&self, tenant: &[u8; 32]) -> Vec<RunId> {
+        let own = self.runs.iter().filter(|(_, log)| log.entry.tenant == *tenant && log.bytes() > 0);
+        let mut ended: Vec<_> =
+            own.filter_map(|(run, log)| Some((log.is_read(), log.ended_at()?, *run))).collect();
+        ended.sort();
+        ended.into_iter().map(|(_, _, run)| run).collect()
+    }
+
+    /// Ends so many of this tenant's live runs, the largest first, that so many bytes are enough.
+    fn end_largest(&self, tenant: &[u8; 32], mut more: usize) {
+        let own = self.runs.values().filter(|log| log.entry.tenant == *tenant && log.ended_at().is_none());
+        let mut live: Vec<_> = own.map(|log| (!log.is_cancelled(), log.bytes(), log)).collect();
+        // Those that are about to end come first.
+        live.sort_by_key(|(goes_on, bytes, log)| (*goes_on, std::cmp::Reverse(*bytes), log.entry.about.run));
+        for (_, bytes, log) in live {
+            if more == 0 {
+                return;
+            }
+            log.cancel(Why::Crowded);
+            more = more.saturating_sub(bytes);
+        }
     }
 }
 

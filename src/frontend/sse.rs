@@ -3,7 +3,7 @@
 
 use bytes::Bytes;
 use serde::Serialize;
-use serde_json::{Map, Value};
+use serde_json::value::RawValue;
 
 use super::answer::{Answer, Done, Emit, Kind, Shown};
 use super::cli::client::input_of;
@@ -59,8 +59,22 @@ enum Block<'a> {
     ToolUse {
         id: &'a str,
         name: &'a str,
-        input: Map<String, Value>,
+        input: Input<'a>,
     },
+}
+
+/// A call's input: an object as it came, or an empty one.
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Input<'a> {
+    Raw(&'a RawValue),
+    Empty {},
+}
+
+impl<'a> Input<'a> {
+    fn of(text: &'a str) -> Input<'a> {
+        input_of(text).map_or(Input::Empty {}, Input::Raw)
+    }
 }
 
 /// `citations` is null in a body and absent in `content_block_start`, as the official servers do it.
@@ -176,7 +190,7 @@ pub fn events(answer: &Answer, steps: &[Emit]) -> Bytes {
                     Kind::Text => Block::Text { text: "", citations: Citations::LeftOut },
                     Kind::Thinking => Block::Thinking { thinking: "", signature: "" },
                     Kind::Redacted(data) => Block::RedactedThinking { data },
-                    Kind::ToolUse { id, name } => Block::ToolUse { id, name, input: Map::new() },
+                    Kind::ToolUse { id, name } => Block::ToolUse { id, name, input: Input::Empty {} },
                 },
             },
             Emit::Text(index, text) => {
@@ -287,7 +301,7 @@ fn content(blocks: &[Shown]) -> Vec<Block<'_>> {
             Kind::Text => Block::Text { text: &block.text, citations: Citations::Null(None) },
             Kind::Thinking => Block::Thinking { thinking: &block.text, signature: &block.signature },
             Kind::Redacted(data) => Block::RedactedThinking { data },
-            Kind::ToolUse { id, name } => Block::ToolUse { id, name, input: input_of(&block.text) },
+            Kind::ToolUse { id, name } => Block::ToolUse { id, name, input: Input::of(&block.text) },
         })
         .collect()
 }

@@ -7,11 +7,22 @@ use std::time::Duration;
 
 use tokio::sync::{oneshot, watch};
 
-use gaoler_protocol::{RunId, TenantKey};
+use gaoler_protocol::{Level, Limits, RunId, TenantKey};
 use uuid::Uuid;
 
 /// How long a run waits for its client. It keeps its place all the while.
 const WAIT: Duration = Duration::from_secs(300);
+
+/// What a run was begun with, and goes on under: nothing of it can be changed while it lives.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Terms {
+    /// Its level.
+    pub level: Level,
+    /// The limits that were wished for.
+    pub limits: Limits,
+    /// Its MCP servers, as a digest, and whether their tools are refused.
+    pub servers: ([u8; 32], bool),
+}
 
 /// The runs that wait. `T` is what the client's answer is handed over as.
 pub struct Waits<T> {
@@ -29,6 +40,7 @@ struct Wait<T> {
     session: Option<Uuid>,
     run: RunId,
     calls: Vec<String>,
+    terms: Terms,
     to: oneshot::Sender<T>,
     gone: watch::Receiver<()>,
 }
@@ -48,10 +60,11 @@ impl<T> Waits<T> {
         session: Option<Uuid>,
         run: RunId,
         calls: Vec<String>,
+        terms: Terms,
     ) -> Waiting<T> {
         let (to, answer) = oneshot::channel();
         let (here, gone) = watch::channel(());
-        let number = self.state().add(Wait { tenant: tenant.0, session, run, calls, to, gone });
+        let number = self.state().add(Wait { tenant: tenant.0, session, run, calls, terms, to, gone });
         Waiting { state: Arc::clone(&self.state), number, answer, _here: here }
     }
 
@@ -62,9 +75,26 @@ impl<T> Waits<T> {
         calls: impl IntoIterator<Item = &'a str>,
     ) -> Option<oneshot::Sender<T>> {
         let mut state = self.state();
-        let mut calls = calls.into_iter();
-        let number = calls.find_map(|call| state.by_call.get(&(tenant.0, call.to_owned())).copied())?;
+        let number = state.find(tenant, calls)?;
         state.remove(number).map(|wait| wait.to)
+    }
+
+    /// What this tenant's run goes on under that waits for one of these calls.
+    pub fn terms<'a>(&self, tenant: &TenantKey, calls: impl IntoIterator<Item = &'a str>) -> Option<Terms> {
+        let state = self.state();
+        let number = state.find(tenant, calls)?;
+        state.waits.get(&number).map(|wait| wait.terms.clone())
+    }
+
+    /// Gives up this tenant's run that waits for one of these calls. What comes back ends when the run has.
+    pub fn leave<'a>(
+        &self,
+        tenant: &TenantKey,
+        calls: impl IntoIterator<Item = &'a str>,
+    ) -> Option<watch::Receiver<()>> {
+        let mut state = self.state();
+        let number = state.find(tenant, calls)?;
+        state.remove(number).map(|wait| wait.gone)
     }
 
     /// Gives up this tenant's run that waits in this session: its client has said something else. What comes back ends when
@@ -96,6 +126,10 @@ impl<T> Waits<T> {
 }
 
 impl<T> State<T> {
+    fn find<'a>(&self, tenant: &TenantKey, calls: impl IntoIterator<Item = &'a str>) -> Option<u64> {
+        calls.into_iter().find_map(|call| self.by_call.get(&(tenant.0, call.to_owned())).copied())
+    }
+
     fn add(&mut self, wait: Wait<T>) -> u64 {
         self.clock += 1;
         for call in &wait.calls {
@@ -141,7 +175,9 @@ impl<T> Waiting<T> {
             () = tokio::time::sleep(WAIT) => {}
         }
         self.state.lock().unwrap_or_else(PoisonError::into_inner).remove(self.number);
-        // Nobody finds it any more; somebody may have, just now.
+        // Nobody finds it any more; somebody may have, just now. What is not here yet is not taken: whoever says it hears that,
+        // and begins a run of its own.
+        self.answer.close();
         self.answer.try_recv().ok()
     }
 }
@@ -162,18 +198,24 @@ mod tests {
         CALM.subscribe()
     }
 
+    fn terms() -> Terms {
+        Terms { level: Level::Balanced, limits: Limits::NONE, servers: ([0; 32], false) }
+    }
+
     #[tokio::test]
     async fn a_run_that_waits_is_found_by_each_of_its_calls_by_its_tenant_and_once() {
         let (one, two) = (TenantKey([1; 32]), TenantKey([2; 32]));
         let waits = Arc::new(Waits::<u32>::default());
         let wait = |session, calls: &[&str]| {
             let (waits, calls) = (Arc::clone(&waits), calls.iter().map(|call| (*call).to_owned()).collect());
-            let mut waiting = waits.add(&TenantKey([1; 32]), session, RunId([1; 16]), calls);
+            let mut waiting = waits.add(&TenantKey([1; 32]), session, RunId([1; 16]), calls, terms());
             tokio::spawn(async move { waiting.answer(calm(), std::future::pending()).await })
         };
         let waiting = wait(None, &["a", "b"]);
         assert!(waits.take(&two, ["a"]).is_none(), "another tenant's");
         assert!(waits.take(&one, ["c"]).is_none());
+        assert_eq!((waits.terms(&one, ["c", "b"]), waits.terms(&two, ["b"])), (Some(terms()), None));
+        assert!(waits.leave(&two, ["b"]).is_none());
         waits.take(&one, ["c", "b"]).expect("it waits").send(7).expect("it hears");
         assert!(waits.take(&one, ["a"]).is_none(), "it was found already");
         assert_eq!(waiting.await.expect("no panic"), Some(7));
@@ -192,10 +234,20 @@ mod tests {
         assert_eq!(waiting.await.expect("no panic"), None);
         // Its run's end, and a drain, end the wait; nothing is left.
         let calls = vec!["a".to_owned()];
-        let mut waiting = waits.add(&one, None, RunId([1; 16]), calls.clone());
+        let mut waiting = waits.add(&one, None, RunId([1; 16]), calls.clone(), terms());
         assert_eq!(waiting.answer(calm(), std::future::ready(())).await, None);
+        // Somebody has found it and has not spoken when it ends: what it says then is refused, and not lost.
+        let mut waiting = waits.add(&one, None, RunId([1; 16]), calls.clone(), terms());
+        let late = waits.take(&one, ["a"]).expect("it waits");
+        assert_eq!(waiting.answer(calm(), std::future::ready(())).await, None);
+        assert_eq!(late.send(7), Err(7), "r21: a result in the last moment");
+        let mut waiting = waits.add(&one, None, RunId([1; 16]), calls.clone(), terms());
+        let spoke = waits.take(&one, ["a"]).expect("it waits");
+        let ended = async { assert_eq!(spoke.send(8), Ok(())) };
+        assert_eq!(waiting.answer(calm(), ended).await, Some(8), "who spoke before is heard");
+        drop(waiting);
         let (_drain, draining) = watch::channel(true);
-        let mut waiting = waits.add(&one, None, RunId([1; 16]), calls);
+        let mut waiting = waits.add(&one, None, RunId([1; 16]), calls, terms());
         assert_eq!(waiting.answer(draining, std::future::pending()).await, None);
         let state = waits.state();
         assert!(state.by_call.is_empty() && state.waits.is_empty());

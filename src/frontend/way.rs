@@ -11,6 +11,7 @@ use bytes::BytesMut;
 use http::header::{self, HeaderName, HeaderValue};
 use http::{HeaderMap, StatusCode};
 use http_body_util::BodyExt;
+use sha2::{Digest, Sha256};
 use time::OffsetDateTime;
 use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::time::{Instant, timeout, timeout_at};
@@ -36,6 +37,7 @@ use super::run::{Bounds, Exchange};
 use super::runs::{About, Asked, Entered, Writer, reply};
 use super::sessions::servers;
 use super::trace::Trace;
+use super::waits::Terms;
 use super::{Frontend, budget, files, id, identity, log, metrics};
 use crate::limits;
 
@@ -97,10 +99,20 @@ pub async fn answer(
         job.ignored.push("tools".into());
     }
     let caller = identity::caller(frontend, shown, headers, job.credential.as_ref(), now_ms()).await?;
-    let level = level(frontend, headers, job.level)?;
-    let limits = limits(headers, &job.limits)?;
+    let mut level = level(frontend, headers, job.level)?;
+    let mut limits = limits(headers, &job.limits)?;
 
     let tenant = caller.tenant;
+    if let Some(terms) = frontend.waits.terms(&tenant, answered(&job)) {
+        // A run goes on as it began: what the request leaves open is the run's.
+        if !headers.contains_key(LEVEL) && job.level.is_none() {
+            level = terms.level;
+        }
+        if limits == Limits::NONE {
+            limits = terms.limits;
+        }
+    }
+    let names_servers = job.mcp.named;
     let given = servers::give(frontend, &caller, &mut job).await?;
     let mcp = job.mcp.settle(&frontend.settings().mcp, level, tier(frontend));
     let mcp = mcp.map_err(|error| if given { servers::explained(error) } else { error })?;
@@ -133,7 +145,7 @@ pub async fn answer(
         Entered::Joined(reader) => (reader, true),
         Entered::Begun(writer, reader) => {
             let trace = id.1.clone();
-            begin(frontend, writer, job, Request { order, caller, mcp, budget, trace });
+            begin(frontend, writer, job, Request { order, caller, mcp, names_servers, budget, trace });
             (reader, false)
         }
     };
@@ -150,8 +162,33 @@ struct Request {
     order: Order,
     caller: Caller,
     mcp: Settled,
+    /// It says which servers it wants, rather than to take its session's.
+    names_servers: bool,
     budget: Option<OwnedSemaphorePermit>,
     trace: Trace,
+}
+
+impl Request {
+    /// What its run goes on under.
+    fn terms(&self) -> Terms {
+        let Spawn { level, limits, mcp_refused, .. } = self.order.spawn;
+        Terms { level, limits, servers: (Sha256::digest(&self.mcp.config).into(), mcp_refused) }
+    }
+
+    /// Whether a run of these terms is what it asks for.
+    fn fits(&self, terms: &Terms) -> bool {
+        let own = self.terms();
+        let servers = own.servers == terms.servers || !self.names_servers;
+        own.level == terms.level && own.limits == terms.limits && servers
+    }
+}
+
+/// The calls whose results a request brings.
+fn answered(job: &Job) -> impl Iterator<Item = &str> {
+    job.prompt.iter().filter_map(|block| match block {
+        Block::ToolResult { id, .. } => Some(id.as_str()),
+        _ => None,
+    })
 }
 
 /// What a client says of its calls, for the run that waits for it.
@@ -165,11 +202,12 @@ pub struct Continued {
 fn begin(frontend: &App, writer: Writer, job: Job, request: Request) {
     let tenant = request.order.spawn.tenant;
     let session = job.session;
-    let calls = job.prompt.iter().filter_map(|block| match block {
-        Block::ToolResult { id, .. } => Some(id.as_str()),
-        _ => None,
-    });
-    let waiting = frontend.waits.take(&tenant, calls);
+    let terms = frontend.waits.terms(&tenant, answered(&job));
+    let (waiting, mut leaving) = match terms.is_none_or(|terms| request.fits(&terms)) {
+        true => (frontend.waits.take(&tenant, answered(&job)), None),
+        // Another level, other limits or servers than the run has: it ends, and one that has them begins out of the history.
+        false => (None, frontend.waits.leave(&tenant, answered(&job))),
+    };
     let continued = Continued { writer, job, request };
     // One that has ended just now does not hear it, and a new one is begun out of the history.
     let not_heard = match waiting {
@@ -179,7 +217,7 @@ fn begin(frontend: &App, writer: Writer, job: Job, request: Request) {
     if let Some(Continued { writer, mut job, request }) = not_heard {
         settle(&mut job);
         // A session has one run: one that waits for calls that its client has dropped ends first.
-        let leaving = session.and_then(|session| frontend.waits.give_up(&tenant, session));
+        leaving = leaving.or_else(|| frontend.waits.give_up(&tenant, session?));
         tokio::spawn(conduct(Arc::clone(frontend), writer, job, request, leaving));
     }
 }
@@ -192,7 +230,8 @@ async fn conduct(
     request: Request,
     leaving: Option<watch::Receiver<()>>,
 ) {
-    let Request { order, caller, mcp, budget, trace } = request;
+    let terms = request.terms();
+    let Request { order, caller, mcp, budget, trace, .. } = request;
     trace.asks(&order.spawn, &caller.name, job.model.as_str());
     let fds = match order.fds(&job, &mcp, &caller.credential, &frontend.settings().cli.version) {
         Ok(fds) => fds,
@@ -283,7 +322,7 @@ async fn conduct(
         let Some(calls) = calls else { break };
         // It waits from before its client is told, so that the client cannot come too early.
         let ids = calls.calls.clone();
-        let mut waiting = frontend.waits.add(&tenant, session, calls.run(), ids.clone());
+        let mut waiting = frontend.waits.add(&tenant, session, calls.run(), ids.clone(), terms.clone());
         exchange = calls.tell();
         let said = waiting.answer(frontend.draining.subscribe(), exchange.ended()).await;
         let Some(continued) = said else {

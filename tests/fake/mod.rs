@@ -59,6 +59,8 @@ pub enum Until {
     LeaseDrops,
     /// When the test says so, after stdin has been closed.
     Told(Arc<Notify>),
+    /// When the lease is dropped. Meanwhile it says this, and reads its stdin at the same time.
+    Reads(Vec<u8>),
     /// When its stdin is closed, after it has gone on with these bytes at the test's word.
     GoesOn(Arc<Notify>, Vec<u8>),
 }
@@ -324,6 +326,15 @@ async fn run(
             Until::Told(ref told) => {
                 while prompts.read_buf(&mut written).await.expect("stdin") > 0 {}
                 told.notified().await;
+            }
+            Until::Reads(ref more) => {
+                let mut read = vec![0; 1 << 16];
+                let says = async {
+                    let _ = stdout.write_all(more).await;
+                };
+                let reads = async { while prompts.read(&mut read).await.expect("stdin") > 0 {} };
+                tokio::join!(says, reads);
+                std::future::pending::<()>().await;
             }
             Until::GoesOn(ref told, ref more) => {
                 told.notified().await;

@@ -212,8 +212,8 @@ fn calls_of_a_clients_tools_end_the_answer_with_their_message_and_other_tools_do
     assert_eq!((done.stop_reason, done.usage.input_tokens, done.usage.output_tokens), ("tool_use", 3, 9));
     assert_eq!(one.blocks.len(), 1, "no text is made up beside a call");
     assert_eq!(one.blocks[0].text, "{\"a\":1}");
-    // The CLI's own tools, those of other servers, and ids of any length are no client's.
-    for (id, name) in [("t1", "Bash"), ("t1", "mcp__other__weather"), (&*"t".repeat(300), theirs)] {
+    // The CLI's own tools and those of other servers are no client's.
+    for (id, name) in [("t1", "Bash"), ("t1", "mcp__other__weather")] {
         assert!(!offered(&[start.clone(), call(id, name), stop.clone()]).waits(), "{name}");
     }
     // What a broken stream called is not called.
@@ -227,4 +227,76 @@ fn calls_of_a_clients_tools_end_the_answer_with_their_message_and_other_tools_do
     answer.call_waits();
     assert!(answer.waits());
     assert_eq!(answer.blocks[0].text, "{\"a\":1}");
+}
+
+#[test]
+fn r02_an_answer_that_takes_too_much_memory_is_an_error_of_its_run_in_either_dialect() {
+    use crate::frontend::{completions, sse};
+    let line = |blocks: &str| {
+        format!(r#"{{"type":"assistant","message":{{"id":"m","model":"m","content":[{blocks}]}}}}"#)
+    };
+    let many = |block: &str| line(&vec![block; 1024].join(","));
+    let large = "x".repeat(1 << 20);
+    let rows = [
+        many(r#"{"type":"text","text":""}"#),
+        line(&format!(r#"{{"type":"redacted_thinking","data":"{large}"}}"#)),
+        line(&format!(r#"{{"type":"text","text":"{large}"}}"#)),
+    ];
+    for row in rows {
+        let (mut answer, mut taken, mut written) = (answer(Shape::Events, Thinking::Shown), 0, 0);
+        while answer.ending().is_none() {
+            let steps = answer.feed(event(row.as_bytes()).expect("a line"));
+            for bytes in [sse::events(&answer, &steps), completions::events(&answer, &steps)] {
+                // A chunk's own words, and what it says, which is in the line.
+                assert!(bytes.len() <= 512 * steps.len() + row.len(), "{} of {}", bytes.len(), steps.len());
+                written += bytes.len();
+            }
+            taken += row.len();
+            assert!(taken < 64 << 20, "the bound is never asked");
+        }
+        assert!(answer.bytes() > ANSWER_BYTES_MAX && answer.bytes() < 2 * ANSWER_BYTES_MAX);
+        assert!(written < 16 * ANSWER_BYTES_MAX);
+        let (_, ending) = answer.finish();
+        let Ending::Failed(error) = ending else { panic!("{ending:?}") };
+        assert_eq!((error.code, error.should_retry), ("output_limit", Some(false)));
+        assert!(error.message.contains(&ANSWER_BYTES_MAX.to_string()), "{}", error.message);
+    }
+    // Calls have a number that is said too.
+    let call = |n: usize| {
+        let block = format!(r#"{{"type":"tool_use","id":"t{n}","name":"mcp__client__w"}}"#);
+        format!(
+            r#"{{"type":"stream_event","event":{{"type":"content_block_start","index":0,"content_block":{block}}}}}"#
+        )
+    };
+    let start =
+        r#"{"type":"stream_event","event":{"type":"message_start","message":{"id":"m","model":"m"}}}"#;
+    let mut answer = answer(Shape::Events, Thinking::Shown).offering(true);
+    answer.feed(event(start.as_bytes()).expect("a line"));
+    for n in 0..=CALLS_MAX {
+        assert_eq!(answer.ending(), None);
+        answer.feed(event(call(n).as_bytes()).expect("a line"));
+    }
+    assert_eq!(answer.calls_before(7), 7);
+    assert!(matches!(answer.ending(), Some(Ending::Failed(error)) if error.message.contains("1024 calls")));
+}
+
+#[test]
+fn r02_a_broken_turn_that_is_left_out_leaves_no_count_of_it() {
+    let block = |text: &str| {
+        format!(
+            r#"{{"type":"stream_event","event":{{"type":"content_block_start","index":0,"content_block":{{"type":"text","text":"{text}"}}}}}}"#
+        )
+    };
+    let start =
+        r#"{"type":"stream_event","event":{"type":"message_start","message":{"id":"m","model":"m"}}}"#;
+    let mut answer = answer(Shape::Json, Thinking::Shown);
+    for line in [start, &block("one"), start, &block("two"), &block("three")] {
+        answer.feed(event(line.as_bytes()).expect("a line"));
+    }
+    assert!(answer.said_before(1, &Kind::Text) && !answer.said_before(0, &Kind::Text));
+    answer.feed(Event::Retry(None));
+    assert_eq!(answer.blocks.len(), 1);
+    assert_eq!(answer.bytes(), answer.blocks[0].bytes());
+    answer.feed(Event::Retry(None));
+    assert_eq!(answer.blocks.len(), 1);
 }

@@ -1,6 +1,7 @@
 //! The lines that are written to the CLI's stdin. Stdin is a privileged channel (a line can run a shell
 //! command or change a setting), so these few are the only ones, and each is one line of JSON from a type.
 
+use bytes::Bytes;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
@@ -93,6 +94,15 @@ pub fn respond(request_id: &str, result: Option<(u64, Value)>) -> Vec<u8> {
     line(&Line::ControlResponse { response })
 }
 
+/// The same in pieces, with a result that is JSON already and is not copied.
+pub fn respond_with(request_id: &str, id: u64, result: Bytes) -> Vec<Bytes> {
+    // The result is the last field, and null where there is none.
+    const REST: &[u8] = b"}}}}\n";
+    let mut head = respond(request_id, Some((id, Value::Null)));
+    head.truncate(head.len().saturating_sub(b"null".len() + REST.len()));
+    vec![head.into(), result, Bytes::from_static(REST)]
+}
+
 /// Ask the CLI to stop what it is doing: it kills its tools, saves its transcript and gives a result.
 pub fn interrupt() -> Vec<u8> {
     line(&Line::ControlRequest { request_id: "gaoler-interrupt", request: Control::Interrupt })
@@ -146,6 +156,13 @@ mod tests {
             &[text("\"}]}}\n{\"type\":\"bash_command\",\"command\":\"id\"}")],
             r#"{"type":"user","message":{"role":"user","content":[{"type":"text","text":"\"}]}}\n{\"type\":\"bash_command\",\"command\":\"id\"}"}]}}"#,
         );
+    }
+
+    #[test]
+    fn a_result_in_pieces_is_the_same_line() {
+        let result = serde_json::json!({"tools": [1]});
+        let pieces = respond_with("r\"1", 7, result.to_string().into()).concat();
+        assert_eq!(pieces, respond("r\"1", Some((7, result))));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //! It must never let a reader that takes nothing hold its run for ever, nor lose a step that a reader waits for.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::io::BufRead;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -14,7 +14,8 @@ use uuid::Uuid;
 
 use gaoler_protocol::{Level, RunId};
 
-use super::Runs;
+use super::held::Held;
+use super::{LIVE_BYTES_MAX, Runs};
 use crate::frontend::answer::{Answer, Ending};
 use crate::frontend::dialect::Dialect;
 use crate::frontend::error::ApiError;
@@ -22,12 +23,17 @@ use crate::frontend::job::{OnDisconnect, Shape};
 
 /// Bytes of one run's log.
 const LOG_BYTES_MAX: usize = 4 * 1024 * 1024;
-/// Bytes that a reader may leave unread where all logs together are full.
+/// Bytes that a reader may leave unread where all logs together are full, and its tenant holds most.
 const CROWDED_BYTES_MAX: usize = 64 * 1024;
-/// What an event costs beside its bytes.
-const EVENT_COST: usize = 64;
+/// Bytes that a reader is handed at once, but for an event that is larger: what its connection holds is in no account.
+const PIECE_BYTES_MAX: usize = 64 * 1024;
+/// What an event costs beside its bytes: its place in a list that has grown, and what the allocator and its owners' count
+/// take.
+const EVENT_COST: usize = 128;
 /// How long a reader may take nothing while the log is full before it counts as gone.
 const READER_WAIT: Duration = Duration::from_secs(120);
+/// The same where all logs together are full, and its tenant holds most.
+const CROWDED_WAIT: Duration = Duration::from_secs(10);
 /// How long a run goes on without a reader where its client asks again by itself. The official clients wait 8 s
 /// between two attempts, at most.
 pub(super) const GRACE: Duration = Duration::from_secs(10);
@@ -93,6 +99,8 @@ pub enum Why {
     Cancelled,
     /// The operator said so.
     Stopped,
+    /// All answers take too much memory, its tenant's most, and it most of those.
+    Crowded,
 }
 
 impl Why {
@@ -105,8 +113,24 @@ impl Why {
                 let message = "The operator of this server ended the run.";
                 ApiError::internal("cancelled_by_operator", message).final_word()
             }
+            Why::Crowded => {
+                let most = LIVE_BYTES_MAX / (1024 * 1024);
+                let message = format!(
+                    "All answers together take more than {most} MiB, yours most of it: your largest run was ended."
+                );
+                ApiError::internal("output_limit", message).final_word()
+            }
         }
     }
+}
+
+/// What an answer that has ended becomes for its readers, where it was not written as it came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Form {
+    /// A body.
+    Body,
+    /// The events that it would have been, but for the last ones.
+    Events,
 }
 
 /// Where a run is.
@@ -135,7 +159,7 @@ pub(super) enum Wanted {
 pub struct Log {
     /// Whose it is and what for.
     pub entry: Entry,
-    held: Arc<AtomicUsize>,
+    held: Arc<Held>,
     inner: Mutex<Inner>,
     changed: watch::Sender<()>,
 }
@@ -158,13 +182,17 @@ struct Inner {
     /// Somebody has read it to the end.
     read: bool,
     finished: Option<(Arc<Finished>, Instant)>,
-    /// What the answer takes beside its events.
+    /// What the answer takes beside its events, from its beginning on.
     answer_bytes: usize,
+    /// What it became for its readers: each form once, whoever many read it.
+    rendered: [Option<Bytes>; 2],
+    /// What its CLI's words take that are no answer yet.
+    heard_bytes: usize,
     released: bool,
 }
 
 impl Log {
-    pub(super) fn new(entry: Entry, held: Arc<AtomicUsize>) -> Log {
+    pub(super) fn new(entry: Entry, held: Arc<Held>) -> Log {
         let inner = Inner {
             stage: Stage::Queued(None),
             headers: HeaderMap::new(),
@@ -179,6 +207,8 @@ impl Log {
             read: false,
             finished: None,
             answer_bytes: 0,
+            rendered: [None, None],
+            heard_bytes: 0,
             released: false,
         };
         Log { entry, held, inner: Mutex::new(inner), changed: watch::Sender::new(()) }
@@ -267,8 +297,28 @@ impl Log {
 
     /// Bytes that it holds.
     pub(super) fn bytes(&self) -> usize {
-        let inner = self.inner();
-        inner.bytes + inner.answer_bytes
+        self.inner().held()
+    }
+
+    /// Whether somebody reads it.
+    pub(super) fn is_read(&self) -> bool {
+        !self.inner().readers.is_empty()
+    }
+
+    /// Whether somebody has ended it.
+    pub(super) fn is_cancelled(&self) -> bool {
+        self.inner().cancelled.is_some()
+    }
+
+    /// Lets go of the answer, whoever reads it: those are told that it is not kept.
+    pub(super) fn cut(&self) {
+        let mut inner = self.inner();
+        if inner.finished.is_some() {
+            inner.readers.clear();
+        }
+        drop(inner);
+        self.release();
+        self.changed.send_replace(());
     }
 
     /// Whether its answer is not kept any more.
@@ -290,8 +340,10 @@ impl Log {
             let ending = finished.ending.clone();
             *finished = Arc::new(Finished { answer: None, ending, at_ms: finished.at_ms });
         }
-        let bytes = std::mem::take(&mut inner.bytes) + std::mem::take(&mut inner.answer_bytes);
-        self.held.fetch_sub(bytes, Ordering::Relaxed);
+        let bytes = inner.held();
+        (inner.bytes, inner.answer_bytes, inner.heard_bytes) = (0, 0, 0);
+        inner.rendered = [None, None];
+        self.held.change(&self.entry.tenant, 0, bytes);
     }
 
     /// Drops the oldest event that no reader waits for; whether there was one.
@@ -303,7 +355,7 @@ impl Log {
         inner.first += 1;
         let bytes = event.len() + EVENT_COST;
         inner.bytes -= bytes;
-        self.held.fetch_sub(bytes, Ordering::Relaxed);
+        self.held.change(&self.entry.tenant, 0, bytes);
         true
     }
 }
@@ -311,7 +363,34 @@ impl Log {
 impl Drop for Log {
     fn drop(&mut self) {
         let inner = self.inner.get_mut().unwrap_or_else(PoisonError::into_inner);
-        self.held.fetch_sub(inner.bytes + inner.answer_bytes, Ordering::Relaxed);
+        self.held.change(&self.entry.tenant, 0, inner.held());
+    }
+}
+
+impl Inner {
+    /// Bytes of memory.
+    fn held(&self) -> usize {
+        let rendered: usize = self.rendered.iter().flatten().map(Bytes::len).sum();
+        self.bytes + self.answer_bytes + self.heard_bytes + rendered
+    }
+}
+
+/// The account of a run, for whoever hears its CLI.
+pub struct Share {
+    log: Arc<Log>,
+    runs: Arc<Runs>,
+}
+
+impl Share {
+    /// What the CLI has said takes so many bytes, and is no answer yet.
+    pub fn hears(&self, bytes: usize) {
+        let mut inner = self.log.inner();
+        let before = std::mem::replace(&mut inner.heard_bytes, bytes);
+        self.log.held.change(&self.log.entry.tenant, bytes, before);
+        drop(inner);
+        if bytes > before {
+            self.runs.is_crowded(&self.log.entry.tenant);
+        }
     }
 }
 
@@ -329,6 +408,24 @@ impl Writer {
     /// What the run is.
     pub fn about(&self) -> &About {
         &self.log.entry.about
+    }
+
+    /// The account that what is heard of the CLI goes to.
+    pub fn share(&self) -> Share {
+        Share { log: Arc::clone(&self.log), runs: Arc::clone(&self.runs) }
+    }
+
+    /// The answer takes so many bytes by now.
+    pub fn holds(&self, bytes: usize) {
+        let mut inner = self.log.inner();
+        let before = std::mem::replace(&mut inner.answer_bytes, bytes);
+        self.log.held.change(&self.log.entry.tenant, bytes, before);
+    }
+
+    /// Whether it is to go on.
+    #[cfg(test)]
+    pub(super) fn wanted(&self) -> Wanted {
+        self.log.wanted()
     }
 
     /// It waits, with this ticket.
@@ -364,13 +461,13 @@ impl Writer {
     pub async fn write(&self, events: Bytes) -> Result<(), Why> {
         self.append(&events);
         let mut changed = self.log.changed.subscribe();
-        let deadline = Instant::now() + READER_WAIT;
+        let since = Instant::now();
         loop {
             changed.borrow_and_update();
             // Asked before our own lock is taken: it looks into other runs' logs.
-            let (keep, wait) = match self.runs.has_room() {
-                true => (LOG_BYTES_MAX, LOG_BYTES_MAX),
-                false => (0, CROWDED_BYTES_MAX),
+            let (keep, wait, patience) = match self.runs.is_crowded(&self.log.entry.tenant) {
+                false => (LOG_BYTES_MAX, LOG_BYTES_MAX, READER_WAIT),
+                true => (0, CROWDED_BYTES_MAX, CROWDED_WAIT),
             };
             {
                 let mut inner = self.log.inner();
@@ -382,7 +479,7 @@ impl Writer {
             tokio::select! {
                 biased;
                 why = self.unwanted() => return Err(why),
-                waited = timeout_at(deadline, changed.changed()) => if waited.is_err() {
+                waited = timeout_at(since + patience, changed.changed()) => if waited.is_err() {
                     // Whoever has taken nothing for so long is gone.
                     self.log.give_up();
                 },
@@ -394,13 +491,14 @@ impl Writer {
         let mut inner = self.log.inner();
         inner.begun = true;
         let mut at = 0;
-        while let Some(length) = events[at..].windows(2).position(|two| two == b"\n\n") {
-            // JSON has no line break inside a string, so this is an event's end and nothing else.
-            let event = events.slice(at..at + length + 2);
-            at += length + 2;
+        while let Some(length) = event_of(&events[at..]) {
+            // JSON has no line break inside a string, so this is an event's end and nothing else. Each has memory of its own:
+            // a part of the whole would keep the whole, and what it grew by.
+            let event = Bytes::copy_from_slice(&events[at..at + length]);
+            at += length;
             let bytes = event.len() + EVENT_COST;
             inner.bytes += bytes;
-            self.log.held.fetch_add(bytes, Ordering::Relaxed);
+            self.log.held.change(&self.log.entry.tenant, bytes, 0);
             inner.events.push_back(event);
         }
         drop(inner);
@@ -422,17 +520,16 @@ impl Writer {
         self.finish(answer, ending, now_ms, refused);
         match again {
             true => self.runs.disown(self.about().run),
-            false => drop(self.runs.has_room()),
+            false => drop(self.runs.is_crowded(&self.log.entry.tenant)),
         }
     }
 
     fn finish(&self, answer: Option<Answer>, ending: Ending, at_ms: u64, refused: bool) {
         let mut inner = self.log.inner();
         inner.stage = Stage::Ended;
-        if let Some(answer) = &answer {
-            inner.answer_bytes = answer.blocks.iter().map(|block| block.text.len() + EVENT_COST).sum();
-            self.log.held.fetch_add(inner.answer_bytes, Ordering::Relaxed);
-        }
+        let before = inner.held();
+        (inner.answer_bytes, inner.heard_bytes) = (answer.as_ref().map_or(0, Answer::bytes), 0);
+        self.log.held.change(&self.log.entry.tenant, inner.held(), before);
         inner.finished = Some((Arc::new(Finished { answer, ending, at_ms }), Instant::now()));
         drop(inner);
         self.log.changed.send_replace(());
@@ -452,6 +549,17 @@ impl Drop for Writer {
             self.runs.disown(self.about().run);
         }
     }
+}
+
+/// Bytes of the event that these begin with, its end included.
+pub(super) fn event_of(bytes: &[u8]) -> Option<usize> {
+    let mut rest = bytes;
+    while rest.skip_until(b'\n').is_ok_and(|length| length > 0) {
+        if rest.first() == Some(&b'\n') {
+            return Some(bytes.len() - rest.len() + 1);
+        }
+    }
+    None
 }
 
 /// What a reader gets.
@@ -495,6 +603,29 @@ impl Reader {
         &self.log
     }
 
+    /// This form of an answer that has ended, made once for all who read it. It is the log's: what a reader holds of it while
+    /// its connection takes nothing is in no account.
+    pub(super) fn render(&self, form: Form, make: impl FnOnce() -> Bytes) -> Bytes {
+        if let Some(made) = &self.log.inner().rendered[form as usize] {
+            return made.clone();
+        }
+        let made = Bytes::copy_from_slice(&make());
+        let mut inner = self.log.inner();
+        if inner.readers.contains_key(&self.number) && !inner.released {
+            let before = inner.held();
+            inner.rendered[form as usize] = Some(made.clone());
+            self.log.held.change(&self.log.entry.tenant, inner.held(), before);
+        }
+        made
+    }
+
+    /// A piece of it from here on, with memory of its own; empty at its end. `None` where the answer is not kept any more.
+    pub(super) fn piece(&self, form: Form, at: usize) -> Option<Bytes> {
+        let inner = self.log.inner();
+        let rest = inner.rendered[form as usize].as_ref()?.get(at..)?;
+        Some(Bytes::copy_from_slice(&rest[..rest.len().min(PIECE_BYTES_MAX)]))
+    }
+
     /// What comes next. Safe to drop while it waits.
     pub async fn read(&mut self) -> Read {
         loop {
@@ -517,9 +648,18 @@ impl Reader {
         }
         if self.next < newest && !self.is_json() {
             let skip = (self.next - inner.first) as usize;
-            let events: Vec<Bytes> = inner.events.range(skip..).cloned().collect();
-            let first = std::mem::replace(&mut self.next, newest);
-            inner.readers.insert(self.number, newest);
+            let mut events: Vec<Bytes> = Vec::new();
+            let mut bytes = 0;
+            for event in inner.events.range(skip..) {
+                bytes += event.len();
+                if bytes > PIECE_BYTES_MAX && !events.is_empty() {
+                    break;
+                }
+                events.push(event.clone());
+            }
+            let next = self.next + events.len() as u64;
+            let first = std::mem::replace(&mut self.next, next);
+            inner.readers.insert(self.number, next);
             drop(inner);
             self.log.changed.send_replace(());
             self.has_begun = true;

@@ -15,6 +15,7 @@ use tokio::time::{Instant, timeout_at};
 
 use gaoler_protocol::RunId;
 
+use super::log::{Form, event_of};
 use super::{Finished, Read, Reader};
 use crate::frontend::answer::{Answer, Emit, Ending, Kind};
 use crate::frontend::dialect::Dialect;
@@ -145,22 +146,50 @@ fn written(run: RunId, first: u64, events: &[Bytes], ids: bool) -> Bytes {
     out.freeze()
 }
 
+/// Where a reader of an answer that has ended is.
+enum Told {
+    /// It has not ended.
+    Waits(Reader),
+    /// So much of it was told; what follows after it.
+    Tells(Reader, usize, Bytes),
+}
+
+/// The next piece of an answer that has ended, and where its reader is then.
+fn piece(reader: Reader, form: Form, at: usize, last: Bytes) -> Option<(io::Result<Bytes>, Option<Told>)> {
+    match reader.piece(form, at) {
+        Some(piece) if !piece.is_empty() => {
+            let at = at + piece.len();
+            Some((Ok(piece), Some(Told::Tells(reader, at, last))))
+        }
+        Some(_) => (!last.is_empty()).then_some((Ok(last), None)),
+        None => Some((Err(io::Error::other("the answer was let go")), None)),
+    }
+}
+
 /// A JSON answer's run as events: there are none before its end, and then all.
 fn events_of_body(reader: Reader, id: RequestId, after: u64) -> Response {
-    sent(futures_util::stream::unfold(Some(reader), move |reader| {
+    sent(futures_util::stream::unfold(Some(Told::Waits(reader)), move |told| {
         let id = id.clone();
         async move {
-            let mut reader = reader?;
+            let mut reader = match told? {
+                Told::Waits(reader) => reader,
+                Told::Tells(reader, at, last) => return piece(reader, Form::Events, at, last),
+            };
             let (run, dialect) = (reader.log().entry.about.run, reader.log().entry.about.dialect);
             let silent_until = Instant::now() + PING_EVERY;
             loop {
                 return match timeout_at(silent_until, reader.read()).await {
-                    Err(_) => Some((Ok::<_, Infallible>(dialect.alive()), Some(reader))),
+                    Err(_) => Some((Ok(dialect.alive()), Some(Told::Waits(reader)))),
                     Ok(Read::Begun | Read::Events(..)) => continue,
                     Ok(Read::End(finished)) => {
-                        let events = told_late(dialect, &finished, &id);
-                        let skip = usize::try_from(after).unwrap_or(usize::MAX).min(events.len());
-                        Some((Ok(written(run, after + 1, &events[skip..], true)), None))
+                        let events = reader.render(Form::Events, || told_late(run, dialect, &finished));
+                        let (at, count) = behind(&events, after);
+                        let last = last_events(dialect, &finished, &id);
+                        let skip = after.saturating_sub(count);
+                        let skip = usize::try_from(skip).unwrap_or(usize::MAX).min(last.len());
+                        let last = written(run, count + 1 + skip as u64, &last[skip..], true);
+                        drop((events, finished));
+                        piece(reader, Form::Events, at, last)
                     }
                     Ok(Read::Missing) => Some((Ok(dialect.error(&missing(), &id.0)), None)),
                 };
@@ -169,28 +198,45 @@ fn events_of_body(reader: Reader, id: RequestId, after: u64) -> Response {
     }))
 }
 
-/// The events that this answer would have been.
-fn told_late(dialect: Dialect, finished: &Finished, id: &RequestId) -> Vec<Bytes> {
-    let mut bytes = BytesMut::new();
-    match (&finished.answer, &finished.ending) {
-        (Some(answer), ending) => {
-            if answer.begun() || matches!(ending, Ending::Done(_)) {
-                bytes.extend_from_slice(&dialect.render(Shape::Events)(answer, &steps(answer)));
-            }
-            bytes.extend_from_slice(&match ending {
-                Ending::Done(done) => dialect.ending(answer, done),
-                Ending::Failed(error) => dialect.error(&told(error), &id.0),
-            });
+/// Where these events go on after so many of them, and how many there are.
+fn behind(events: &[u8], after: u64) -> (usize, u64) {
+    let (mut at, mut here, mut count) = (0, 0, 0);
+    while let Some(length) = event_of(&events[at..]) {
+        at += length;
+        count += 1;
+        if count <= after {
+            here = at;
         }
-        (None, Ending::Failed(error)) => bytes.extend_from_slice(&dialect.error(&told(error), &id.0)),
-        (None, Ending::Done(_)) => bytes.extend_from_slice(&dialect.error(&missing(), &id.0)),
     }
-    let bytes = bytes.freeze();
+    (here, count)
+}
+
+/// The events that this answer would have been, with their ids, but for those of its end.
+fn told_late(run: RunId, dialect: Dialect, finished: &Finished) -> Bytes {
+    match (&finished.answer, &finished.ending) {
+        (Some(answer), ending) if answer.begun() || matches!(ending, Ending::Done(_)) => {
+            written(run, 1, &split(&dialect.render(Shape::Events)(answer, &steps(answer))), true)
+        }
+        _ => Bytes::new(),
+    }
+}
+
+/// Those of its end.
+fn last_events(dialect: Dialect, finished: &Finished, id: &RequestId) -> Vec<Bytes> {
+    split(&match (&finished.answer, &finished.ending) {
+        (Some(answer), Ending::Done(done)) => dialect.ending(answer, done),
+        (_, Ending::Failed(error)) => dialect.error(&told(error), &id.0),
+        (None, Ending::Done(_)) => dialect.error(&missing(), &id.0),
+    })
+}
+
+/// Each event by itself.
+fn split(bytes: &Bytes) -> Vec<Bytes> {
     let mut events = Vec::new();
     let mut at = 0;
-    while let Some(length) = bytes[at..].windows(2).position(|two| two == b"\n\n") {
-        events.push(bytes.slice(at..at + length + 2));
-        at += length + 2;
+    while let Some(length) = event_of(&bytes[at..]) {
+        events.push(bytes.slice(at..at + length));
+        at += length;
     }
     events
 }
@@ -214,7 +260,9 @@ fn steps(answer: &Answer) -> Vec<Emit> {
     steps
 }
 
-fn sent(bytes: impl futures_util::Stream<Item = Result<Bytes, Infallible>> + Send + 'static) -> Response {
+fn sent<E: Into<axum::BoxError> + 'static>(
+    bytes: impl futures_util::Stream<Item = Result<Bytes, E>> + Send + 'static,
+) -> Response {
     let mut response = Body::from_stream(bytes).into_response();
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream; charset=utf-8"));
@@ -235,26 +283,38 @@ async fn whole(mut reader: Reader, id: &RequestId) -> Result<Response, ApiError>
         match read {
             Ok(Read::Begun | Read::Events(..)) => begun = true,
             Ok(Read::End(finished)) => {
-                let body = body(&reader, &finished)?;
-                return Ok(json_bytes(StatusCode::OK, Body::from(body)));
+                let length = body(&reader, &finished)?.len();
+                drop(finished);
+                let mut response = json_bytes(StatusCode::OK, Body::from_stream(rest(reader, id.clone())));
+                response.headers_mut().insert(header::CONTENT_LENGTH, HeaderValue::from(length));
+                return Ok(response);
             }
             Ok(Read::Missing) => return Err(missing()),
             Err(_) => break,
         }
     }
-    let id = id.clone();
-    let rest = futures_util::stream::unfold(Some(reader), move |reader| {
+    let first = futures_util::stream::iter([Ok(Bytes::from_static(b"\n"))]);
+    let body = Body::from_stream(futures_util::StreamExt::chain(first, rest(reader, id.clone())));
+    Ok(json_bytes(StatusCode::OK, body))
+}
+
+/// A JSON answer from here on: blanks until it has ended, and then all of it.
+fn rest(reader: Reader, id: RequestId) -> impl futures_util::Stream<Item = io::Result<Bytes>> + Send {
+    futures_util::stream::unfold(Some(Told::Waits(reader)), move |told| {
         let id = id.clone();
         async move {
-            let mut reader = reader?;
+            let mut reader = match told? {
+                Told::Waits(reader) => reader,
+                Told::Tells(reader, at, last) => return piece(reader, Form::Body, at, last),
+            };
             let dialect = reader.log().entry.about.dialect;
             let blank_at = Instant::now() + BLANK_EVERY;
             loop {
                 return match timeout_at(blank_at, reader.read()).await {
-                    Err(_) => Some((Ok(Bytes::from_static(b"\n")), Some(reader))),
+                    Err(_) => Some((Ok(Bytes::from_static(b"\n")), Some(Told::Waits(reader)))),
                     Ok(Read::Begun | Read::Events(..)) => continue,
                     Ok(Read::End(finished)) => match (body(&reader, &finished), &finished.answer) {
-                        (Ok(body), _) => Some((Ok(body), None)),
+                        (Ok(_), _) => piece(reader, Form::Body, 0, Bytes::new()),
                         (Err(error), Some(answer)) => {
                             Some((Ok(dialect.failed_body(answer, &error, &id.0)), None))
                         }
@@ -264,16 +324,16 @@ async fn whole(mut reader: Reader, id: &RequestId) -> Result<Response, ApiError>
                 };
             }
         }
-    });
-    let first = futures_util::stream::iter([Ok(Bytes::from_static(b"\n"))]);
-    let body = Body::from_stream(futures_util::StreamExt::chain(first, rest));
-    Ok(json_bytes(StatusCode::OK, body))
+    })
 }
 
 fn body(reader: &Reader, finished: &Finished) -> Result<Bytes, ApiError> {
     match (&finished.answer, &finished.ending) {
         (_, Ending::Failed(error)) => Err(told(error)),
-        (Some(answer), Ending::Done(done)) => Ok(reader.log().entry.about.dialect.body(answer, done)),
+        (Some(answer), Ending::Done(done)) => {
+            let dialect = reader.log().entry.about.dialect;
+            Ok(reader.render(Form::Body, || dialect.body(answer, done)))
+        }
         (None, Ending::Done(_)) => Err(missing()),
     }
 }

@@ -118,7 +118,7 @@ async fn an_unnamed_answer_that_was_read_is_kept_for_half_a_minute_and_one_that_
         runs.tidy(ended + kept + MOMENT);
         assert_eq!(joined(&runs, &asked(1, AGAIN, &body)), None, "{body}");
     }
-    assert_eq!(runs.held.load(Ordering::Relaxed), 0);
+    assert_eq!(runs.held.all(), 0);
 }
 
 #[tokio::test]
@@ -202,7 +202,12 @@ async fn a_full_log_drops_what_was_read_waits_for_what_was_not_and_gives_up_who_
     for _ in 0..3 {
         writer.write(big.clone()).await.expect("room");
     }
-    assert!(matches!(reader.read().await, Read::Events(1, events) if events.len() == 3));
+    for number in 1..=3 {
+        // Each is more than a reader is handed at once.
+        assert!(
+            matches!(reader.read().await, Read::Events(first, events) if (first, events.len()) == (number, 1))
+        );
+    }
     // What was read goes, and whoever comes now cannot have it from the start.
     for _ in 0..3 {
         writer.write(big.clone()).await.expect("room");
@@ -226,7 +231,7 @@ async fn a_full_log_drops_what_was_read_waits_for_what_was_not_and_gives_up_who_
     drop((writer, reader));
     runs.tidy(Instant::now() + KEPT + MOMENT);
     drop((log, late));
-    assert_eq!(runs.held.load(Ordering::Relaxed), 0);
+    assert_eq!(runs.held.all(), 0);
     assert!(runs.state().runs.is_empty());
 }
 
@@ -250,7 +255,7 @@ async fn all_together_have_a_bound_and_who_holds_most_gives_way() {
     let mut loud = Vec::new();
     for run in 2..=60 {
         loud.push(keep(run, 2).await);
-        assert!(runs.held.load(Ordering::Relaxed) <= HELD_BYTES_MAX + (4 << 20));
+        assert!(runs.held.all() <= HELD_BYTES_MAX + (4 << 20));
     }
     assert_eq!(joined(&runs, &quiet), Some(RunId([1; 16])));
     assert_eq!(joined(&runs, &loud[0]), None);
@@ -326,4 +331,208 @@ async fn r08_no_ones_burst_makes_anothers_name_for_a_request_forgotten() {
     let state = runs.state();
     assert!(state.runs.is_empty() && state.ended.tenants.is_empty() && state.refused.tenants.is_empty());
     assert_eq!((state.ended.all, state.refused.all), (0, 0));
+}
+
+/// An answer of so many blocks, each made of one of these lines.
+fn filled(run: u8, lines: &[String]) -> Answer {
+    use crate::frontend::cli::decode;
+    let mut answer = Answer::new(answer(run).heading, Shape::Json, Thinking::Shown).offering(true);
+    for line in lines {
+        answer.feed(decode::event(line.as_bytes()).expect("a line"));
+    }
+    assert_eq!(answer.ending(), None);
+    answer
+}
+
+/// Bytes of memory that this process has.
+fn resident() -> usize {
+    let pages = std::fs::read_to_string("/proc/self/statm").expect("statm");
+    let pages = pages.split(' ').nth(1).and_then(|pages| pages.parse::<usize>().ok()).expect("pages");
+    pages * nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE).expect("a size").expect("one") as usize
+}
+
+/// What r04 measures in a process of its own, where nobody else's memory comes and goes.
+const KIND: &str = "GAOLER_TEST_KIND";
+
+/// Lines of one kind, some 3 MiB of an answer.
+fn lines_of(kind: &str) -> Vec<String> {
+    let message = |content: String| {
+        format!(r#"{{"type":"assistant","message":{{"id":"m","model":"m","content":[{content}]}}}}"#)
+    };
+    let stream = |event: String| format!(r#"{{"type":"stream_event","event":{event}}}"#);
+    let (text, small) = ("x".repeat(1 << 20), "x".repeat(100));
+    let in_pieces = |of: &str, field: &str| {
+        let start = stream(r#"{"type":"message_start","message":{"id":"s","model":"m"}}"#.to_owned());
+        let block = r#"{"type":"content_block_start","index":0,"content_block":{"type":"thinking"}}"#;
+        let delta = format!(r#"{{"type":"{of}","{field}":"{small}"}}"#);
+        let piece = stream(format!(r#"{{"type":"content_block_delta","index":0,"delta":{delta}}}"#));
+        [start, stream(block.to_owned())].into_iter().chain(vec![piece; 30_000]).collect()
+    };
+    let call = |n: usize| {
+        let input = format!(r#"{{"a":"{}"}}"#, &text[..8000]);
+        format!(r#"{{"type":"tool_use","id":"{n:0200}","name":"mcp__client__{small}","input":{input}}}"#)
+    };
+    match kind {
+        "texts" => vec![message(format!(r#"{{"type":"text","text":"{text}"}}"#)); 3],
+        "redacted thinking" => vec![message(format!(r#"{{"type":"redacted_thinking","data":"{text}"}}"#)); 3],
+        "signatures" => in_pieces("signature_delta", "signature"),
+        "thinking" => in_pieces("thinking_delta", "thinking"),
+        "calls" => (0..4)
+            .map(|k| message((0..100).map(|n| call(k * 100 + n)).collect::<Vec<_>>().join(",")))
+            .collect(),
+        "empty blocks" => vec![message(vec![r#"{"type":"text","text":""}"#; 1000].join(",")); 13],
+        other => panic!("{other}"),
+    }
+}
+
+#[tokio::test]
+async fn r04_what_answers_are_said_to_take_is_what_they_take_of_every_kind() {
+    const KINDS: &[&str] =
+        &["texts", "redacted thinking", "signatures", "thinking", "calls", "empty blocks", "events"];
+    let Ok(kind) = std::env::var(KIND) else {
+        for kind in KINDS {
+            let name =
+                "frontend::runs::tests::r04_what_answers_are_said_to_take_is_what_they_take_of_every_kind";
+            let mut child = std::process::Command::new(std::env::current_exe().expect("a path"));
+            let measured =
+                child.args(["--exact", name, "--nocapture"]).env(KIND, kind).output().expect("it runs");
+            let said = String::from_utf8_lossy(&measured.stdout) + String::from_utf8_lossy(&measured.stderr);
+            assert!(measured.status.success() && said.contains("1 passed"), "{kind}: {said}");
+        }
+        return;
+    };
+    let runs = Arc::new(Runs::default());
+    let mut live = Vec::new();
+    let one = |run: u8| begun(&runs, &asked(1, &[("idempotency-key", &run.to_string())], "a"), about(run));
+    let lines = if kind == "events" { Vec::new() } else { lines_of(&kind) };
+    let before = resident();
+    for number in 0..10 {
+        let (writer, reader) = one(number);
+        match (kind.as_str(), number % 2) {
+            // Of every size, read by nobody.
+            ("events", _) => {
+                let event = event(&"x".repeat([1, 10, 100, 1000, 10_000][usize::from(number % 5)]));
+                for _ in 0..(3 << 20) / (event.len() + 128) {
+                    writer.write(event.clone()).await.expect("room");
+                }
+                live.push((writer, reader, None));
+            }
+            // Kept after its end, and still being made.
+            (_, 0) => writer.end(Some(filled(number, &lines)), done(), 0),
+            _ => {
+                let answer = filled(number, &lines);
+                writer.holds(answer.bytes());
+                live.push((writer, reader, Some(answer)));
+            }
+        }
+    }
+    let (took, held) = (resident().saturating_sub(before), runs.held.all());
+    assert!((28 << 20..=HELD_BYTES_MAX).contains(&held), "{held}: none was forgotten");
+    // What a line took while it was read is the allocator's to give back or not.
+    assert!(took < held + held / 4 + (12 << 20), "{kind}: {took} bytes in an account of {held}");
+    drop(live);
+    runs.tidy(Instant::now() + KEPT + MOMENT);
+    assert_eq!(runs.held.all(), 0);
+}
+
+#[tokio::test]
+async fn r09_who_reads_nothing_of_most_is_cut_and_nobody_else_forgets_waits_or_is_cut() {
+    let runs = Arc::new(Runs::default());
+    let big = event(&"x".repeat(1 << 20));
+    let keyed = |tenant: u8, run: u8| asked(tenant, &[("idempotency-key", &run.to_string())], "a");
+    // A quiet tenant: an answer that is kept, one that is being read slowly, and a stream that goes on.
+    let (writer, _) = begun(&runs, &keyed(1, 1), about(1));
+    writer.end(Some(answer(1)), done(), 0);
+    let (writer, mut slow) = begun(&runs, &keyed(1, 2), about(2));
+    writer.write(big.clone()).await.expect("room");
+    writer.end(Some(answer(2)), done(), 0);
+    let (quiet, _reads) = begun(&runs, &keyed(1, 3), about(3));
+    // A loud one: readers that take nothing of answers that have ended, and of some that have not.
+    let mut loud = Vec::new();
+    for run in 10..=80 {
+        let (writer, reader) = begun(&runs, &keyed(2, run), about(run));
+        for _ in 0..3 {
+            writer.write(big.clone()).await.expect("room");
+        }
+        writer.end(Some(answer(run)), done(), 0);
+        loud.push(reader);
+        assert!(runs.held.all() <= HELD_BYTES_MAX + (4 << 20), "{} MiB after {run}", runs.held.all() >> 20);
+    }
+    assert!(matches!(loud[0].read().await, Read::Missing), "it is told that it is not kept");
+    assert!(matches!(loud.pop().expect("the newest").read().await, Read::Events(1, _)));
+    // The quiet one's are where they were, and its stream is not held up.
+    assert_eq!(joined(&runs, &keyed(1, 1)), Some(RunId([1; 16])));
+    assert!(matches!(slow.read().await, Read::Events(1, _)));
+    for _ in 0..3 {
+        quiet.write(big.clone()).await.expect("room");
+    }
+    assert!(!runs.is_crowded(&[1; 32]));
+}
+
+#[tokio::test]
+async fn r09_answers_that_are_still_being_made_have_a_bound_and_the_largest_run_of_who_holds_most_ends() {
+    let runs = Arc::new(Runs::default());
+    let (quiet, _reads) = begun(&runs, &asked(1, &[], "quiet"), about(1));
+    quiet.holds(16 << 20);
+    let mut loud = Vec::new();
+    for run in 10..30 {
+        let (writer, reader) = begun(&runs, &asked(2, &[], &run.to_string()), about(run));
+        writer.holds(9 << 20);
+        writer.share().hears(usize::from(run) << 10);
+        loud.push((writer, reader));
+        if loud.iter().any(|(writer, _)| !matches!(writer.wanted(), Wanted::Yes)) {
+            break;
+        }
+    }
+    assert!(runs.held.all() > LIVE_BYTES_MAX && runs.held.all() < LIVE_BYTES_MAX + (16 << 20));
+    let ended: Vec<_> =
+        loud.iter().map(|(writer, _)| writer.wanted()).filter(|it| *it != Wanted::Yes).collect();
+    assert_eq!(ended, [Wanted::No(Why::Crowded)]);
+    assert_eq!(loud.last().expect("some").0.wanted(), Wanted::No(Why::Crowded), "it hears most");
+    assert_eq!(quiet.wanted(), Wanted::Yes);
+    // While it is about to end nobody else is: that is enough.
+    quiet.share().hears(1);
+    assert_eq!(loud.iter().filter(|(writer, _)| writer.wanted() != Wanted::Yes).count(), 1);
+    let error = Why::Crowded.error();
+    assert_eq!((error.code, error.should_retry), ("output_limit", Some(false)));
+    assert!(error.message.contains("192 MiB"), "{}", error.message);
+}
+
+#[tokio::test]
+async fn r09_a_large_answer_is_made_once_for_all_its_readers_and_told_in_pieces_that_end_where_it_is_cut() {
+    use super::log::Form;
+    use http_body_util::BodyExt;
+    let runs = Arc::new(Runs::default());
+    let asked = asked(1, &[("idempotency-key", "k")], "a");
+    let json = About { shape: Shape::Json, ..about(1) };
+    let (writer, reader) = begun(&runs, &asked, json.clone());
+    let text = format!(r#"{{"type":"text","text":"{}"}}"#, "x".repeat(1 << 20));
+    let line = format!(r#"{{"type":"assistant","message":{{"id":"m","model":"m","content":[{text}]}}}}"#);
+    let answer = filled(1, &[line]);
+    let bytes = answer.bytes();
+    writer.end(Some(answer), done(), 0);
+    let traces = crate::frontend::trace::Traces::new(None, &Default::default()).expect("none");
+    let trace = traces.begin(&::http::Method::GET, "", &HeaderMap::new()).trace();
+    let id = crate::frontend::http::RequestId("req".into(), trace);
+    let whole = reply::answer(reader, &id, false).await.expect("an answer");
+    let length: usize = whole.headers()["content-length"].to_str().expect("text").parse().expect("a number");
+    let log = runs.find(&TenantKey([1; 32]), RunId([1; 16])).expect("known");
+    assert_eq!(log.bytes(), bytes + length);
+    // Others who read it, as a body and as events, take nothing more but the one other form.
+    let mut others: Vec<_> = (0..8).map(|_| Reader::new(Arc::clone(&log), 1)).collect();
+    assert!(matches!(others[0].read().await, Read::End(_)));
+    assert_eq!(others[0].render(Form::Body, || panic!("it is made already")).len(), length);
+    let events = reply::follow(others.pop().expect("some"), id.clone(), 2).into_body();
+    let events = events.collect().await.expect("whole").to_bytes();
+    assert!(events.starts_with(b"id: 01010101010101010101010101010101-3\nevent: content_block_delta"));
+    assert!(events.ends_with(b"event: message_stop\ndata: {\"type\":\"message_stop\"}\n\n"));
+    let held = log.bytes();
+    assert!(held > bytes + 2 * length && held < bytes + 2 * length + 4096, "{held}");
+    let mut body = whole.into_body();
+    let first = body.frame().await.expect("a piece").expect("no error").into_data().expect("data");
+    assert!(first.len() <= 64 << 10 && first.starts_with(b"{\"id\":"));
+    // It is cut: a reader in the middle of it hears that it is not whole, and nothing is held.
+    log.cut();
+    assert_eq!((log.bytes(), runs.held.all()), (0, 0));
+    assert!(body.frame().await.expect("a word").is_err());
 }
