@@ -26,6 +26,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use gaoler_protocol::Denial;
 use hyper::body::Incoming;
+use hyper::header::PROXY_AUTHORIZATION;
 use hyper::http::request::Parts;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -50,6 +51,7 @@ use crate::placeholder::Expected;
 use crate::policy::{EgressPolicy, ProxyMode, ProxyPolicy};
 use crate::resolve::NameServers;
 use crate::tally::Tally;
+use crate::wire::{Head, Watched};
 use crate::{HEAD_BYTES_MIN, hostile};
 
 /// How long the cage may take for a request's head, and for the first words of a tunnel's TLS.
@@ -165,16 +167,17 @@ impl Proxy {
         self.ledger.write(pipe);
     }
 
-    /// Answers one request. A tunnel is left in `held`, for its connection to run once the answer is sent.
+    /// Answers one request, whose head was `plain` or not. A tunnel is left in `held`, for its connection to run once the answer is sent.
     async fn answer(
         &self,
         mut request: Request<Incoming>,
+        plain: bool,
         pulse: Arc<Pulse>,
         held: &Mutex<Option<Tunnel>>,
     ) -> Response<Answer> {
         let upgrade = hyper::upgrade::on(&mut request);
         let (head, body) = request.into_parts();
-        let answered = match self.admit(&head) {
+        let answered = match self.admit(&head, plain) {
             Ok(way) => match self.connect(&way, pulse).await {
                 Ok(server) if head.method == Method::CONNECT => {
                     let tunnel = Tunnel { upgrade, to: way.to, server };
@@ -203,7 +206,10 @@ impl Proxy {
     }
 
     /// Whether a request may go where it wants to, as far as its head tells; and the way.
-    fn admit(&self, head: &Parts) -> std::result::Result<Way<'_>, Refused> {
+    fn admit(&self, head: &Parts, plain: bool) -> std::result::Result<Way<'_>, Refused> {
+        if !plain || head.headers.get_all(PROXY_AUTHORIZATION).iter().count() > 1 {
+            return Err(Refused::Framing);
+        }
         if self.is_shared {
             match self.expected.is_in_proxy(&head.headers) {
                 Some(true) => {}
@@ -223,10 +229,7 @@ impl Proxy {
         };
         let wanted = match head.method {
             Method::TRACE => Err(Refused::Shape),
-            Method::CONNECT => {
-                let authority = head.uri.authority().ok_or(Refused::Shape)?;
-                Destination::parse(authority.as_str(), None).ok_or(Refused::Spelling)
-            }
+            Method::CONNECT => forward::tunnel(head),
             _ => forward::destination(head),
         };
         let to = match wanted {
@@ -288,10 +291,12 @@ async fn attend(proxy: &Arc<Proxy>, stream: TcpStream, pulse: Arc<Pulse>) {
     let _ = stream.set_nodelay(true);
     let held = Mutex::new(None);
     let head_bytes = usize::try_from(proxy.head_bytes_max).unwrap_or(HEAD_BYTES_MIN).max(HEAD_BYTES_MIN);
+    let seen = Head::default();
+    let stream = Watched::new(stream, seen.clone());
     let answer = service_fn(|request| {
-        let pulse = pulse.clone();
+        let (pulse, plain) = (pulse.clone(), seen.is_plain());
         let held = &held;
-        async move { Ok::<_, Infallible>(proxy.answer(request, pulse, held).await) }
+        async move { Ok::<_, Infallible>(proxy.answer(request, plain, pulse, held).await) }
     });
     let mut builder = http1::Builder::new();
     builder
