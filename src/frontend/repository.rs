@@ -86,10 +86,13 @@ impl Repository {
         struct Line<'a> {
             secure: bool,
             authority: &'a str,
+            path: &'a str,
             headers: Vec<(&'a str, &'a str)>,
             git: bool,
         }
-        let line = Line { secure: place.secure, authority: &place.authority, headers, git: true };
+        // git knows nothing of a query, and asks below this path.
+        let path = place.path.split('?').next().unwrap_or_default();
+        let line = Line { secure: place.secure, authority: &place.authority, path, headers, git: true };
         let remotes = Zeroizing::new(serde_json::to_vec(&[line]).unwrap_or_default());
         Ok(Repository { via: Some(INSIDE.to_owned()), remotes, ..plain })
     }
@@ -155,8 +158,9 @@ mod tests {
             let of_the_cage = format!("{:?}", (&repository.url, &repository.via, &repository.reference));
             assert!(!of_the_cage.contains("SECRET"), "{of_the_cage}");
         };
-        let line = |secure: bool, authority: &str, headers: Value| {
-            Some(json!([{"secure": secure, "authority": authority, "headers": headers, "git": true}]))
+        let line = |secure: bool, authority: &str, path: &str, headers: Value| {
+            let line = json!({"secure": secure, "authority": authority, "path": path, "headers": headers, "git": true});
+            Some(json!([line]))
         };
         let url = "https://git.example.com/a/b.git";
         check(json!({"url": url}), None);
@@ -164,15 +168,15 @@ mod tests {
         let basic = format!("Basic {}", STANDARD.encode("x-access-token:SECRET"));
         check(
             json!({"url": url, "token": "SECRET"}),
-            line(true, "git.example.com:443", json!([["authorization", basic]])),
+            line(true, "git.example.com:443", "/a/b.git", json!([["authorization", basic]])),
         );
         let basic = format!("Basic {}", STANDARD.encode("oauth2:SECRET:x"));
         check(
             json!({"url": url, "token": "SECRET:x", "username": "oauth2"}),
-            line(true, "git.example.com:443", json!([["authorization", basic]])),
+            line(true, "git.example.com:443", "/a/b.git", json!([["authorization", basic]])),
         );
         // A host in the operator's network has no other way.
-        check(json!({"url": "http://127.0.0.1:9000/r"}), line(false, "127.0.0.1:9000", json!([])));
+        check(json!({"url": "http://127.0.0.1:9000/r"}), line(false, "127.0.0.1:9000", "/r", json!([])));
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //!
 //! The way of a connection: [`host`] reads where it wants to go and looks it up in the level's list, [`dial`] finds
 //! its addresses and lets [`address`] judge them, [`hello`] sees that TLS asks for the same name, [`forward`] takes
-//! plain HTTP; [`remote`] is the way to the run's MCP servers, [`flow`] counts and bounds the bytes, [`ledger`] keeps where they went.
+//! plain HTTP; [`remote`] is the way to the run's MCP servers and [`search`] the one back, [`flow`] counts and bounds the bytes, [`ledger`] keeps where they went.
 
 mod address;
 mod dial;
@@ -14,6 +14,7 @@ mod host;
 mod ledger;
 mod refused;
 mod remote;
+mod search;
 
 use std::convert::Infallible;
 use std::fs::File;
@@ -185,7 +186,7 @@ impl Proxy {
                     Ok(Response::new(whole(Bytes::new())))
                 }
                 Ok(server) => match way.remote {
-                    Some(remote) => remote.forward(head, body, server, &self.tls).await,
+                    Some(remote) => remote.forward(head, body, server, &self.tls, &self.tally).await,
                     None => forward::forward(head, body, &way.to, server).await,
                 },
                 Err(refused) => {
@@ -244,6 +245,7 @@ impl Proxy {
                 return Err(Refused::Shape);
             }
             Some(remote) if !remote.is_allowed(&self.list) => return refuse(Some(&remote.to), Refused::Host),
+            Some(remote) if !remote.permits(head) => return refuse(Some(&remote.to), Refused::Place),
             Some(remote) => remote.to.clone(),
             None if !self.list.names(&to) => return refuse(Some(&to), Refused::Host),
             None => to,

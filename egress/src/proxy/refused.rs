@@ -26,6 +26,10 @@ pub enum Refused {
     Spelling,
     /// Neither the level nor the operator names its destination.
     Host,
+    /// What opens the server is not there for this path, or this method.
+    Place,
+    /// The answer held what opens the server.
+    Echo,
     /// The destination's address is not public.
     Address,
     /// The run has used up its bytes.
@@ -49,6 +53,8 @@ impl Refused {
         match self {
             Refused::Stranger => Some(Denial::Placeholder),
             Refused::Shape | Refused::Framing | Refused::Head => Some(Denial::Path),
+            Refused::Place => Some(Denial::Path),
+            Refused::Echo => Some(Denial::Body),
             Refused::Spelling | Refused::Host => Some(Denial::Host),
             Refused::Address => Some(Denial::Address),
             Refused::Bytes | Refused::Connections => Some(Denial::Quota),
@@ -103,6 +109,16 @@ impl Refused {
                 StatusCode::FORBIDDEN,
                 "gaoler; error=http_request_denied",
                 "gaoler: the level of this run does not name this host and port; the operator may add it to level.hosts\n",
+            ),
+            Refused::Place => (
+                StatusCode::FORBIDDEN,
+                "gaoler; error=http_request_denied",
+                "gaoler: what opens this server is for its own URL alone, by GET, POST and DELETE, or for fetching its one repository\n",
+            ),
+            Refused::Echo => (
+                StatusCode::BAD_GATEWAY,
+                "gaoler; error=http_protocol_error",
+                "gaoler: the server's answer held what opens it\n",
             ),
             Refused::Address => (
                 StatusCode::FORBIDDEN,
