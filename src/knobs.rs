@@ -225,8 +225,8 @@ pub const KNOBS: &[Knob] = &[
         "mcp.internal",
         "",
         Kind::List("HOST:PORT"),
-        "MCP servers and hosts of repositories in your own network that requests may name, in the clear too; no tool of a \
-         run gets there",
+        "MCP servers and hosts of repositories in your own network that requests may name, by address and in the clear too; no \
+         tool of a run gets there",
     ),
     live(
         "mcp.catalog",

@@ -147,7 +147,9 @@ pub fn destination(text: &str) -> Result<(), String> {
     }
     let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
     if let Some(bare) = bare {
-        return if bare.parse::<Ipv6Addr>().is_ok() { Ok(()) } else { Err(form()) };
+        // Egress compares texts: each address has one.
+        let one = bare.parse::<Ipv6Addr>().is_ok_and(|address| address.to_string() == bare);
+        return if one { Ok(()) } else { Err(form()) };
     }
     let name = host.strip_prefix("*.").unwrap_or(host);
     let label = |label: &str| {
@@ -264,6 +266,8 @@ mod tests {
             "*.192.0.2.1:80",
             "[::1:443",
             "[fe80::1%eth0]:1",
+            "[2001:DB8::1]:443",
+            "[2001:db8:0::1]:443",
             "é.com:1",
             "a.b:+1",
             "a.b:1\nc.d:2",

@@ -82,7 +82,8 @@ fn with_tokens(settings: &Settings, state: &Path) -> Result<Settings, String> {
             return Err(format!("{key}: must hold one token of 1 to {TOKEN_BYTES_MAX} visible characters"));
         }
         let place = Place::parse(&server.url, &places).map_err(|what| format!("{key}: url {what}"))?;
-        let opens = Zeroizing::new([place.origin().as_bytes(), b"\n", token].concat());
+        let what = format!("{}{}\n", place.origin(), place.path);
+        let opens = Zeroizing::new([what.as_bytes(), token].concat());
         // Without a key the supervisor refuses the state folder, and says why.
         let sealed = public.as_ref().and_then(|public| gaoler_seal::seal(public, &OFFERED, &opens));
         server.token_file = sealed.map(|sealed| STANDARD.encode(sealed)).unwrap_or_default();
@@ -188,7 +189,7 @@ mod tests {
         let key =
             std::fs::read(settings.state.dir.join("vault")).expect("a key").try_into().expect("32 bytes");
         let opened = gaoler_seal::Vault::of(key).open(&OFFERED, &sealed).expect("opened");
-        assert_eq!(opened.as_slice(), b"https://a.example:443\nthe-operators-token");
+        assert_eq!(opened.as_slice(), b"https://a.example:443/mcp\nthe-operators-token");
         for wrong in ["", "two words", "\u{e9}"] {
             let why = with_tokens(&of(wrong), &state).expect_err("no token");
             assert!(why.contains("must hold one token"), "{why}");

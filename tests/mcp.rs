@@ -204,6 +204,8 @@ fn t182_a_place_that_no_operator_named_is_refused_before_anything_starts() {
     };
     let named = |url: &str| json!({"s": {"url": url, "auth_type": "bearer", "auth_token": SECRET}});
     let none = || ("ignored", Value::Null);
+    let started = || server.log().matches("\"event\":\"spawned\"").count();
+    let before = started();
     for url in [
         "http://169.254.169.254/latest",
         "http://127.0.0.1:1/",
@@ -211,9 +213,36 @@ fn t182_a_place_that_no_operator_named_is_refused_before_anything_starts() {
         "https://localhost/",
         "https://mcp.example.com:8443/",
         "https://0x7f.1/",
+        "https://127.0.0.1/",
+        "https://169.254.169.254/",
+        "https://10.0.0.1/",
+        "https://8.8.8.8/",
+        "https://2130706433/",
+        "https://[::1]/",
+        "https://[::ffff:127.0.0.1]/",
+        "https://[fd00:ec2::254]/",
+        "https://a.localhost/",
+        "https://printer.local/",
+        "https://metadata.google.internal/",
+        "https://s0.mcp.invalid/",
+        "https://mcp.example.com./",
+        "https://mcp.example.com:0443/",
+        "https://mcp.example.com:+443/",
+        "https://mcp.example.com:99999/",
+        "https://user@mcp.example.com/",
     ] {
         check(named(url), none(), 400, "invalid_request", "mcp_servers.s.url");
+        // To be tried, or to be kept for a session, is no other way in.
+        let body = json!({"mcp_servers": named(url)}).to_string();
+        let session = format!("/v1/sessions/{}/mcp", "6f1c0f0e-8d2b-4c7e-9a51-0c2d3e4f5a6b");
+        for (method, path) in [("POST", "/v1/mcp/probe"), ("PUT", session.as_str())] {
+            let head = [bearer("a"), ("content-type", "application/json".into())];
+            let response = server.client().request(method, path, &head, body.as_bytes());
+            assert_eq!(response.status, 400, "{path} {url}: {response:?}");
+            assert!(response.complaint().contains("mcp_servers.s.url: must"), "{path} {url}: {response:?}");
+        }
     }
+    assert_eq!(started(), before, "nothing was started");
     check(
         json!({"s": {"command": "x", "url": "y"}}),
         none(),

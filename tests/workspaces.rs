@@ -304,19 +304,34 @@ fn t121_only_https_is_cloned_and_only_through_the_levels_proxy() {
         let body = json!({"git": {"url": url, "depth": 1}}).to_string();
         request(&client, "a", "POST", "/v1/workspaces", body.as_bytes())
     };
+    let started = || server.log().matches("\"event\":\"spawned\"").count();
+    let before = started();
     for url in
         ["http://github.com/x/y", "file:///etc", "ext::sh -c id", "/etc", "https://u:p@github.com/x/y", "-x"]
     {
         let refused = clone(url);
         assert_eq!(code(&refused), (400, "clone_failed".into()), "{refused:?}");
-        assert!(refused.complaint().contains("git.url: must be https://HOST/PATH"), "{refused:?}");
+        let complaint = refused.complaint();
+        let form = ["git.url: must be https://HOST/PATH", "git.url: must not hold a user or password"];
+        assert!(form.iter().any(|form| complaint.contains(form)), "{refused:?}");
     }
-    // No host that the level does not list, and no address of this machine.
-    for url in ["https://example.com/x/y", "https://127.0.0.1/x", "https://169.254.169.254/x"] {
+    // No address of this machine or of its network.
+    for url in
+        ["https://127.0.0.1/x", "https://169.254.169.254/x", "https://[::1]/x", "https://git.internal/x"]
+    {
         let refused = clone(url);
         assert_eq!(code(&refused), (400, "clone_failed".into()), "{refused:?}");
-        assert!(refused.complaint().contains("403"), "{refused:?}");
+        assert!(
+            refused.complaint().contains("git.url: must name a host of the public internet"),
+            "{refused:?}"
+        );
     }
+    assert_eq!(started(), before, "nothing was started");
+    // No host that the level does not list.
+    let refused = clone("https://example.com/x/y");
+    assert_eq!(code(&refused), (400, "clone_failed".into()), "{refused:?}");
+    assert!(refused.complaint().contains("403"), "{refused:?}");
+    assert_eq!(started(), before + 1, "and that was");
     let list: Value = get(&client, "a", "/v1/workspaces").json();
     assert_eq!(list["data"].as_array().map(Vec::len), Some(1), "{list}");
 }

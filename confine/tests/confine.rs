@@ -82,6 +82,19 @@ fn stream(family: AddressFamily) -> nix::Result<OwnedFd> {
     socket(family, SockType::Stream, SockFlag::empty(), None)
 }
 
+/// The attempt to make a socket whose last closer waits for its peer.
+fn linger(socket: &impl AsFd) -> Errno {
+    let hour = nix::libc::linger { l_onoff: 1, l_linger: 3600 };
+    refused(nix::sys::socket::setsockopt(socket, nix::sys::socket::sockopt::Linger, &hour))
+}
+
+/// A socket that was there before a confinement, on which the attempt works.
+fn can_linger() -> OwnedFd {
+    let socket = stream(AddressFamily::Inet).unwrap();
+    assert_eq!(linger(&socket), Errno::from_raw(0), "control: SO_LINGER works");
+    socket
+}
+
 fn start() -> std::io::Result<std::process::ExitStatus> {
     Command::new("/bin/true").status()
 }
@@ -97,6 +110,7 @@ fn serving(process: Process, files: Files<'_>) {
     assert!(nix::sys::sysinfo::sysinfo().is_ok(), "control: an unlisted call works");
     // A client that connected before, as the kernel's queue holds it for the one that was handed the socket.
     let mut client = TcpStream::connect(address).unwrap();
+    let lingering = can_linger();
 
     assert!(before_threads(files).unwrap() >= 2);
     let (ask, asked) = std::sync::mpsc::channel::<()>();
@@ -116,6 +130,8 @@ fn serving(process: Process, files: Files<'_>) {
     assert_eq!(start().map_err(|error| error.kind()).err(), Some(ErrorKind::PermissionDenied));
     assert_eq!(refused(nix::sys::sysinfo::sysinfo()), Errno::ENOSYS);
     assert_eq!(refused(nix::sched::unshare(CloneFlags::CLONE_NEWUSER)), Errno::EPERM);
+
+    assert_eq!(linger(&lingering), Errno::EPERM);
 
     // What it is there for still works: accepting, reading, writing, threads, memory files.
     let (mut peer, _) = door.accept().unwrap();
@@ -139,10 +155,13 @@ fn egress() {
     drop(TcpStream::connect(forbidden).expect("control: connecting works"));
     assert!(start().expect("control: starting works").success());
 
+    let lingering = can_linger();
+
     let abi = before_threads(Files::ButConnect(&[allowed.port()])).unwrap();
     after_threads(Process::Egress).unwrap();
 
-    TcpStream::connect(allowed).unwrap();
+    assert_eq!(linger(&lingering), Errno::EPERM);
+    assert_eq!(linger(&TcpStream::connect(allowed).unwrap()), Errno::EPERM);
     if abi >= gaoler_policy::landlock::ABI_TCP {
         assert_eq!(errno(TcpStream::connect(forbidden)), Errno::EACCES);
         assert_eq!(errno(TcpListener::bind("127.0.0.1:0")), Errno::EACCES);
@@ -170,9 +189,11 @@ fn exporter() {
     before_threads(Files::ButConnect(&[allowed.port(), forbidden.port()])).unwrap();
     drop(TcpStream::connect(forbidden).expect("control: it was allowed until here"));
     let abi = before_threads(Files::ButConnect(&[allowed.port()])).unwrap();
+    let lingering = can_linger();
     after_threads(Process::Exporter).unwrap();
 
-    TcpStream::connect(allowed).unwrap();
+    assert_eq!(linger(&lingering), Errno::EPERM);
+    assert_eq!(linger(&TcpStream::connect(allowed).unwrap()), Errno::EPERM);
     if abi >= gaoler_policy::landlock::ABI_TCP {
         assert_eq!(errno(TcpStream::connect(forbidden)), Errno::EACCES);
     }
@@ -193,8 +214,10 @@ fn ledger() {
     std::fs::write(other.path().join("file"), "theirs").unwrap();
     assert!(File::open(other.path().join("file")).is_ok(), "control: opening works");
     assert!(start().expect("control: starting works").success());
+    let lingering = can_linger();
     assert!(before_threads(Files::ButBelow(own.path())).unwrap() >= 2);
     after_threads(Process::Ledger).unwrap();
+    assert_eq!(linger(&lingering), Errno::EPERM);
 
     // What a database needs: a file that is made, written, locked, synchronized, read and removed.
     let path = own.path().join("ledger.db");
@@ -229,7 +252,9 @@ fn init() {
     let mut child = Command::new("/bin/sleep").arg("0.05").spawn().unwrap();
     assert!(!failed_open(), "control: opening works");
     before_threads(Files::None).unwrap();
+    let lingering = can_linger();
     INIT.install(Threads::All).unwrap();
+    assert_ne!(linger(&lingering), Errno::from_raw(0));
     assert!(child.wait().unwrap().success());
     assert_eq!(errno(File::open("/")), Errno::EACCES);
     assert_eq!(start().map_err(|error| error.kind()).err(), Some(ErrorKind::PermissionDenied));
@@ -260,7 +285,9 @@ fn cage_refuses() {
     for (name, attempt, answer) in attempts {
         assert_ne!(attempt(), *answer, "control: {name} is not refused this way without the filter");
     }
+    let lingering = can_linger();
     cage_filter();
+    assert_eq!(linger(&lingering), Errno::EPERM);
     for (name, attempt, answer) in attempts {
         assert_eq!(attempt(), *answer, "{name}");
     }

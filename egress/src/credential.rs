@@ -14,7 +14,7 @@ use crate::placeholder::X_API_KEY;
 
 /// A token shorter than this cannot be told from ordinary text, and is no secret: answers are not searched
 /// for it.
-const SECRET_BYTES_MIN: usize = 16;
+pub const SECRET_BYTES_MIN: usize = 16;
 
 /// The real credential.
 pub struct Credential {

@@ -1,7 +1,7 @@
 //! `gaoler-egress`: the credential broker of one run, the only door out of its cage. It holds exactly one
 //! credential, gives it to exactly one upstream, and must never outlive its run or show what it holds.
 //!
-//! The way of a request: [`head`] judges where it goes, [`body`] what it asks for, [`relay`] takes it to the
+//! The way of a request: [`wire`] and [`head`] judge how it is put and where it goes, [`body`] what it asks for, [`relay`] takes it to the
 //! [`upstream`] and the answer back past [`meter`] and [`scan`]; [`tally`] keeps the counts, which [`control`]
 //! tells the supervisor. Beside that stands the [`proxy`], for what is not the upstream; it has no credential.
 
@@ -24,6 +24,7 @@ mod resolve;
 mod scan;
 mod tally;
 mod upstream;
+mod wire;
 
 use std::cell::{Cell, RefCell};
 use std::convert::Infallible;
@@ -290,11 +291,14 @@ async fn connection(job: Arc<Job>, stream: UnixStream, requests: Arc<AtomicU64>)
     let head_bytes =
         usize::try_from(job.policy.header_bytes_max).unwrap_or(HEAD_BYTES_MIN).max(HEAD_BYTES_MIN);
     let tally = job.tally.clone();
+    let seen = wire::Head::default();
+    let stream = wire::Watched::new(stream, seen.clone());
     let answer = service_fn(move |request| {
         let (job, number) = (job.clone(), requests.fetch_add(1, Ordering::Relaxed));
+        let plain = seen.is_plain();
         async move {
             let id = format!("req_gaoler{number:08x}");
-            Ok::<_, Infallible>(job.answer(request, &id).await)
+            Ok::<_, Infallible>(job.answer(request, plain, &id).await)
         }
     });
     let mut builder = http1::Builder::new();

@@ -29,11 +29,13 @@ impl Expected {
         Expected { token: Zeroizing::new(token.as_bytes().to_vec()), basic }
     }
 
-    /// Whether a request to the API carries it, as a bearer token or as a key.
+    /// Whether a request to the API carries it, as a bearer token or as a key. Where it has both, both must be right:
+    /// nobody may tell it by one of them and somebody else by the other.
     pub fn is_in(&self, headers: &HeaderMap) -> bool {
-        let bearer = headers.get(AUTHORIZATION).and_then(|value| after(value, b"bearer "));
+        let bearer = headers.get(AUTHORIZATION).map(|value| after(value, b"bearer ").unwrap_or_default());
         let key = headers.get(X_API_KEY).map(HeaderValue::as_bytes);
-        [bearer, key].into_iter().flatten().any(|shown| bool::from(shown.ct_eq(&self.token)))
+        let right = |shown: &[u8]| bool::from(shown.ct_eq(&self.token));
+        (bearer.is_some() || key.is_some()) && [bearer, key].into_iter().flatten().all(right)
     }
 
     /// Whether a request to the proxy carries it; `None` where it carries nothing of the kind.

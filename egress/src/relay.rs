@@ -88,9 +88,9 @@ impl Job {
         upstream::vouch(&self.client, &self.upstream, &self.credential).await
     }
 
-    /// Answers one request.
-    pub async fn answer(&self, request: Request<Incoming>, id: &str) -> Response<Answer> {
-        match self.relay(request, id).await {
+    /// Answers one request, whose head was `plain` or not.
+    pub async fn answer(&self, request: Request<Incoming>, plain: bool, id: &str) -> Response<Answer> {
+        match self.relay(request, plain, id).await {
             Ok(response) => response,
             Err(refusal) => {
                 if let Some(denial) = refusal.denial {
@@ -101,7 +101,15 @@ impl Job {
         }
     }
 
-    async fn relay(&self, request: Request<Incoming>, id: &str) -> Result<Response<Answer>, Refusal> {
+    async fn relay(
+        &self,
+        request: Request<Incoming>,
+        plain: bool,
+        id: &str,
+    ) -> Result<Response<Answer>, Refusal> {
+        if !plain {
+            return Err(Refusal::denied(400, Denial::Path, "the head can be read in more than one way"));
+        }
         let (head, incoming) = request.into_parts();
         let path = match head::judge(&head, &self.expected, &self.policy)? {
             Route::Hello => return Ok(Response::new(whole(Bytes::new()))),
@@ -140,8 +148,14 @@ impl Job {
         headers: &HeaderMap,
         body: Incoming,
     ) -> Result<(Bytes, SemaphorePermit<'_>), Refusal> {
-        let length = headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<usize>().ok());
-        let length = length.unwrap_or(0);
+        let length = match headers.get(CONTENT_LENGTH).map(|value| value.to_str().ok()?.parse::<usize>().ok())
+        {
+            Some(Some(length)) => length,
+            // Without one there is no body: it does not come in chunks.
+            None => 0,
+            // Memory is set aside by the length: what is none must not pass for nothing.
+            Some(None) => return Err(Refusal::denied(400, Denial::Path, "the body's length is no number")),
+        };
         if length as u64 > self.policy.request_bytes_max {
             return Err(Refusal::denied(413, Denial::Quota, "the body is larger than the level allows"));
         }

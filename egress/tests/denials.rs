@@ -53,6 +53,14 @@ fn a_request_without_the_placeholder_is_refused() {
         assert_eq!(error["error"]["type"], "authentication_error");
         assert!(error["request_id"].is_string());
     }
+    // Of two, both must be right: whoever reads the other one must not be told something else.
+    for both in [
+        format!("authorization: Bearer {token}\r\nx-api-key: wrong\r\n"),
+        format!("authorization: Bearer wrong\r\nx-api-key: {token}\r\n"),
+        format!("authorization: Basic {token}\r\nx-api-key: {token}\r\n"),
+    ] {
+        refused(&mut egress, with(&both).as_bytes(), 401, Denial::Placeholder);
+    }
     // As a key it is as good as a bearer token.
     let key = with(&format!("x-api-key: {token}\r\n"));
     assert_eq!(egress.raw(key.as_bytes()).status, 200);
@@ -119,6 +127,14 @@ fn smuggling_is_refused() {
         ("TE", format!("{post}{good}transfer-encoding: chunked\r\n\r\n{chunked}")),
         ("TE unknown", format!("{post}{framed}transfer-encoding: xchunked\r\n\r\n{body}")),
         ("two CLs", format!("{post}{framed}content-length: 1\r\n\r\n{body}")),
+        ("two equal CLs", format!("{post}{framed}content-length: {length}\r\n\r\n{body}")),
+        ("a list of CLs", format!("{post}{good}content-length: {length}, {length}\r\n\r\n{body}")),
+        ("a padded CL", format!("{post}{good}content-length: 0{length}\r\n\r\n{body}")),
+        ("bare line feeds", format!("{post}{framed}\r\n{body}").replacen("\r\n", "\n", 5)),
+        ("a bare line feed", format!("{post}{framed}\r\n{body}").replacen("localhost\r\n", "localhost\n", 1)),
+        ("a bare carriage return", format!("{post}{framed}x-app: a\rb\r\n\r\n{body}")),
+        ("an empty line before it", format!("\r\n{post}{framed}\r\n{body}")),
+        ("a fragment", format!("{post}{framed}\r\n{body}").replacen("messages", "messages#x", 1)),
         ("a signed CL", format!("{post}{good}content-length: +{length}\r\n\r\n{body}")),
         ("obs-fold", format!("{post}{framed}x-app: a\r\n b\r\n\r\n{body}")),
         ("a blank before the colon", format!("{post}{good}content-length : {length}\r\n\r\n{body}")),

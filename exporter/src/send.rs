@@ -84,11 +84,40 @@ async fn deliver(collector: &Collector, body: Bytes) -> Said {
             Said::Taken(_) | Said::Never(_) => return said,
         };
         // Up to a half more, so that many servers do not come back together.
-        let wait = after.unwrap_or(Duration::ZERO).max(pause.mul_f64(1.0 + rand::random::<f64>() / 2.0));
-        if Instant::now() + wait >= until {
+        let own = pause.mul_f64(1.0 + rand::random::<f64>() / 2.0);
+        let Some(wait) = wait(after, own, until.saturating_duration_since(Instant::now())) else {
             return said;
-        }
+        };
         sleep(wait).await;
         pause = (pause * 2).min(PAUSE_MAX);
+    }
+}
+
+/// How long to wait: as long as the collector asks for and no shorter than `own`. `None` where that is longer than what is
+/// `left`: a collector may ask for more seconds than a clock has.
+fn wait(asked: Option<Duration>, own: Duration, left: Duration) -> Option<Duration> {
+    let wait = asked.unwrap_or(Duration::ZERO).max(own);
+    (wait < left).then_some(wait)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn r19_a_collector_may_ask_for_any_number_of_seconds() {
+        let own = Duration::from_millis(500);
+        let check = |asked: Option<u64>, expected: Option<Duration>| {
+            assert_eq!(wait(asked.map(Duration::from_secs), own, TRIED_FOR), expected, "{asked:?}");
+        };
+        check(None, Some(own));
+        check(Some(0), Some(own));
+        check(Some(1), Some(Duration::from_secs(1)));
+        check(Some(29), Some(Duration::from_secs(29)));
+        for many in [30, 31, 86_400, 1 << 32, i64::MAX as u64, u64::MAX - 1, u64::MAX] {
+            check(Some(many), None);
+        }
+        assert_eq!(wait(None, own, Duration::ZERO), None);
+        assert_eq!(wait(Some(Duration::MAX), Duration::MAX, Duration::MAX), None);
     }
 }

@@ -6,7 +6,8 @@ use base64::engine::general_purpose::STANDARD;
 use serde_json::{Map, Value};
 use zeroize::{Zeroize, Zeroizing};
 
-use gaoler_policy::settings::Mcp;
+use gaoler_files::Code;
+use gaoler_policy::settings::Settings;
 
 use super::error::ApiError;
 use crate::mcp::Place;
@@ -42,7 +43,7 @@ impl Repository {
     ///
     /// # Errors
     /// 400 with the path of what is wrong.
-    pub fn parse(mut git: Map<String, Value>, settings: &Mcp) -> Result<Repository, ApiError> {
+    pub fn parse(mut git: Map<String, Value>, settings: &Settings) -> Result<Repository, ApiError> {
         let token = secret(&mut git, "token")?;
         let user = secret(&mut git, "username")?;
         let url = text(&git, "url")?.ok_or_else(|| ApiError::invalid("git.url: field required."))?;
@@ -57,12 +58,20 @@ impl Repository {
         if user.is_some() && token.is_none() {
             return Err(ApiError::invalid("git.token: field required beside username."));
         }
-        let place = match (Place::parse(&plain.url, settings), &token) {
-            (Ok(place), Some(_)) => place,
-            (Ok(place), None) if settings.internal.contains(&place.authority) => place,
-            // Whoever clones judges it, and the level's proxy.
-            (_, None) => return Ok(plain),
-            (Err(what), Some(_)) => return Err(ApiError::invalid(format!("git.url: {what}."))),
+        let place = if token.is_some() {
+            let wrong = |what| ApiError::invalid(format!("git.url: {what}."));
+            Place::parse(&plain.url, &settings.mcp).map_err(wrong)?
+        } else {
+            // What no proxy lets through starts nothing.
+            let (status, code) = Code::Clone.told();
+            let wrong = |what| ApiError::new(status, code, format!("git.url: {what}."));
+            let level = &settings.level;
+            let own = level.own.as_ref().map_or(&[][..], |own| &own.hosts);
+            let place = Place::parse_plain(&plain.url, &settings.mcp, &[&level.hosts, own]).map_err(wrong)?;
+            if !settings.mcp.internal.contains(&place.authority) {
+                return Ok(plain);
+            }
+            place
         };
         let mut headers = Vec::new();
         let opens = token.map(|token| {
@@ -77,10 +86,13 @@ impl Repository {
         struct Line<'a> {
             secure: bool,
             authority: &'a str,
+            path: &'a str,
             headers: Vec<(&'a str, &'a str)>,
             git: bool,
         }
-        let line = Line { secure: place.secure, authority: &place.authority, headers, git: true };
+        // git knows nothing of a query, and asks below this path.
+        let path = place.path.split('?').next().unwrap_or_default();
+        let line = Line { secure: place.secure, authority: &place.authority, path, headers, git: true };
         let remotes = Zeroizing::new(serde_json::to_vec(&[line]).unwrap_or_default());
         Ok(Repository { via: Some(INSIDE.to_owned()), remotes, ..plain })
     }
@@ -125,10 +137,13 @@ mod tests {
     use super::*;
 
     fn parsed(git: Value) -> Result<Repository, String> {
-        let settings = Mcp { internal: vec!["127.0.0.1:9000".into()], ..Mcp::default() };
+        let mut settings = Settings::default();
+        settings.mcp.internal = vec!["127.0.0.1:9000".into()];
+        let code =
+            if git["token"].is_null() && git["url"].is_string() { "clone_failed" } else { "invalid_request" };
         let Value::Object(git) = git else { panic!("{git}") };
         Repository::parse(git, &settings).map_err(|error| {
-            assert_eq!((error.status, error.code), (400, "invalid_request"));
+            assert!(error.status == 400 && [code, "invalid_request"].contains(&error.code), "{error:?}");
             error.message
         })
     }
@@ -143,8 +158,9 @@ mod tests {
             let of_the_cage = format!("{:?}", (&repository.url, &repository.via, &repository.reference));
             assert!(!of_the_cage.contains("SECRET"), "{of_the_cage}");
         };
-        let line = |secure: bool, authority: &str, headers: Value| {
-            Some(json!([{"secure": secure, "authority": authority, "headers": headers, "git": true}]))
+        let line = |secure: bool, authority: &str, path: &str, headers: Value| {
+            let line = json!({"secure": secure, "authority": authority, "path": path, "headers": headers, "git": true});
+            Some(json!([line]))
         };
         let url = "https://git.example.com/a/b.git";
         check(json!({"url": url}), None);
@@ -152,17 +168,15 @@ mod tests {
         let basic = format!("Basic {}", STANDARD.encode("x-access-token:SECRET"));
         check(
             json!({"url": url, "token": "SECRET"}),
-            line(true, "git.example.com:443", json!([["authorization", basic]])),
+            line(true, "git.example.com:443", "/a/b.git", json!([["authorization", basic]])),
         );
         let basic = format!("Basic {}", STANDARD.encode("oauth2:SECRET:x"));
         check(
             json!({"url": url, "token": "SECRET:x", "username": "oauth2"}),
-            line(true, "git.example.com:443", json!([["authorization", basic]])),
+            line(true, "git.example.com:443", "/a/b.git", json!([["authorization", basic]])),
         );
         // A host in the operator's network has no other way.
-        check(json!({"url": "http://127.0.0.1:9000/r"}), line(false, "127.0.0.1:9000", json!([])));
-        // What is no address is left to whoever clones.
-        check(json!({"url": "ext::sh -c id"}), None);
+        check(json!({"url": "http://127.0.0.1:9000/r"}), line(false, "127.0.0.1:9000", "/r", json!([])));
     }
 
     #[test]
@@ -184,6 +198,19 @@ mod tests {
         );
         check(json!({"url": url, "username": "a"}), "git.token: field required beside username.");
         for bad in [
+            "ext::sh -c id",
+            "file:///etc",
+            "http://git.example.com/a",
+            "https://127.0.0.1/a",
+            "https://169.254.169.254/a",
+            "https://2130706433/a",
+            "https://[::1]/a",
+            "https://git.internal/a",
+        ] {
+            check(json!({"url": bad}), "git.url: must");
+        }
+        for bad in [
+            "https://127.0.0.1/a",
             "http://git.example.com/a",
             "https://SECRET@git.example.com/a",
             "https://git.example.com:8443/a",

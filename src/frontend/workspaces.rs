@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use gaoler_files::{DEPTH_MAX, Format, TREE_MAX, What};
-use gaoler_policy::settings::Mcp;
+use gaoler_policy::settings::Settings;
 use gaoler_protocol::{Kind, WORKSPACE_DEFAULT};
 use uuid::Uuid;
 use zeroize::Zeroizing;
@@ -211,7 +211,7 @@ async fn make(
     let result = async {
         let asker = files::asker(&frontend, &headers).await?;
         let mut fields = fields(&frontend, body).await?;
-        let (kind, what, remotes) = made(&mut fields, &frontend.settings().mcp)?;
+        let (kind, what, remotes) = made(&mut fields, &frontend.settings())?;
         let asker = Asker { remotes, ..asker };
         form::<Workspace>(files::ask(&frontend, &headers, asker, kind, what, None).await?)
     };
@@ -221,7 +221,7 @@ async fn make(
 /// What a body asks to be made, and what only egress is told of it.
 fn made(
     fields: &mut Map<String, Value>,
-    settings: &Mcp,
+    settings: &Settings,
 ) -> Result<(Kind, What, Zeroizing<Vec<u8>>), ApiError> {
     let (id, title) = (fresh(), title(fields)?);
     let git = match fields.remove("git") {

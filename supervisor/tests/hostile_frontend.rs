@@ -259,3 +259,56 @@ fn t07_the_runs_of_an_ended_peer_end_with_it() {
     assert!(rest.is_empty());
     hostile.expect_end("nonsense");
 }
+
+/// A connection whose last closer waits for as long as the other side, which is given too, does not read.
+fn lingering() -> (OwnedFd, std::net::TcpStream) {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut stream = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let (silent, _) = listener.accept().unwrap();
+    stream.set_nonblocking(true).unwrap();
+    while std::io::Write::write(&mut stream, &[0; 1 << 16]).is_ok() {}
+    let hour = nix::libc::linger { l_onoff: 1, l_linger: 3600 };
+    nix::sys::socket::setsockopt(&stream, nix::sys::socket::sockopt::Linger, &hour).unwrap();
+    (stream.into(), silent)
+}
+
+#[test]
+fn t08_a_descriptor_whose_last_closer_waits_holds_the_supervisor_up_for_no_time() {
+    // The positive control: whoever closes one last waits until its peer is gone.
+    let (held, silent) = lingering();
+    let (tell, told) = std::sync::mpsc::channel();
+    let closing = std::thread::spawn(move || {
+        drop(held);
+        tell.send(()).unwrap();
+    });
+    assert!(told.recv_timeout(Duration::from_millis(300)).is_err(), "nobody waits");
+    drop(silent);
+    closing.join().unwrap();
+
+    let sealed = options(b"true\0");
+    let (drained, spawned) =
+        (Message::Drained(Empty {}).encode(1_000), Message::Spawn(spawn(200)).encode(1_000));
+    for (case, bytes, many) in [
+        ("beside a message that takes none", &drained[..], 1),
+        ("beside one that takes another", &spawned[..], 1),
+        ("beside noise", &[0xa5; FRAME_BYTES][..], 1),
+        ("beside a frame that is too long", &[0xa5; 4_000][..], 1),
+        ("as many as a frame can have", &drained[..], 253),
+    ] {
+        let hostile = Hostile::new().works();
+        let supervisor = nix::unistd::Pid::from_raw(hostile.supervisor.id().cast_signed());
+        // Stopped, so that nobody but the supervisor has the descriptor when it comes to closing it.
+        nix::sys::signal::kill(supervisor, nix::sys::signal::Signal::SIGSTOP).unwrap();
+        let stopped = nix::sys::wait::waitpid(supervisor, Some(nix::sys::wait::WaitPidFlag::WUNTRACED));
+        assert!(matches!(stopped, Ok(nix::sys::wait::WaitStatus::Stopped(..))), "{stopped:?}");
+        let (held, _silent) = lingering();
+        let mut fds = vec![held.as_fd(); many];
+        if case.contains("another") {
+            fds.push(sealed.as_fd());
+        }
+        channel::send(hostile.control.as_fd(), bytes, &fds).unwrap();
+        drop(held);
+        nix::sys::signal::kill(supervisor, nix::sys::signal::Signal::SIGCONT).unwrap();
+        hostile.expect_end(case);
+    }
+}

@@ -46,15 +46,40 @@ pub fn destination(head: &Parts) -> Result<Destination, Refused> {
     if to.port == TLS_PORT {
         return Err(Refused::Shape);
     }
-    let mut hosts = head.headers.get_all(HOST).iter();
-    let says_the_same = |host: &HeaderValue| {
-        let host = host.to_str().ok().and_then(|text| Destination::parse(text, Some(HTTP_PORT)));
-        host.as_ref() == Some(&to)
-    };
-    match (hosts.next().is_none_or(says_the_same), hosts.next()) {
-        (true, None) => Ok(to),
-        _ => Err(Refused::Shape),
+    match says_the_same(&head.headers, &to, HTTP_PORT) {
+        true => Ok(to),
+        false => Err(Refused::Shape),
     }
+}
+
+/// Where a tunnel is to go.
+///
+/// # Errors
+/// What is more than a host and a port, says two things, or brings a body, which a tunnel has no place for.
+pub fn tunnel(head: &Parts) -> Result<Destination, Refused> {
+    let authority = head.uri.authority().ok_or(Refused::Spelling)?;
+    // hyper takes a whole URL there too.
+    if head.uri.to_string() != authority.as_str() {
+        return Err(Refused::Spelling);
+    }
+    let to = Destination::parse(authority.as_str(), None).ok_or(Refused::Spelling)?;
+    let has_body = head.headers.contains_key(TRANSFER_ENCODING)
+        || head.headers.get(CONTENT_LENGTH).is_some_and(|length| length != "0");
+    // Some clients leave out a port that goes without saying to them.
+    match says_the_same(&head.headers, &to, to.port) && !has_body {
+        true => Ok(to),
+        false => Err(Refused::Shape),
+    }
+}
+
+/// Whether a Host header, if there is one, names the destination, in the same spelling.
+fn says_the_same(headers: &HeaderMap, to: &Destination, default: u16) -> bool {
+    let mut hosts = headers.get_all(HOST).iter();
+    let same = |host: &HeaderValue| {
+        let host = host.to_str().ok().and_then(|text| Destination::parse(text, Some(default)));
+        host.as_ref() == Some(to)
+    };
+    hosts.next().is_none_or(same) && hosts.next().is_none()
 }
 
 /// Sends a request over this connection.

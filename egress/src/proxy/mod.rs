@@ -3,7 +3,7 @@
 //!
 //! The way of a connection: [`host`] reads where it wants to go and looks it up in the level's list, [`dial`] finds
 //! its addresses and lets [`address`] judge them, [`hello`] sees that TLS asks for the same name, [`forward`] takes
-//! plain HTTP; [`remote`] is the way to the run's MCP servers, [`flow`] counts and bounds the bytes, [`ledger`] keeps where they went.
+//! plain HTTP; [`remote`] is the way to the run's MCP servers and [`search`] the one back, [`flow`] counts and bounds the bytes, [`ledger`] keeps where they went.
 
 mod address;
 mod dial;
@@ -14,6 +14,7 @@ mod host;
 mod ledger;
 mod refused;
 mod remote;
+mod search;
 
 use std::convert::Infallible;
 use std::fs::File;
@@ -26,6 +27,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use gaoler_protocol::Denial;
 use hyper::body::Incoming;
+use hyper::header::PROXY_AUTHORIZATION;
 use hyper::http::request::Parts;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -50,6 +52,7 @@ use crate::placeholder::Expected;
 use crate::policy::{EgressPolicy, ProxyMode, ProxyPolicy};
 use crate::resolve::NameServers;
 use crate::tally::Tally;
+use crate::wire::{Head, Watched};
 use crate::{HEAD_BYTES_MIN, hostile};
 
 /// How long the cage may take for a request's head, and for the first words of a tunnel's TLS.
@@ -165,16 +168,17 @@ impl Proxy {
         self.ledger.write(pipe);
     }
 
-    /// Answers one request. A tunnel is left in `held`, for its connection to run once the answer is sent.
+    /// Answers one request, whose head was `plain` or not. A tunnel is left in `held`, for its connection to run once the answer is sent.
     async fn answer(
         &self,
         mut request: Request<Incoming>,
+        plain: bool,
         pulse: Arc<Pulse>,
         held: &Mutex<Option<Tunnel>>,
     ) -> Response<Answer> {
         let upgrade = hyper::upgrade::on(&mut request);
         let (head, body) = request.into_parts();
-        let answered = match self.admit(&head) {
+        let answered = match self.admit(&head, plain) {
             Ok(way) => match self.connect(&way, pulse).await {
                 Ok(server) if head.method == Method::CONNECT => {
                     let tunnel = Tunnel { upgrade, to: way.to, server };
@@ -182,7 +186,7 @@ impl Proxy {
                     Ok(Response::new(whole(Bytes::new())))
                 }
                 Ok(server) => match way.remote {
-                    Some(remote) => remote.forward(head, body, server, &self.tls).await,
+                    Some(remote) => remote.forward(head, body, server, &self.tls, &self.tally).await,
                     None => forward::forward(head, body, &way.to, server).await,
                 },
                 Err(refused) => {
@@ -203,7 +207,10 @@ impl Proxy {
     }
 
     /// Whether a request may go where it wants to, as far as its head tells; and the way.
-    fn admit(&self, head: &Parts) -> std::result::Result<Way<'_>, Refused> {
+    fn admit(&self, head: &Parts, plain: bool) -> std::result::Result<Way<'_>, Refused> {
+        if !plain || head.headers.get_all(PROXY_AUTHORIZATION).iter().count() > 1 {
+            return Err(Refused::Framing);
+        }
         if self.is_shared {
             match self.expected.is_in_proxy(&head.headers) {
                 Some(true) => {}
@@ -223,10 +230,7 @@ impl Proxy {
         };
         let wanted = match head.method {
             Method::TRACE => Err(Refused::Shape),
-            Method::CONNECT => {
-                let authority = head.uri.authority().ok_or(Refused::Shape)?;
-                Destination::parse(authority.as_str(), None).ok_or(Refused::Spelling)
-            }
+            Method::CONNECT => forward::tunnel(head),
             _ => forward::destination(head),
         };
         let to = match wanted {
@@ -241,6 +245,7 @@ impl Proxy {
                 return Err(Refused::Shape);
             }
             Some(remote) if !remote.is_allowed(&self.list) => return refuse(Some(&remote.to), Refused::Host),
+            Some(remote) if !remote.permits(head) => return refuse(Some(&remote.to), Refused::Place),
             Some(remote) => remote.to.clone(),
             None if !self.list.names(&to) => return refuse(Some(&to), Refused::Host),
             None => to,
@@ -288,10 +293,12 @@ async fn attend(proxy: &Arc<Proxy>, stream: TcpStream, pulse: Arc<Pulse>) {
     let _ = stream.set_nodelay(true);
     let held = Mutex::new(None);
     let head_bytes = usize::try_from(proxy.head_bytes_max).unwrap_or(HEAD_BYTES_MIN).max(HEAD_BYTES_MIN);
+    let seen = Head::default();
+    let stream = Watched::new(stream, seen.clone());
     let answer = service_fn(|request| {
-        let pulse = pulse.clone();
+        let (pulse, plain) = (pulse.clone(), seen.is_plain());
         let held = &held;
-        async move { Ok::<_, Infallible>(proxy.answer(request, pulse, held).await) }
+        async move { Ok::<_, Infallible>(proxy.answer(request, plain, pulse, held).await) }
     });
     let mut builder = http1::Builder::new();
     builder

@@ -18,12 +18,18 @@ pub enum Refused {
     Stranger,
     /// It is no request that a proxy answers.
     Shape,
+    /// Its head can be read in more than one way.
+    Framing,
     /// Its head is larger than the level allows.
     Head,
     /// Its destination is spelt oddly.
     Spelling,
     /// Neither the level nor the operator names its destination.
     Host,
+    /// What opens the server is not there for this path, or this method.
+    Place,
+    /// The answer held what opens the server.
+    Echo,
     /// The destination's address is not public.
     Address,
     /// The run has used up its bytes.
@@ -46,7 +52,9 @@ impl Refused {
     pub fn denial(self) -> Option<Denial> {
         match self {
             Refused::Stranger => Some(Denial::Placeholder),
-            Refused::Shape | Refused::Head => Some(Denial::Path),
+            Refused::Shape | Refused::Framing | Refused::Head => Some(Denial::Path),
+            Refused::Place => Some(Denial::Path),
+            Refused::Echo => Some(Denial::Body),
             Refused::Spelling | Refused::Host => Some(Denial::Host),
             Refused::Address => Some(Denial::Address),
             Refused::Bytes | Refused::Connections => Some(Denial::Quota),
@@ -82,20 +90,35 @@ impl Refused {
                 "gaoler; error=http_request_error",
                 "gaoler: this is a proxy: it takes CONNECT HOST:PORT, and http:// with a Host header that says the same\n",
             ),
+            Refused::Framing => (
+                StatusCode::BAD_REQUEST,
+                "gaoler; error=http_request_error",
+                "gaoler: the head can be read in more than one way: lines end with CRLF, and a host, a length, a coding and a password come once\n",
+            ),
             Refused::Head => (
                 StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
                 "gaoler; error=http_request_error",
                 "gaoler: the head is larger than the level allows\n",
             ),
             Refused::Spelling => (
-                StatusCode::FORBIDDEN,
-                "gaoler; error=http_request_denied",
-                "gaoler: the destination must be a full name or a plain address, and a port\n",
+                StatusCode::BAD_REQUEST,
+                "gaoler; error=http_request_error",
+                "gaoler: the destination must be a full name in lower case without a dot at its end, or a plain address, and a port\n",
             ),
             Refused::Host => (
                 StatusCode::FORBIDDEN,
                 "gaoler; error=http_request_denied",
                 "gaoler: the level of this run does not name this host and port; the operator may add it to level.hosts\n",
+            ),
+            Refused::Place => (
+                StatusCode::FORBIDDEN,
+                "gaoler; error=http_request_denied",
+                "gaoler: what opens this server is for its own URL alone, by GET, POST and DELETE, or for fetching its one repository\n",
+            ),
+            Refused::Echo => (
+                StatusCode::BAD_GATEWAY,
+                "gaoler; error=http_protocol_error",
+                "gaoler: the server's answer held what opens it\n",
             ),
             Refused::Address => (
                 StatusCode::FORBIDDEN,

@@ -1,6 +1,7 @@
 //! The servers that a run's request names, each with what opens it, which only this process has: MCP servers, which the
 //! cage knows as `sN.mcp.invalid`, and the host of a repository to clone, as `sN.git.invalid`.
-//! A server's own headers must never be shown to the cage, nor sent anywhere else.
+//! A server's own headers must never be shown to the cage, nor sent anywhere else, nor for anything else than they are there
+//! for: the requests of one MCP server, or those that fetch one repository.
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -11,10 +12,13 @@ use gaoler_protocol::REMOTES_BYTES_MAX;
 use gaoler_seal::{OFFERED, Vault};
 use gaoler_sys::memfd;
 use hyper::body::Incoming;
-use hyper::header::{AUTHORIZATION, HOST, HeaderName, HeaderValue, LOCATION};
+use hyper::header::{
+    ACCEPT, ACCEPT_ENCODING, ACCEPT_LANGUAGE, AUTHORIZATION, CONTENT_ENCODING, CONTENT_TYPE, HOST, HeaderMap,
+    HeaderName, HeaderValue, IF_RANGE, LOCATION, RANGE, USER_AGENT,
+};
 use hyper::http::request::Parts;
 use hyper::http::uri::PathAndQuery;
-use hyper::{Response, Uri};
+use hyper::{Method, Response, Uri};
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use serde::Deserialize;
@@ -27,12 +31,20 @@ use super::flow::Metered;
 use super::forward::{self, HTTP_PORT};
 use super::host::{Destination, Host, List};
 use super::refused::Refused;
+use super::search::{Announced, Needles, Search};
 use crate::answer::Answer;
+use crate::tally::Tally;
 
 /// Servers of one run.
 const SERVERS_MAX: usize = 32;
 /// Headers of one server.
 const HEADERS_MAX: usize = 32;
+/// Headers of a request that hold no secret, whatever a client sets them to.
+const PLAIN: [HeaderName; 4] = [ACCEPT, ACCEPT_LANGUAGE, CONTENT_TYPE, USER_AGENT];
+/// What git asks for when it fetches, below a repository's path (gitprotocol-http(5)); what it asks for when it pushes is not
+/// among it.
+const GIT_NAMES: &str = "/info/refs?service=git-upload-pack";
+const GIT_PACK: &str = "/git-upload-pack";
 /// The domains of the names that a cage has for them (RFC 6761: they resolve nowhere).
 const MCP_DOMAIN: &str = ".mcp.invalid";
 const GIT_DOMAIN: &str = ".git.invalid";
@@ -43,6 +55,12 @@ const GIT_DOMAIN: &str = ".git.invalid";
 struct Line {
     secure: bool,
     authority: String,
+    /// The path and query of the MCP server, or the repository's path.
+    #[serde(default)]
+    path: String,
+    /// It is an MCP server of the older kind, which names a second place for what it is asked.
+    #[serde(default)]
+    sse: bool,
     headers: Headers,
     /// It is the host of a repository.
     #[serde(default)]
@@ -77,7 +95,13 @@ pub struct Remote {
     pub internal: bool,
     secure: bool,
     git: bool,
+    sse: bool,
+    path: String,
     headers: Vec<(HeaderName, HeaderValue)>,
+    /// What no answer may hold.
+    needles: Needles,
+    /// Places that the server itself has named.
+    announced: Arc<Announced>,
 }
 
 /// Those of a run.
@@ -109,7 +133,7 @@ impl Line {
     /// The operator's token, where it was sealed for this very place.
     fn offered(&self, vault: &Vault) -> Option<HeaderValue> {
         let opened = vault.open(&OFFERED, &STANDARD.decode(&self.sealed).ok()?)?;
-        let token = opened.strip_prefix(self.origin().as_bytes())?;
+        let token = opened.strip_prefix(self.place().as_bytes())?;
         let mut value = HeaderValue::from_bytes(&Zeroizing::new([b"Bearer ", token].concat())).ok()?;
         value.set_sensitive(true);
         Some(value)
@@ -122,7 +146,12 @@ impl Line {
         serde_json::from_slice(text).ok()
     }
 
-    /// What a sealed text begins with that is for this place.
+    /// What a token of the operator's begins with that is for this server: the host alone is not what it opens.
+    fn place(&self) -> String {
+        format!("{}{}\n", self.origin().trim_end(), self.path)
+    }
+
+    /// What a session's headers begin with that are for this host.
     fn origin(&self) -> String {
         format!("{}://{}\n", if self.secure { "https" } else { "http" }, self.authority)
     }
@@ -147,13 +176,40 @@ impl Remote {
             headers.push((AUTHORIZATION, line.offered(vault?)?));
         }
         let allowed = internal || (line.secure && to.port == TLS_PORT);
+        let secrets = headers.iter().filter(|(name, _)| !PLAIN.contains(name));
+        let needles = Needles::new(secrets.map(|(_, value)| value.as_bytes()));
         (allowed && many <= HEADERS_MAX).then_some(Remote {
             to,
             internal,
             secure: line.secure,
             git: line.git,
+            sse: line.sse,
+            path: line.path.clone(),
             headers,
+            needles,
+            announced: Arc::default(),
         })
+    }
+
+    /// Whether a request is what its headers are there for. Of an MCP server that nothing opens the cage may ask what it
+    /// likes: clients look there for how they could be let in.
+    pub fn permits(&self, head: &Parts) -> bool {
+        let asked = head.uri.path_and_query().map_or("/", PathAndQuery::as_str);
+        let below = |end: &str| asked.strip_suffix(end).is_some_and(|base| self.is_repository(base));
+        match (self.git, &head.method) {
+            (true, &Method::GET) => below(GIT_NAMES),
+            (true, &Method::POST) => below(GIT_PACK),
+            (true, _) => false,
+            (false, _) if self.headers.is_empty() => true,
+            (false, &Method::GET | &Method::POST | &Method::DELETE) if asked == self.path => true,
+            (false, &Method::POST) => self.announced.contains(asked),
+            (false, _) => false,
+        }
+    }
+
+    /// Whether this is the repository's path, or one that its host has led to from there.
+    fn is_repository(&self, base: &str) -> bool {
+        base == self.path.trim_end_matches('/') || self.announced.contains(base)
     }
 
     /// Whether a run may go there. An MCP server is the request's own choice; a repository's host is one for the level's
@@ -173,10 +229,17 @@ impl Remote {
         body: Incoming,
         server: Metered,
         tls: &Arc<ClientConfig>,
+        tally: &Arc<Tally>,
     ) -> Result<Response<Answer>, Refused> {
         let default = if self.secure { TLS_PORT } else { HTTP_PORT };
         let asked = head.uri.authority().map(ToString::to_string);
         let mut request = forward::outgoing(head, body, &self.to, default)?;
+        if !self.needles.is_empty() {
+            // An answer must be readable for the search, and whole.
+            let headers = request.headers_mut();
+            [RANGE, IF_RANGE].into_iter().for_each(|name| drop(headers.remove(name)));
+            headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+        }
         for (name, value) in &self.headers {
             request.headers_mut().insert(name.clone(), value.clone());
         }
@@ -187,10 +250,32 @@ impl Remote {
             true => forward::send(request, self.over_tls(server, tls).await?).await?,
         };
         let location = response.headers().get(LOCATION);
-        if let Some(within) = location.zip(asked).and_then(|(to, asked)| self.within(to, &asked)) {
-            response.headers_mut().insert(LOCATION, within);
+        if let Some(path) = location.and_then(|to| self.within(to)) {
+            if let Some(base) = path.strip_suffix(GIT_NAMES) {
+                self.announced.add(base);
+            }
+            let within = asked.and_then(|asked| HeaderValue::from_str(&format!("http://{asked}{path}")).ok());
+            within.map(|within| response.headers_mut().insert(LOCATION, within));
         }
-        Ok(response)
+        self.searched(response, tally)
+    }
+
+    /// The answer, if its head does not hold what opens the server; its body ends where that comes.
+    fn searched(&self, response: Response<Answer>, tally: &Arc<Tally>) -> Result<Response<Answer>, Refused> {
+        let headers: &HeaderMap = response.headers();
+        if headers.values().any(|value| self.needles.are_in(value.as_bytes())) {
+            return Err(Refused::Echo);
+        }
+        if !self.needles.is_empty() && headers.get(CONTENT_ENCODING).is_some_and(|it| it != "identity") {
+            return Err(Refused::Server);
+        }
+        let is_stream =
+            headers.get(CONTENT_TYPE).is_some_and(|it| it.as_bytes().starts_with(b"text/event-stream"));
+        let announced = (self.sse && is_stream).then(|| (self.announced.clone(), self.path.clone()));
+        if self.needles.is_empty() && announced.is_none() {
+            return Ok(response);
+        }
+        Ok(response.map(|body| Search::new(body, &self.needles, announced, tally.clone())))
     }
 
     async fn over_tls(
@@ -206,15 +291,20 @@ impl Remote {
         connector.connect(name, server).await.map_err(|_| Refused::Server)
     }
 
-    /// Where a repository's host points to a place of its own, in the cage's words: past that name the cage has nothing
-    /// that opens it. A place of another host stays what it is, and nothing is added on the way there.
-    fn within(&self, location: &HeaderValue, asked: &str) -> Option<HeaderValue> {
+    /// Where a repository's host points to a place of its own, which is then said in the cage's words: past that name the
+    /// cage has nothing that opens it. A place of another host stays what it is, and nothing is added on the way there.
+    fn within(&self, location: &HeaderValue) -> Option<String> {
         let uri: Uri = location.to_str().ok()?.parse().ok()?;
         let (scheme, default) = if self.secure { ("https", TLS_PORT) } else { ("http", HTTP_PORT) };
-        let to = Destination::parse(uri.authority()?.as_str(), Some(default))?;
-        let path = uri.path_and_query().map_or("/", PathAndQuery::as_str);
-        let own = self.git && uri.scheme_str() == Some(scheme) && to == self.to;
-        HeaderValue::from_str(&format!("http://{asked}{path}")).ok().filter(|_| own)
+        let path = uri.path_and_query().map_or("/", PathAndQuery::as_str).to_owned();
+        let own = match uri.authority() {
+            None => path.starts_with('/'),
+            Some(authority) => {
+                let to = Destination::parse(&authority.as_str().to_ascii_lowercase(), Some(default));
+                uri.scheme_str() == Some(scheme) && to.as_ref() == Some(&self.to)
+            }
+        };
+        (self.git && own).then_some(path)
     }
 }
 
@@ -229,27 +319,115 @@ mod tests {
         let public = vault.public().expect("a key");
         let list = List::new(&BALANCED.proxy, "").expect("a list");
         let sealed = |tenant: &[u8; 16]| {
-            let sealed = gaoler_seal::seal(&public, tenant, b"https://a.example:443\nthe-token");
+            let sealed = gaoler_seal::seal(&public, tenant, b"https://a.example:443/mcp\nthe-token");
             STANDARD.encode(sealed.expect("sealed"))
         };
-        let of = |authority: &str, sealed: String, vault: Option<&Vault>| {
+        let at = |path: &str, authority: &str, sealed: String, vault: Option<&Vault>| {
             let headers = vec![("authorization".into(), "Bearer of-the-request".into())];
-            let authority = authority.into();
+            let (path, authority) = (path.into(), authority.into());
             let (headers, kept) = (Headers(headers), String::new());
-            let line = Line { secure: true, authority, headers, git: false, sealed, kept };
+            let line = Line { secure: true, authority, path, sse: false, headers, git: false, sealed, kept };
             Remote::of(&line, &list, (vault, &[1; 16])).map(|remote| remote.headers)
         };
+        let of = |authority: &str, sealed, vault| at("/mcp", authority, sealed, vault);
         let headers = of("a.example:443", sealed(&OFFERED), Some(&vault)).expect("a server");
         assert_eq!(
             headers.last().map(|(name, value)| (name, value.as_bytes())),
             Some((&AUTHORIZATION, &b"Bearer the-token"[..]))
         );
         assert!(of("b.example:443", sealed(&OFFERED), Some(&vault)).is_none(), "another place");
+        for path in ["", "/", "/mc", "/mcp/", "/mcp?a", "/mcp\n", "/other"] {
+            assert!(
+                at(path, "a.example:443", sealed(&OFFERED), Some(&vault)).is_none(),
+                "another path: {path}"
+            );
+        }
         assert!(of("a.example:443", sealed(&[1; 16]), Some(&vault)).is_none(), "a tenant's");
         assert!(of("a.example:443", sealed(&OFFERED), Some(&other)).is_none(), "another key");
         assert!(of("a.example:443", sealed(&OFFERED), None).is_none(), "no key");
         assert!(of("a.example:443", "!".into(), Some(&vault)).is_none(), "no seal");
         assert_eq!(of("a.example:443", String::new(), None).map(|headers| headers.len()), Some(1));
+    }
+
+    #[test]
+    fn r10_what_opens_a_server_is_for_its_own_requests_alone() {
+        let list = List::new(&BALANCED.proxy, "").expect("a list");
+        let remote = |path: &str, git: bool, headers: &[(&str, &str)]| {
+            let headers = Headers(headers.iter().map(|(n, v)| ((*n).into(), (*v).into())).collect());
+            let (authority, path) = ("a.example:443".into(), path.into());
+            let (sealed, kept) = (String::new(), String::new());
+            let line = Line { secure: true, authority, path, sse: true, headers, git, sealed, kept };
+            Remote::of(&line, &list, (None, &[1; 16])).expect("a server")
+        };
+        let check = |remote: &Remote, method: &str, path: &str, expected: bool| {
+            let request =
+                hyper::Request::builder().method(method).uri(format!("http://s0.mcp.invalid{path}"));
+            let head = request.body(()).expect("a request").into_parts().0;
+            assert_eq!(remote.permits(&head), expected, "{method} {path}");
+        };
+        let opened = remote("/mcp?team=1", false, &[("authorization", "Bearer x")]);
+        for method in ["GET", "POST", "DELETE"] {
+            check(&opened, method, "/mcp?team=1", true);
+            for path in [
+                "",
+                "/",
+                "/mcp",
+                "/mcp?team=2",
+                "/mcp?team=1&x",
+                "/mcp/?team=1",
+                "/mcp/x?team=1",
+                "//mcp?team=1",
+                "/./mcp?team=1",
+                "/x/../mcp?team=1",
+                "/%6dcp?team=1",
+                "/MCP?team=1",
+                "/admin",
+                "/messages",
+            ] {
+                check(&opened, method, path, false);
+            }
+        }
+        for method in ["PUT", "PATCH", "HEAD", "OPTIONS", "POSt", "X"] {
+            check(&opened, method, "/mcp?team=1", false);
+        }
+        // A second place of the server's own naming is asked, and nothing else is done there.
+        opened.announced.add("/messages?id=7");
+        check(&opened, "POST", "/messages?id=7", true);
+        check(&opened, "GET", "/messages?id=7", false);
+        check(&opened, "POST", "/messages?id=8", false);
+        check(&opened, "POST", "/messages", false);
+        // Without a path, nothing; and without anything that opens it, everything.
+        check(&remote("", false, &[("x-key", "k")]), "GET", "/", false);
+        check(&remote("/mcp", false, &[]), "GET", "/.well-known/oauth-protected-resource", true);
+
+        for headers in [&[][..], &[("authorization", "Basic eDp5")]] {
+            let repository = remote("/a/b.git", true, headers);
+            check(&repository, "GET", "/a/b.git/info/refs?service=git-upload-pack", true);
+            check(&repository, "POST", "/a/b.git/git-upload-pack", true);
+            for (method, path) in [
+                ("GET", "/a/b.git/info/refs?service=git-receive-pack"),
+                ("GET", "/a/b.git/info/refs"),
+                ("POST", "/a/b.git/info/refs?service=git-upload-pack"),
+                ("POST", "/a/b.git/git-receive-pack"),
+                ("GET", "/a/b.git/git-upload-pack"),
+                ("POST", "/a/b.git/git-upload-pack?x"),
+                ("GET", "/a/other.git/info/refs?service=git-upload-pack"),
+                ("POST", "/a/other.git/git-upload-pack"),
+                ("GET", "/a/b.git/../c.git/info/refs?service=git-upload-pack"),
+                ("GET", "/a/b.git"),
+                ("GET", "/a/b.git/HEAD"),
+                ("GET", "/a/b.git/config"),
+                ("GET", "/api/v4/user"),
+                ("DELETE", "/a/b.git/git-upload-pack"),
+                ("HEAD", "/a/b.git/info/refs?service=git-upload-pack"),
+            ] {
+                check(&repository, method, path, false);
+            }
+            repository.announced.add("/moved/b.git");
+            check(&repository, "GET", "/moved/b.git/info/refs?service=git-upload-pack", true);
+            check(&repository, "POST", "/moved/b.git/git-upload-pack", true);
+            check(&repository, "POST", "/moved/b.git/git-receive-pack", false);
+        }
     }
 
     #[test]
@@ -264,6 +442,8 @@ mod tests {
             let line = Line {
                 secure,
                 authority: authority.into(),
+                path: "/mcp".into(),
+                sse: false,
                 headers: Headers::default(),
                 git: false,
                 sealed: String::new(),

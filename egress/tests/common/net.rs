@@ -375,8 +375,9 @@ fn tls(names: &[&str]) -> (String, Arc<ServerConfig>) {
     (issuer.pem(), Arc::new(config))
 }
 
-/// Answers requests, one a connection: `/echo` with the request itself, `/bytes/N` with so many, `/redirect`, `/switch`
-/// and `/hop` with what their names say, anything else with a file.
+/// Answers requests, one a connection: `/echo` with the request itself, `/tell` with what opens it in a header, `/bytes/N`
+/// with so many, `/sse` with the names of two places, `/redirect`, `/switch`, `/packed` and `/hop` with what their names say,
+/// anything else with a file.
 fn serve(mut stream: impl Read + Write, seen: &Mutex<Vec<String>>, files: &Path) {
     let mut head = Vec::new();
     let mut byte = [0];
@@ -425,8 +426,21 @@ fn serve(mut stream: impl Read + Write, seen: &Mutex<Vec<String>>, files: &Path)
     }
     match path {
         "/redirect" => answer("302 Found", "location: http://10.0.0.5/secret\r\n", b"elsewhere"),
-        "/moved" => answer("301 Moved Permanently", &format!("location: https://{host}/echo?a=1\r\n"), b""),
-        "/away" => answer("302 Found", "location: https://gitlab.com/echo\r\n", b""),
+        "/moved/info/refs" => answer(
+            "301 Moved Permanently",
+            &format!("location: https://{host}/bytes/3/info/refs?service=git-upload-pack\r\n"),
+            b"",
+        ),
+        "/tell" => {
+            answer("200 OK", &format!("x-told: {}\r\n", header("authorization:").unwrap_or_default()), b"")
+        }
+        "/packed" => answer("200 OK", "content-encoding: gzip\r\n", b"packed"),
+        "/sse" => answer(
+            "200 OK",
+            "content-type: text/event-stream\r\n",
+            b"event: endpoint\r\ndata: /bytes/4?id=7\r\n\r\nevent: message\r\ndata: /bytes/5\r\n\r\n",
+        ),
+        "/away/info/refs" => answer("302 Found", "location: https://gitlab.com/echo\r\n", b""),
         "/switch" => {
             let _ = stream
                 .write_all(b"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: x\r\n\r\n");

@@ -92,6 +92,11 @@ pub struct Settled {
 struct Remote<'a> {
     secure: bool,
     authority: String,
+    /// Its path and query: what opens it is for them alone.
+    path: String,
+    /// It names a second place, in its stream.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    sse: bool,
     headers: Vec<(&'a str, &'a str)>,
     /// The operator's token for it, which nobody but egress can open.
     #[serde(skip_serializing_if = "str::is_empty")]
@@ -428,7 +433,8 @@ fn remote<'a>(
         }
         Headers::Kept(sealed) => (Vec::new(), sealed.of(&place, path)?),
     };
-    remotes.push(Remote { secure: place.secure, authority: place.authority, headers, sealed, kept });
+    let (secure, sse) = (place.secure, transport == "sse");
+    remotes.push(Remote { secure, authority: place.authority, path: place.path, sse, headers, sealed, kept });
     Ok(json!({"type": transport, "url": inside}))
 }
 
@@ -479,7 +485,7 @@ mod tests {
         );
         assert_eq!(
             serde_json::from_slice::<Value>(&it.remotes).expect("JSON"),
-            json!([{"secure": true, "authority": "mcp.example.com:443", "headers": [["authorization", "Bearer eyJ-secret"]]}])
+            json!([{"secure": true, "authority": "mcp.example.com:443", "path": "/sse", "sse": true, "headers": [["authorization", "Bearer eyJ-secret"]]}])
         );
         // The API's own.
         let it = settled(

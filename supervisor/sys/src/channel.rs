@@ -86,6 +86,12 @@ pub fn receive<const N: usize>(from: BorrowedFd<'_>) -> Result<Received> {
         }
         (message.bytes, cut, fds, pid)
     };
+    // Whoever closes a socket with SO_LINGER last waits for its peer, for as long as the sender chose (tcp(7)). Whatever came
+    // unasked is closed by who receives it, so nothing that was received lingers; what is no socket says ENOTSOCK.
+    let at_once = libc::linger { l_onoff: 0, l_linger: 0 };
+    for fd in &fds {
+        let _ = nix::sys::socket::setsockopt(fd, nix::sys::socket::sockopt::Linger, &at_once);
+    }
     Ok(Received { bytes: buffer[..length].to_vec(), fds, pid, truncated })
 }
 
