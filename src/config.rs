@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use gaoler_policy::settings::{ListedModel, OfferedServer, Price, Settings};
-use gaoler_protocol::{Level, Tier};
+use gaoler_protocol::{Level, Tier, VOUCHING_MAX};
 use toml::{Table, Value};
 
 use crate::frontend::job;
@@ -387,7 +387,8 @@ fn check(mut settings: Settings, place: &dyn Fn(&str) -> String) -> Result<Setti
     if let Err((key, what)) = uids(s) {
         return wrong(key, what);
     }
-    let cages = s.uids.run[1].min(s.uids.egress[1]);
+    // Of those some are for credentials that the upstream has not vouched for yet.
+    let cages = s.uids.run[1].min(s.uids.egress[1]).saturating_sub(VOUCHING_MAX);
     let numbers = [
         ("runs.max", s.runs.max),
         ("runs.tenant_max", s.runs.tenant_max),
@@ -409,7 +410,14 @@ fn check(mut settings: Settings, place: &dyn Fn(&str) -> String) -> Result<Setti
         let Some((low, most)) = knobs::bounds(key) else { continue };
         let high = if key == "runs.max" { most.min(cages) } else { most };
         if !(low..=high).contains(&value) {
-            return wrong(key, format!("{value} is not between {low} and {high}"));
+            let why = match key {
+                "runs.max" if value > high && high < most => {
+                    ": uids.run and uids.egress must have 8 more, for credentials that are not known yet"
+                }
+                "ledger.usage_days" => ": a month's budget is counted from its days; ask for 31 at least",
+                _ => "",
+            };
+            return wrong(key, format!("{value} is not between {low} and {high}{why}"));
         }
     }
     Ok(settings)
@@ -637,18 +645,29 @@ mod tests {
     fn every_key_can_come_from_the_environment() {
         let env = [
             ("GAOLER_RUNS__MAX", "7"),
-            ("GAOLER_UIDS__RUN", "[3000000, 10]"),
+            ("GAOLER_UIDS__RUN", "[3000000, 15]"),
             ("GAOLER_UPSTREAM__URL", "embedded"),
             ("GAOLER_STATE__DIR", "/srv/gaoler"),
             ("GAOLER_TEST_ANYTHING", "is not ours"),
         ];
         let settings = resolved(None, &env, None).expect("good values");
         assert_eq!(settings.runs.max, 7);
-        assert_eq!(settings.uids.run, [3_000_000, 10]);
+        assert_eq!(settings.uids.run, [3_000_000, 15]);
         assert_eq!(settings.upstream.url, "embedded");
         assert_eq!(settings.state.dir, Path::new("/srv/gaoler"));
         let variables = Layers::of_defaults().variables();
         assert!(variables.contains(&"GAOLER_ISOLATION__MINIMUM".to_owned()), "{variables:?}");
+    }
+
+    #[test]
+    fn r14_a_months_days_are_kept_for_its_budget() {
+        let days = |days: &str| resolved(None, &[("GAOLER_LEDGER__USAGE_DAYS", days)], None);
+        assert_eq!(days("31").expect("a month").ledger.usage_days, 31);
+        for few in ["1", "30"] {
+            let Wrong(error) = days(few).expect_err("less than a month");
+            assert!(error.starts_with("GAOLER_LEDGER__USAGE_DAYS: "), "{error}");
+            assert!(error.contains("is not between 31 and 3660: a month's budget"), "{error}");
+        }
     }
 
     #[test]
@@ -744,7 +763,14 @@ mod tests {
                 "FILE: server.listen: must be a string, not an integer",
             ),
             (None, &[], Some("[runs]\nmax = '7'"), "FILE: runs.max: must be an integer, not a string"),
-            (None, &[], Some("[runs]\nmax = 0"), "FILE: runs.max: 0 is not between 1 and 1024"),
+            (None, &[], Some("[runs]\nmax = 0"), "FILE: runs.max: 0 is not between 1 and 1016"),
+            (
+                None,
+                &[],
+                Some("[runs]\nmax = 1024"),
+                "FILE: runs.max: 1024 is not between 1 and 1016: uids.run and uids.egress must have 8 more, for credentials \
+                 that are not known yet",
+            ),
             (
                 None,
                 &[],

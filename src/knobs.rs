@@ -182,7 +182,12 @@ pub const KNOBS: &[Knob] = &[
         "dollars of a million tokens, by what a model's name begins with, such as `claude-sonnet-`",
     ),
     knob("ledger.runs_days", "", Kind::Number(1, 3660), "days that the record of one run is kept"),
-    knob("ledger.usage_days", "", Kind::Number(1, 3660), "days that the sums of a tenant's day are kept"),
+    knob(
+        "ledger.usage_days",
+        "",
+        Kind::Number(31, 3660),
+        "days that the sums of a tenant's day are kept; a month's budget is counted from those of its days",
+    ),
     knob(
         "telemetry.otlp_endpoint",
         "",

@@ -232,6 +232,50 @@ fn t158_a_run_that_waits_gives_way_to_what_its_client_says_next() {
     support::until("its end", || (load() == 0).then_some(()));
 }
 
+#[test]
+fn b14_a_run_that_waits_for_its_client_gives_its_place_to_whoever_needs_it() {
+    let options = Options::default().with("GAOLER_RUNS__MAX", 3).with("GAOLER_RUNS__TENANT_MAX", 2);
+    let server = Server::start(options);
+    let client = server.client();
+    let running =
+        || client.request("GET", "/health", &[], b"").json()["runs"]["running"].as_u64().expect("a number");
+    let begun = |tenant: &str, city: &str| {
+        let message = client.messages(tenant, &with(&calls(&[city]), json!({"tools": weather()})));
+        assert_eq!(message.json()["stop_reason"], "tool_use", "{message:?}");
+        message
+    };
+    let (first, second) = (begun("a", "Oslo"), begun("a", "Rome"));
+    assert_eq!(running(), 2, "the control: each has a place and keeps it");
+    // The tenant's own bound: the one that has waited longest gives its place, and the other goes on.
+    let third = client.messages("a", &ask("hello"));
+    assert_eq!(third.status, 200, "{third:?}");
+    let gave_way = |message: &support::Response| {
+        let run = message.header("x-gaoler-run").expect("a run");
+        server.log().contains(&format!(r#""event":"gave_way","run":"{run}""#))
+    };
+    assert!(gave_way(&first) && !gave_way(&second), "{}", server.log());
+    // What its client says late is history, and nothing of it is lost.
+    let late = |message: &support::Response, city: &str, more: Option<&str>| {
+        let message = message.json();
+        let id = called(&message)[0].0.clone();
+        let mut body = answered(&calls(&[city]), &message, &[(&id, "snow")]);
+        let results = body["messages"][2]["content"].as_array_mut().expect("results");
+        results.extend(more.map(|text| json!({"type": "text", "text": text})));
+        let answer = client.messages("a", &body);
+        assert_eq!((answer.status, &answer.json()["stop_reason"]), (200, &json!("end_turn")), "{answer:?}");
+        answer
+    };
+    assert!(late(&first, "Oslo", Some("please USERRAW?")).text().contains("please USERRAW?"));
+    late(&second, "Rome", None);
+    // The server's bound: whoever has most that wait gives one, and nobody else does.
+    let (_, _, other) = (begun("a", "Oslo"), begun("a", "Rome"), begun("b", "Bern"));
+    assert_eq!(running(), 3);
+    let fourth = client.messages("c", &ask("hello"));
+    assert_eq!(fourth.status, 200, "{fourth:?}");
+    assert!(running() <= 2, "c's has ended, and one of a's");
+    assert!(!gave_way(&other), "b's goes on");
+}
+
 /// The same tool, and the same conversation, in the dialect of chat completions.
 fn functions() -> Value {
     let tool = &weather()[0];

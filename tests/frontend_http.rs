@@ -326,7 +326,10 @@ async fn w08_a_body_of_33_megabytes_is_too_large() {
 async fn w09_a_client_that_goes_away_drops_the_lease() {
     let quiet = || Script::Play(Play::of("").until(Until::LeaseDrops));
     let begun = || Script::Play(Play::of(STREAM).until(Until::LeaseDrops));
-    let mut house = house(vec![quiet(), quiet(), begun()]).await;
+    let mut house = house(vec![plays("plain"), quiet(), quiet(), begun()]).await;
+    // Whoever goes away before it is known who they are has no run at all.
+    assert_eq!(house.messages(HELLO).await.status, 200);
+    house.seen().await;
     let head = format!("POST /v1/messages HTTP/1.1\r\n{BEARER}");
     for (body, words) in [(HELLO, ""), (HELLO_STREAMED, ""), (HELLO_STREAMED, "two")] {
         let mut stream = house.connect(&head, body.as_bytes()).await;

@@ -252,3 +252,78 @@ fn t05_a_thousand_sessions_of_fifty_tenants_are_nobody_elses_and_last_over_a_res
     let response = server.client().messages("many-1", &body);
     assert!(!response.text().contains("WORD-"), "{response:?}");
 }
+
+/// An upstream that knows one credential, and takes its time to say that it knows no other.
+fn slow_to_refuse(known: String, slow: Duration) -> String {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a listener");
+    let address = format!("http://{}", listener.local_addr().expect("bound"));
+    thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            let known = known.clone();
+            thread::spawn(move || {
+                let mut reader = BufReader::new(stream.try_clone().expect("a copy"));
+                let mut head = String::new();
+                while reader.read_line(&mut head).is_ok_and(|bytes| bytes > 2) {}
+                let status = if head.contains(&known) {
+                    "200 OK"
+                } else {
+                    thread::sleep(slow);
+                    "401 Unauthorized"
+                };
+                let answer =
+                    format!("HTTP/1.1 {status}\r\ncontent-length: 2\r\nconnection: close\r\n\r\n{{}}");
+                let _ = std::io::Write::write_all(&mut &stream, answer.as_bytes());
+            });
+        }
+    });
+    address
+}
+
+#[test]
+fn r05_two_hundred_invented_credentials_a_second_cost_a_quiet_tenant_nothing() {
+    // Longer than the quiet tenant may wait: whoever waits for one stranger's refusal is found.
+    let slow = Duration::from_secs(3);
+    let upstream = slow_to_refuse(support::token("quiet"), slow);
+    let options = Options { upstream, ..Options::with_double() };
+    let server = Server::start(options.with("GAOLER_RUNS__MAX", 2).with("GAOLER_RUNS__QUEUE_MAX", 4));
+    let client = &Client { patience: Duration::from_secs(120), ..server.client() };
+    server.says("quiet", "hello");
+    let baseline = server.baseline();
+    let (over, sent) = (&std::sync::atomic::AtomicBool::new(false), &std::sync::atomic::AtomicUsize::new(0));
+    thread::scope(|scope| {
+        let flood = move || {
+            let mut waiting = std::collections::VecDeque::new();
+            while !over.load(std::sync::atomic::Ordering::Relaxed) {
+                let number = sent.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                let mut body = ask("hello");
+                body["on_disconnect"] = json!("continue");
+                let stream = client.connect().expect("a connection");
+                let head = [bearer(&format!("invented-{number}"))];
+                let _ = client.send(&stream, "POST", "/v1/messages", &head, body.to_string().as_bytes());
+                // Some two hundred of them are connected at a time; the others have gone away again.
+                waiting.push_back(stream);
+                if waiting.len() > 50 {
+                    waiting.pop_front();
+                }
+                thread::sleep(Duration::from_millis(20));
+            }
+        };
+        let floods: Vec<_> = (0..4).map(|_| scope.spawn(flood)).collect();
+        let asked = || server.traces().processes.iter().filter(|it| it.contains("egress")).count();
+        until("strangers who are asked about", || (asked() >= 1).then_some(()));
+        for _ in 0..10 {
+            let answer = client.messages("quiet", &ask("hello"));
+            assert_eq!(answer.status, 200, "{answer:?}");
+            let waited = answer.header("x-gaoler-queue-ms").and_then(|ms| ms.parse::<u64>().ok());
+            assert!(waited.is_some_and(|ms| ms < 1000), "it waited for a stranger: {waited:?} ms");
+            // Its own, and no more for one address than its part of the lane.
+            assert!(asked() <= 4, "{} egresses", asked());
+        }
+        over.store(true, std::sync::atomic::Ordering::Relaxed);
+        floods.into_iter().for_each(|flood| flood.join().expect("no panic"));
+    });
+    println!("{} strangers", sent.load(std::sync::atomic::Ordering::Relaxed));
+    server.settles_to(&baseline);
+    // Nobody but the quiet one was given a folder.
+    assert_eq!(std::fs::read_dir(server.state.join("tenants")).expect("tenants").count(), 1);
+}

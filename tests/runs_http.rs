@@ -312,3 +312,119 @@ async fn t146_one_who_waits_knows_its_place_and_can_leave_the_queue() {
     assert!(house.seen.try_recv().is_err());
     drop(running);
 }
+
+/// A stranger's request with a credential of its own invention.
+async fn stranger(house: &House, number: usize, body: &str) -> TcpStream {
+    let head = format!("authorization: Bearer sk-ant-oat01-invented-{number:08}\r\n");
+    house.connect(&format!("POST /v1/messages HTTP/1.1\r\n{head}"), body.as_bytes()).await
+}
+
+/// All that comes back on a connection.
+async fn rest(mut stream: TcpStream) -> String {
+    let mut bytes = Vec::new();
+    tokio::time::timeout(LONG, stream.read_to_end(&mut bytes)).await.expect("in time").expect("read");
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+#[tokio::test]
+async fn r05_credentials_that_nobody_knows_take_no_place_and_no_turn_of_who_is_known() {
+    const STRANGERS: usize = 100;
+    let mut settings = settings(120);
+    (settings.runs.max, settings.runs.tenant_max, settings.runs.queue_max) = (1, 1, 2);
+    let (asks, mut asked) = tokio::sync::mpsc::unbounded_channel::<fake::Asked>();
+    // A script for each run of the quiet tenant, and none for anybody else: whoever else begins one ends the double.
+    let quiet_runs = 5;
+    let house = House::asking(settings, (0..quiet_runs).map(|_| plain()).collect(), Some(asks)).await;
+    let quiet = async || {
+        let reply = post(&house, BEARER, HELLO).await;
+        let waited = reply.header("x-gaoler-queue-ms").and_then(|ms| ms.parse::<u64>().ok());
+        (reply.status, waited.is_some_and(|ms| ms < 1000))
+    };
+    // The upstream is asked about it once, and then it is known.
+    let (first, ()) = tokio::join!(quiet(), async {
+        asked.recv().await.expect("a question").status.send(200).expect("heard");
+    });
+    assert_eq!(first, (200, true));
+    // An upstream that takes its time: no question is answered for now. Each request asks to outlive its connection.
+    let body = r#"{"on_disconnect":"continue","messages":[{"role":"user","content":"Hello"}]}"#;
+    let mut strangers = Vec::new();
+    for number in 0..STRANGERS {
+        strangers.push(stranger(&house, number, body).await);
+    }
+    let mut pending = vec![asked.recv().await.expect("a question"), asked.recv().await.expect("a question")];
+    // All of them come from one address, which has its part of the lane and no more; the quiet tenant has its place.
+    for _ in 1..quiet_runs {
+        assert_eq!(quiet().await, (200, true));
+        assert!(asked.try_recv().is_err(), "more questions at a time than one address may have");
+    }
+    assert_eq!(
+        get(&house, "/v1/runs", BEARER).await.json()["data"].as_array().map(Vec::len),
+        Some(quiet_runs)
+    );
+    // Who goes away is not asked about, whatever they wished: what is left is what has been asked already.
+    let stays = strangers.split_off(STRANGERS / 2);
+    drop(strangers);
+    let mut refused = 0;
+    let mut busy = 0;
+    let answers = async {
+        for stream in stays {
+            let answer = rest(stream).await;
+            refused += usize::from(answer.contains("401") && answer.contains("credential_refused"));
+            busy += usize::from(answer.starts_with("HTTP/1.1 529") && answer.contains("retry-after: "));
+        }
+    };
+    let mut questions = pending.len();
+    let upstream = async {
+        loop {
+            let next = match pending.pop() {
+                Some(next) => next,
+                None => asked.recv().await.expect("a question"),
+            };
+            questions += 1;
+            next.status.send(401).expect("heard");
+        }
+    };
+    tokio::select! {
+        () = answers => {}
+        () = upstream => {}
+    }
+    assert_eq!(refused + busy, STRANGERS / 2, "{refused} {busy}");
+    // Those that stayed and had a place in the lane's queue, the two that were asked about already, and nobody else.
+    assert!(questions <= STRANGERS / 2 + 4, "{questions}");
+    assert_eq!(house.said.len(), 0);
+}
+
+#[tokio::test]
+async fn r05_the_upstreams_no_is_remembered_and_its_yes_too() {
+    let (asks, mut asked) = tokio::sync::mpsc::unbounded_channel::<fake::Asked>();
+    let house = House::asking(settings(120), vec![plain(), plain()], Some(asks)).await;
+    let answered = async |status: u16, head: &str| {
+        let upstream = async {
+            let question = asked.recv().await.expect("a question");
+            question.status.send(status).expect("heard");
+            question.credential
+        };
+        tokio::join!(post(&house, head, HELLO), upstream)
+    };
+    let mut answered = answered;
+    // What is no word on the credential is handed on, and asked again.
+    for (status, code) in
+        [(429, "upstream_rate_limited"), (529, "upstream_overloaded"), (503, "upstream_unavailable")]
+    {
+        let (reply, credential) = answered(status, OTHER).await;
+        assert_eq!(reply.code(), code, "{reply:?}");
+        assert!(reply.header("retry-after").is_some(), "{reply:?}");
+        assert!(credential.ends_with("sk-ant-oat01-another-tenants-token"));
+    }
+    assert_eq!(answered(401, OTHER).await.0.status, 401);
+    // From here on nobody is asked about either: there is nobody who would answer.
+    let (reply, _) = answered(200, BEARER).await;
+    assert_eq!(reply.status, 200, "{reply:?}");
+    drop(asked);
+    let again = post(&house, OTHER, HELLO).await;
+    assert_eq!((again.status, again.code().as_str()), (401, "credential_refused"));
+    // Its body is not even read.
+    let unread = house.request(&format!("POST /v1/messages HTTP/1.1\r\n{OTHER}"), b"nonsense").await;
+    assert_eq!((unread.status, unread.code().as_str()), (401, "credential_refused"));
+    assert_eq!(post(&house, BEARER, HELLO).await.status, 200);
+}

@@ -12,12 +12,22 @@ use gaoler_policy::settings::Runs;
 use gaoler_protocol::TenantKey;
 
 use super::error::ApiError;
-use super::metrics;
 
+/// Bytes that the requests hold together that wait. Whoever has most of them gives way first.
+const HELD_BYTES_MAX: usize = 256 * 1024 * 1024;
 /// What a run is taken to last before one has ended.
 const LASTS_FIRST: Duration = Duration::from_secs(10);
 /// Bounds of `retry-after`, in seconds: sooner is no use, and later nobody waits.
 const AFTER_SECONDS: std::ops::RangeInclusive<u64> = 1..=60;
+
+/// What keeps a tenant's next request from a place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Full {
+    /// It has as many runs as it may have.
+    Tenant,
+    /// The server has.
+    Server,
+}
 
 /// The places of a server.
 #[derive(Debug)]
@@ -33,6 +43,8 @@ struct State {
     wait: Duration,
     running: usize,
     waiting: usize,
+    /// Bytes that the requests hold that wait.
+    held: usize,
     /// Those with a run or a request that waits, and no others.
     tenants: HashMap<[u8; 32], Tenant>,
     /// Counts tickets and turns.
@@ -47,6 +59,8 @@ struct Tenant {
     /// How many it may have, as its newest request says.
     most: usize,
     line: VecDeque<Waiter>,
+    /// Bytes that those hold.
+    held: usize,
     /// When it was last given a place.
     served: u64,
 }
@@ -54,6 +68,8 @@ struct Tenant {
 #[derive(Debug)]
 struct Waiter {
     ticket: u64,
+    /// Bytes that its request holds.
+    bytes: usize,
     came: Instant,
     called: oneshot::Sender<Call>,
 }
@@ -90,6 +106,7 @@ impl Admission {
                 wait,
                 running: 0,
                 waiting: 0,
+                held: 0,
                 tenants: HashMap::new(),
                 clock: 0,
                 lasts: LASTS_FIRST,
@@ -110,8 +127,8 @@ impl Admission {
         line.iter().position(|waiter| waiter.ticket == ticket).map(|before| before + 1)
     }
 
-    /// Waits for this tenant's turn. Dropping the future leaves the queue. `told` is told the number in it;
-    /// `most` is the tenant's own bound, where it has one.
+    /// Waits for this tenant's turn, with a request that holds so many bytes. Dropping the future leaves the queue. `told` is
+    /// told the number in it; `most` is the tenant's own bound, where it has one.
     ///
     /// # Errors
     /// 429 where the tenant has all the runs that one may have, 529 where the server has; 503 in a drain.
@@ -119,6 +136,7 @@ impl Admission {
         self: &Arc<Self>,
         tenant: TenantKey,
         most: Option<u64>,
+        bytes: usize,
         mut draining: watch::Receiver<bool>,
         told: impl FnOnce(u64),
     ) -> Result<Ticket, ApiError> {
@@ -128,7 +146,7 @@ impl Admission {
             (state.tenant_max, state.wait)
         };
         let most = most.map_or(all, |most| usize::try_from(most).unwrap_or(self.max).min(self.max));
-        let mut ticket = self.line_up(tenant.0, most);
+        let mut ticket = self.line_up(tenant.0, most, bytes);
         told(ticket.number);
         let called = tokio::select! {
             biased;
@@ -139,10 +157,19 @@ impl Admission {
         match called {
             Ok(Ok(Call::Enter)) => {
                 ticket.entered = Some(Instant::now());
-                metrics::waited(ticket.waited);
                 Ok(ticket)
             }
             _ => Err(self.refusal(&tenant.0, most)),
+        }
+    }
+
+    /// What keeps this tenant's requests waiting, if anything does.
+    pub fn full(&self, tenant: &TenantKey) -> Option<Full> {
+        let state = self.state();
+        let own = state.tenants.get(&tenant.0).filter(|own| !own.line.is_empty())?;
+        match own.running >= own.most {
+            true => Some(Full::Tenant),
+            false => (state.running >= self.max).then_some(Full::Server),
         }
     }
 
@@ -165,19 +192,22 @@ impl Admission {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn line_up(self: &Arc<Self>, tenant: [u8; 32], most: usize) -> Ticket {
+    fn line_up(self: &Arc<Self>, tenant: [u8; 32], most: usize, bytes: usize) -> Ticket {
         let (call, called) = oneshot::channel();
         let mut state = self.state();
         state.clock += 1;
         let number = state.clock;
         state.waiting += 1;
+        state.held += bytes;
         let own = state.tenants.entry(tenant).or_default();
         own.most = most;
-        own.line.push_back(Waiter { ticket: number, came: Instant::now(), called: call });
+        own.held += bytes;
+        own.line.push_back(Waiter { ticket: number, bytes, came: Instant::now(), called: call });
         state.call(self.max);
         if state.waiting > self.queue_max {
-            state.turn_away();
+            state.turn_away(|tenant| tenant.line.len());
         }
+        while state.held > HELD_BYTES_MAX && state.turn_away(|tenant| tenant.held) {}
         drop(state);
         let admission = Arc::clone(self);
         Ticket { admission, tenant, number, called, entered: None, waited: Duration::ZERO }
@@ -220,7 +250,8 @@ impl State {
                 });
             let Some(tenant) = next else { return };
             let Some(waiter) = tenant.line.pop_front() else { return };
-            self.waiting -= 1;
+            tenant.held -= waiter.bytes;
+            (self.waiting, self.held) = (self.waiting - 1, self.held - waiter.bytes);
             // Somebody who has just gone away: their ticket's end finds it in no line, and its call unread.
             if waiter.called.send(Call::Enter).is_ok() {
                 self.clock += 1;
@@ -230,14 +261,16 @@ impl State {
         }
     }
 
-    /// Whoever has most in a full queue gives up the place that was taken last.
-    fn turn_away(&mut self) {
+    /// Whoever has most of a full queue gives up the place that was taken last; whether there was one.
+    fn turn_away(&mut self, has: impl Fn(&Tenant) -> usize) -> bool {
         let newest = |tenant: &Tenant| tenant.line.back().map(|waiter| waiter.ticket);
-        let most = self.tenants.values_mut().max_by_key(|tenant| (tenant.line.len(), newest(tenant)));
-        if let Some(waiter) = most.and_then(|tenant| tenant.line.pop_back()) {
-            self.waiting -= 1;
-            let _ = waiter.called.send(Call::GiveWay);
-        }
+        let most = self.tenants.values_mut().max_by_key(|tenant| (has(tenant), newest(tenant)));
+        let Some(tenant) = most else { return false };
+        let Some(waiter) = tenant.line.pop_back() else { return false };
+        tenant.held -= waiter.bytes;
+        (self.waiting, self.held) = (self.waiting - 1, self.held - waiter.bytes);
+        let _ = waiter.called.send(Call::GiveWay);
+        true
     }
 }
 
@@ -245,9 +278,11 @@ impl Drop for Ticket {
     fn drop(&mut self) {
         let mut state = self.admission.state();
         let Some(tenant) = state.tenants.get_mut(&self.tenant) else { return };
-        let length = tenant.line.len();
-        tenant.line.retain(|waiter| waiter.ticket != self.number);
-        let waited = tenant.line.len() < length;
+        let place = tenant.line.iter().position(|waiter| waiter.ticket == self.number);
+        let left = place.and_then(|place| tenant.line.remove(place));
+        let held = left.as_ref().map_or(0, |waiter| waiter.bytes);
+        let waited = left.is_some();
+        tenant.held -= held;
         // It may have been called just now, and nobody has heard it.
         let entered = self.entered.is_some() || self.called.try_recv() == Ok(Call::Enter);
         tenant.running -= usize::from(entered);
@@ -255,6 +290,7 @@ impl Drop for Ticket {
             state.tenants.remove(&self.tenant);
         }
         state.waiting -= usize::from(waited);
+        state.held -= held;
         state.running -= usize::from(entered);
         if let Some(at) = self.entered {
             state.lasts = (state.lasts * 7 + at.elapsed()) / 8;
@@ -288,7 +324,7 @@ mod tests {
         for &name in names {
             let (admission, served) = (Arc::clone(admission), Arc::clone(&served));
             tasks.push(tokio::spawn(async move {
-                let ticket = admission.enter(key(name), None, calm(), drop).await;
+                let ticket = admission.enter(key(name), None, 0, calm(), drop).await;
                 if ticket.is_ok() {
                     served.lock().expect("no panic").push(name);
                     tokio::time::sleep(Duration::from_millis(5)).await;
@@ -322,21 +358,21 @@ mod tests {
     #[tokio::test]
     async fn a_tenant_has_its_own_bound_and_is_told_so() {
         let admission = admission(4, 2, 0);
-        let first = admission.enter(key(1), None, calm(), drop).await.expect("a place");
-        let second = admission.enter(key(1), None, calm(), drop).await.expect("a place");
-        let third = admission.enter(key(1), None, calm(), drop).await.expect_err("its bound");
+        let first = admission.enter(key(1), None, 0, calm(), drop).await.expect("a place");
+        let second = admission.enter(key(1), None, 0, calm(), drop).await.expect("a place");
+        let third = admission.enter(key(1), None, 0, calm(), drop).await.expect_err("its bound");
         assert_eq!((third.status, third.code), (429, "tenant_busy"));
         assert!(third.retry_after.is_some_and(|after| AFTER_SECONDS.contains(&after)));
         let others = [key(2), key(2)];
         let mut tickets = Vec::new();
         for other in others {
-            tickets.push(admission.enter(other, None, calm(), drop).await.expect("a place"));
+            tickets.push(admission.enter(other, None, 0, calm(), drop).await.expect("a place"));
         }
-        let full = admission.enter(key(3), None, calm(), drop).await.expect_err("the server's bound");
+        let full = admission.enter(key(3), None, 0, calm(), drop).await.expect_err("the server's bound");
         assert_eq!((full.status, full.code), (529, "busy"));
         assert_eq!(admission.load(), (4, 0));
         drop(first);
-        let again = admission.enter(key(1), None, calm(), drop).await.expect("a place");
+        let again = admission.enter(key(1), None, 0, calm(), drop).await.expect("a place");
         drop((second, again, tickets));
         assert_eq!(admission.load(), (0, 0));
     }
@@ -344,7 +380,7 @@ mod tests {
     #[tokio::test]
     async fn a_tenants_own_bound_is_in_force_from_its_next_request_on() {
         let admission = admission(4, 2, 0);
-        let enter = async |most| admission.enter(key(1), most, calm(), drop).await;
+        let enter = async |most| admission.enter(key(1), most, 0, calm(), drop).await;
         let first = enter(Some(1)).await.expect("a place");
         assert_eq!(enter(Some(1)).await.expect_err("its bound").code, "tenant_busy");
         let rest = [enter(Some(3)).await.expect("more"), enter(Some(3)).await.expect("more")];
@@ -360,8 +396,8 @@ mod tests {
     #[tokio::test]
     async fn who_goes_away_leaves_no_place_behind() {
         let admission = admission(1, 8, 8);
-        let only = admission.enter(key(1), None, calm(), drop).await.expect("a place");
-        let waiting: Vec<_> = (0..3).map(|_| admission.line_up(key(2).0, 8)).collect();
+        let only = admission.enter(key(1), None, 0, calm(), drop).await.expect("a place");
+        let waiting: Vec<_> = (0..3).map(|_| admission.line_up(key(2).0, 8, 0)).collect();
         assert_eq!(admission.load(), (1, 3));
         tokio::time::sleep(Duration::from_millis(2)).await;
         assert!(admission.longest_wait() >= Duration::from_millis(2));
@@ -380,16 +416,42 @@ mod tests {
     #[tokio::test]
     async fn a_drain_calls_off_the_wait() {
         let admission = admission(1, 8, 8);
-        let _only = admission.enter(key(1), None, calm(), drop).await.expect("a place");
+        let _only = admission.enter(key(1), None, 0, calm(), drop).await.expect("a place");
         let (drain, draining) = watch::channel(false);
         let waiting = tokio::spawn({
             let admission = Arc::clone(&admission);
-            async move { admission.enter(key(2), None, draining, drop).await.map(drop) }
+            async move { admission.enter(key(2), None, 0, draining, drop).await.map(drop) }
         });
         tokio::task::yield_now().await;
         drain.send_replace(true);
         let refused = waiting.await.expect("no panic").expect_err("a drain");
         assert_eq!(refused.code, "draining");
         assert_eq!(admission.load(), (1, 0));
+    }
+
+    #[tokio::test]
+    async fn what_waits_is_counted_whole_and_who_holds_most_gives_way() {
+        const PIECE: usize = HELD_BYTES_MAX / 8;
+        let admission = admission(1, 8, 64);
+        let only = admission.enter(key(1), None, PIECE, calm(), drop).await.expect("a place");
+        assert_eq!(admission.state().held, 0, "what runs does not wait");
+        let line_up = |tenant, pieces: usize| admission.line_up(key(tenant).0, 8, pieces * PIECE);
+        // Many small ones are less than a few large ones, however many they are.
+        let quiet: Vec<_> = (0..10).map(|_| line_up(2, 0)).collect();
+        let (medium, mut loud) = (line_up(3, 3), vec![line_up(4, 2), line_up(4, 2), line_up(4, 1)]);
+        assert_eq!(admission.load(), (1, 14));
+        // The newest of whoever holds most goes, as many as it takes: also where that is who comes.
+        loud.push(line_up(4, 2));
+        assert_eq!(loud[3].called.try_recv(), Ok(Call::GiveWay));
+        let late = line_up(5, 2);
+        assert_eq!(
+            loud.iter_mut().map(|it| it.called.try_recv() == Ok(Call::GiveWay)).collect::<Vec<_>>(),
+            [false, true, true, false]
+        );
+        assert_eq!((admission.load(), admission.state().held), ((1, 13), 7 * PIECE));
+        drop((quiet, medium, loud, late));
+        assert_eq!((admission.load(), admission.state().held), ((1, 0), 0));
+        drop(only);
+        assert_eq!((admission.load(), admission.state().held), ((0, 0), 0));
     }
 }

@@ -114,7 +114,7 @@ impl Note {
         drop(self.reserved);
         async move {
             match timeout(NOTED_WAIT, noted).await {
-                Ok(Ok(Ok(_)) | Err(_)) => {}
+                Ok(Some(Ok(_))) => {}
                 _ => log::line("record_lost", &[("run", run.into())]),
             }
         }

@@ -19,7 +19,7 @@ use super::error::ApiError;
 use super::http::{self, App, RequestId, failed, failure};
 use super::metrics::{Timed, TimedBody};
 use super::rates::UnderWay;
-use super::{Frontend, id, identity};
+use super::{Frontend, id, identity, vouching};
 
 /// Bytes of a request's head, at most: as its lines would be written.
 pub const HEAD_BYTES_MAX: usize = 64 * 1024;
@@ -44,6 +44,7 @@ pub async fn pass(
     let mut timed = Timed::begin(&request, &frontend.traces, carried);
     // An answer and a log line can be brought together by it.
     let id = RequestId(id::request(), timed.trace());
+    let place = frontend.live().rates.place_of(connection.address, request.headers());
     let known = match admitted(frontend, connection.address, &request, &id) {
         Ok(under_way) => {
             timed.holds(under_way);
@@ -56,7 +57,7 @@ pub async fn pass(
         None => {
             request.extensions_mut().insert(id.clone());
             // A router is always ready.
-            router.clone().call(request).await?
+            vouching::from(place, router.clone().call(request)).await?
         }
     };
     if let Ok(value) = HeaderValue::from_str(&id.0) {

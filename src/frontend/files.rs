@@ -29,7 +29,7 @@ use super::http::App;
 use super::identity::Holder;
 use super::run::Talk;
 use super::runs::Why;
-use super::{answer, id, identity, ledger, log, metrics, way};
+use super::{answer, id, identity, ledger, log, metrics, vouching, way};
 
 /// Bytes that one request may bring.
 pub const UPLOAD_BYTES_MAX: u64 = 1 << 30;
@@ -98,7 +98,7 @@ pub async fn ask(
     body: Option<Body>,
 ) -> Result<Told, ApiError> {
     let whose = holder.whose();
-    let Holder { tenant, allowance, credential, .. } = holder;
+    let Holder { tenant, allowance, credential, unlinked, .. } = holder;
     // What goes out must be vouched for. A Spawn without it would be taken for a hostile one, and end all runs.
     if kind.has_egress() && credential.is_none() {
         return Err(ApiError::unauthenticated(
@@ -106,6 +106,9 @@ pub async fn ask(
             "This goes out through egress, which needs a credential for the upstream: send x-claude-credential, or store \
              one with PUT /v1/credential.",
         ));
+    }
+    if let (true, Some(credential)) = (unlinked, &credential) {
+        vouching::pass(frontend, &tenant, credential).await?;
     }
     // A run like any other, so the tenant's rate counts it.
     frontend.live().rates.tenant(&tenant, &allowance)?;
@@ -251,10 +254,9 @@ async fn run(
     let place = tokio::select! {
         biased;
         why = &mut unwanted => return Err(why.error()),
-        place = frontend.admission.enter(tenant, most, frontend.draining.subscribe(), |ticket| entry.queued(ticket)) => {
-            place?
-        }
+        place = way::place(&frontend, tenant, most, 0, |ticket| entry.queued(ticket)) => place?,
     };
+    metrics::waited(place.waited);
     let busy = frontend.busy.subscribe();
     let mut run = tokio::select! {
         biased;

@@ -51,6 +51,8 @@ pub struct Caller {
     pub allowance: Allowance,
     /// The bytes of the run's credential file.
     pub credential: Zeroizing<Vec<u8>>,
+    /// The credential is all that says who it is: the upstream has to know it.
+    pub unlinked: bool,
 }
 
 impl Caller {
@@ -190,6 +192,8 @@ pub struct Holder {
     pub allowance: Allowance,
     /// The bytes of a credential's file: a tenant whom nobody has seen yet must be vouched for.
     pub credential: Option<Zeroizing<Vec<u8>>>,
+    /// The credential is all that says who it is: the upstream has to know it.
+    pub unlinked: bool,
 }
 
 impl Holder {
@@ -208,7 +212,7 @@ pub async fn holder(frontend: &Frontend, headers: &HeaderMap) -> Result<Holder, 
     let of = |grant: &Grant, proof, credential| {
         let (tenant, allowance) = (keyed(frontend, grant)?, grant.allowance);
         let (name, key) = (grant.tenant.clone(), grant.key.clone());
-        Ok(Holder { tenant, name, key, proof, allowance, credential })
+        Ok(Holder { tenant, name, key, proof, allowance, credential, unlinked: false })
     };
     match somebody(frontend, headers).await? {
         Shown::Tenant(grant, proof) => {
@@ -225,7 +229,8 @@ pub async fn holder(frontend: &Frontend, headers: &HeaderMap) -> Result<Holder, 
         Shown::Credential(credential, None) => {
             let (tenant, proof) = (credential.tenant(&frontend.secret), digest(frontend, &credential));
             let (name, credential) = (tenant::raw_name(&tenant), Some(credential.bytes()));
-            Ok(Holder { tenant, name, key: None, proof, allowance: Allowance::default(), credential })
+            let allowance = Allowance::default();
+            Ok(Holder { tenant, name, key: None, proof, allowance, credential, unlinked: true })
         }
         Shown::Admin(_) => Err(insufficient()),
         Shown::Nobody => Err(missing()),
@@ -263,7 +268,8 @@ pub async fn caller(
         Shown::Credential(credential, None) => {
             let (tenant, proof) = (credential.tenant(&frontend.secret), digest(frontend, &credential));
             let (name, credential) = (tenant::raw_name(&tenant), credential.bytes());
-            Ok(Caller { tenant, name, proof, key: None, allowance: Allowance::default(), credential })
+            let allowance = Allowance::default();
+            Ok(Caller { tenant, name, proof, key: None, allowance, credential, unlinked: true })
         }
         Shown::Credential(credential, Some(grant)) => {
             of(frontend, &grant, digest(frontend, &credential), credential.bytes())
@@ -289,7 +295,7 @@ fn of(
 ) -> Result<Caller, ApiError> {
     let tenant = keyed(frontend, grant)?;
     let (name, key) = (grant.tenant.clone(), grant.key.clone());
-    Ok(Caller { tenant, name, proof, key, allowance: grant.allowance, credential })
+    Ok(Caller { tenant, name, proof, key, allowance: grant.allowance, credential, unlinked: false })
 }
 
 /// The capability of a tenant of the operator's.

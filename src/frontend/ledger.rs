@@ -76,15 +76,30 @@ impl Ledger {
         self.try_ask(by, question).await?.map_err(refused)
     }
 
-    /// Tells what need not be waited for; what comes when it is on the disk.
-    pub fn tell(&self, question: Question) -> oneshot::Receiver<Result<Answer, Refusal>> {
+    /// Tells what need not be waited for; what comes when it is on the disk, `None` where it never will be. Where too many
+    /// questions wait it waits too: what is told is lost by no question's being there first.
+    pub fn tell(
+        &self,
+        question: Question,
+    ) -> impl Future<Output = Option<Result<Answer, Refusal>>> + Send + use<> {
         let (reply, answer) = oneshot::channel();
-        if let Some(asks) = &self.0
-            && asks.try_send((None, question, reply)).is_err()
-        {
-            log::line("ledger", &[("error", "a record was lost: the ledger does not answer".into())]);
+        let waits = match &self.0 {
+            None => {
+                // Without a ledger nothing is remembered, and so nothing lost.
+                let _ = reply.send(Ok(Answer::Done));
+                None
+            }
+            // Queued at once where there is room, so that whatever is asked after it is answered with it.
+            Some(asks) => {
+                asks.try_send((None, question, reply)).err().map(|full| (asks.clone(), full.into_inner()))
+            }
+        };
+        async move {
+            if let Some((asks, told)) = waits {
+                asks.send(told).await.ok()?;
+            }
+            answer.await.ok()
         }
-        answer
     }
 }
 
@@ -162,5 +177,31 @@ async fn serve(
                 pending.insert(last, reply);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures_util::FutureExt;
+
+    #[tokio::test]
+    async fn r22_what_is_told_waits_for_its_place_and_is_noted_only_when_the_ledger_says_so() {
+        let (asks, mut served) = mpsc::channel(1);
+        let ledger = Ledger(Some(asks));
+        let first = ledger.tell(Question::Who);
+        let mut second = std::pin::pin!(ledger.tell(Question::Who));
+        assert!(second.as_mut().now_or_never().is_none(), "there is no place, and it is not lost for that");
+        for _ in 0..2 {
+            let (_, _, reply) = served.recv().await.expect("a question");
+            reply.send(Ok(Answer::Done)).expect("heard");
+            let _ = second.as_mut().now_or_never();
+        }
+        assert!(matches!(first.await, Some(Ok(Answer::Done))));
+        // What nobody will take is not noted, whether it had a place or not.
+        let (queued, waits) = (ledger.tell(Question::Who), ledger.tell(Question::Who));
+        drop(served);
+        assert!(queued.await.is_none() && waits.await.is_none());
+        assert!(matches!(Ledger::nobody().tell(Question::Who).await, Some(Ok(Answer::Done))));
     }
 }

@@ -22,7 +22,7 @@ use super::error::ApiError;
 use super::http::{App, json_bytes};
 use super::job::mcp::{self, Question};
 use super::run::Talk;
-use super::{budget, id, identity, log, way};
+use super::{budget, id, identity, log, metrics, vouching, way};
 
 /// How long servers have to answer. A package that has to be fetched first takes its time.
 const ANSWER_WAIT: Duration = Duration::from_secs(45);
@@ -86,6 +86,9 @@ pub async fn probe(frontend: &App, headers: &HeaderMap, body: Body) -> Result<Re
     let level = way::level(frontend, headers, level)?;
     let settled = servers.settle(&frontend.settings().mcp, level, way::tier(frontend))?;
     let tenant = caller.tenant;
+    if caller.unlinked {
+        vouching::pass(frontend, &tenant, &caller.credential).await?;
+    }
     frontend.live().rates.tenant(&tenant, &caller.allowance)?;
     let most = caller.allowance.tenant_max;
     let reserved = budget::reserve(frontend, &caller.name, &caller.allowance, "").await?;
@@ -109,7 +112,8 @@ pub async fn probe(frontend: &App, headers: &HeaderMap, body: Body) -> Result<Re
     };
     let fds = way::descriptors(&section(Section::Mcp, &settled.config), &caller.credential, &settled)?;
     drop(caller.credential);
-    let place = frontend.admission.enter(tenant, most, frontend.draining.subscribe(), |_| {}).await?;
+    let place = way::place(frontend, tenant, most, settled.config.len(), |_| {}).await?;
+    metrics::waited(place.waited);
     let waited = place.waited.as_millis();
     if let Some(budget) = note.watch() {
         budget.left().await?;

@@ -41,6 +41,7 @@ mod tenant;
 pub mod tls;
 mod tokens;
 mod trace;
+mod vouching;
 mod waits;
 mod way;
 mod workspaces;
@@ -121,6 +122,8 @@ pub struct Frontend {
     traces: trace::Traces,
     /// The runs that wait for their clients.
     waits: waits::Waits<way::Continued>,
+    /// Who is known to the upstream.
+    vouching: vouching::Vouching,
 }
 
 impl Frontend {
@@ -287,6 +290,7 @@ pub async fn converse(control: OwnedFd, settings: Settings, secrets: Secrets) {
         runs: Arc::default(),
         filing: Arc::default(),
         waits: waits::Waits::default(),
+        vouching: vouching::Vouching::default(),
     });
     let runs = Arc::clone(&frontend.runs);
     tokio::spawn(async move { runs.sweep().await });

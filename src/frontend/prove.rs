@@ -139,7 +139,7 @@ async fn look(frontend: &Frontend, rules: Rules, seen: &mut Seen) -> Result<(), 
     let version = &frontend.settings().cli.version;
     let order = way::Order::new(&job, credential.tenant(&frontend.secret), level, Limits::NONE);
     let spawn = Spawn { ephemeral: true, proof: true, ..order.spawn };
-    let fds =
+    let (fds, _) =
         order.fds(&job, &Settled::default(), &credential.bytes(), version).map_err(|_| Check::Starts)?;
     let run = frontend.supervisor.spawn(spawn, fds).await.map_err(not_started)?;
     let mut talk = Talk::new(run, way::bounds(frontend, level, false), None);

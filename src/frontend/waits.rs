@@ -1,17 +1,21 @@
 //! Runs that wait for their client to answer a call: found again by the call's id, within their tenant alone.
 //! It must never let a run wait without a bound, nor be found by somebody else's id.
 
+use std::cmp::Reverse;
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{oneshot, watch};
+use tokio::time::Instant;
 
 use gaoler_protocol::{Level, Limits, RunId, TenantKey};
 use uuid::Uuid;
 
-/// How long a run waits for its client. It keeps its place all the while.
+/// How long a run waits for its client. It keeps its place all the while, as long as nobody else needs it.
 const WAIT: Duration = Duration::from_secs(300);
+/// How long it has its place to itself: a program answers a call within that, and would lose its run for nothing.
+const UNDISTURBED: Duration = Duration::from_secs(1);
 
 /// What a run was begun with, and goes on under: nothing of it can be changed while it lives.
 #[derive(Debug, Clone, PartialEq)]
@@ -41,6 +45,7 @@ struct Wait<T> {
     run: RunId,
     calls: Vec<String>,
     terms: Terms,
+    since: Instant,
     to: oneshot::Sender<T>,
     gone: watch::Receiver<()>,
 }
@@ -64,7 +69,8 @@ impl<T> Waits<T> {
     ) -> Waiting<T> {
         let (to, answer) = oneshot::channel();
         let (here, gone) = watch::channel(());
-        let number = self.state().add(Wait { tenant: tenant.0, session, run, calls, terms, to, gone });
+        let since = Instant::now();
+        let number = self.state().add(Wait { tenant: tenant.0, session, run, calls, terms, since, to, gone });
         Waiting { state: Arc::clone(&self.state), number, answer, _here: here }
     }
 
@@ -101,6 +107,27 @@ impl<T> Waits<T> {
     /// the run has.
     pub fn give_up(&self, tenant: &TenantKey, session: Uuid) -> Option<watch::Receiver<()>> {
         self.remove(tenant, |wait| wait.session == Some(session))
+    }
+
+    /// Has the run give up its place that has waited longest: of this tenant, or of whoever has most that wait. What comes
+    /// back is the answer after which it waits, and ends when the run has. What its client says later is history.
+    pub fn give_way(&self, tenant: Option<&TenantKey>) -> Option<(RunId, watch::Receiver<()>)> {
+        self.give_way_at(tenant, Instant::now())
+    }
+
+    fn give_way_at(&self, tenant: Option<&TenantKey>, now: Instant) -> Option<(RunId, watch::Receiver<()>)> {
+        let mut state = self.state();
+        let mut of_tenants = HashMap::<[u8; 32], (usize, Instant, u64)>::new();
+        let may = |wait: &&Wait<T>| tenant.is_none_or(|tenant| tenant.0 == wait.tenant);
+        for (number, wait) in state.waits.iter().filter(|(_, wait)| may(wait)) {
+            let own = of_tenants.entry(wait.tenant).or_insert((0, wait.since, *number));
+            own.0 += 1;
+            (own.1, own.2) = (own.1, own.2).min((wait.since, *number));
+        }
+        let disturbed = |(_, since, _): &(usize, Instant, u64)| now.duration_since(*since) >= UNDISTURBED;
+        let most = of_tenants.into_values().filter(disturbed);
+        let (.., number) = most.max_by_key(|(count, since, _)| (*count, Reverse(*since)))?;
+        state.remove(number).map(|wait| (wait.run, wait.gone))
     }
 
     /// Ends this tenant's run that waits after this answer, if there is one.
@@ -251,5 +278,27 @@ mod tests {
         assert_eq!(waiting.answer(draining, std::future::pending()).await, None);
         let state = waits.state();
         assert!(state.by_call.is_empty() && state.waits.is_empty());
+    }
+
+    #[tokio::test]
+    async fn b14_who_has_most_runs_that_wait_gives_way_first_and_of_them_the_longest() {
+        let waits = Arc::new(Waits::<u32>::default());
+        let mut waiting = Vec::new();
+        for (tenant, run) in [(1, 1), (2, 2), (2, 3), (1, 4), (2, 5)] {
+            waiting.push(waits.add(&TenantKey([tenant; 32]), None, RunId([run; 16]), vec![run.to_string()]));
+        }
+        let now = Instant::now();
+        let next = |tenant: Option<u8>, now: Instant| {
+            let tenant = tenant.map(|tenant| TenantKey([tenant; 32]));
+            waits.give_way_at(tenant.as_ref(), now).map(|(run, _)| run.0[0])
+        };
+        assert_eq!(next(None, now - Duration::from_millis(1)), None, "its client may be about to answer");
+        let late = now + UNDISTURBED;
+        assert_eq!((next(Some(3), late), next(Some(1), late)), (None, Some(1)));
+        assert_eq!([(); 4].map(|()| next(None, late)), [Some(2), Some(3), Some(4), Some(5)]);
+        assert_eq!(next(None, late), None);
+        for mut waiting in waiting {
+            assert_eq!(waiting.answer(calm(), std::future::pending()).await, None, "it is told to end");
+        }
     }
 }

@@ -11,6 +11,7 @@ use bytes::BytesMut;
 use http::header::{self, HeaderName, HeaderValue};
 use http::{HeaderMap, StatusCode};
 use http_body_util::BodyExt;
+use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 use time::OffsetDateTime;
 use tokio::sync::{OwnedSemaphorePermit, watch};
@@ -23,13 +24,14 @@ use gaoler_protocol::{
 };
 use gaoler_sys::memfd;
 
+use super::admission::{Full, Ticket};
 use super::answer::{Answer, Ending, Heading};
 use super::books::Note;
 use super::cli::{client, input, transcript};
 use super::dialect::{self, Dialect};
 use super::error::ApiError;
 use super::http::{App, RequestId};
-use super::identity::Caller;
+use super::identity::{Caller, Shown};
 use super::job::mcp::Settled;
 use super::job::tools::settle;
 use super::job::{Block, Job, Shape};
@@ -38,7 +40,7 @@ use super::runs::{About, Asked, Entered, Writer, reply};
 use super::sessions::servers;
 use super::trace::Trace;
 use super::waits::Terms;
-use super::{Frontend, budget, files, id, identity, log, metrics};
+use super::{Frontend, budget, files, id, identity, log, metrics, vouching};
 use crate::limits;
 
 /// Bytes of a body, at most: the API's own limit.
@@ -48,6 +50,11 @@ const BODY_BYTES_DROPPED_MAX: usize = 64 * 1024 * 1024;
 /// How long one piece of a body may take, and how long all of it.
 const BODY_PIECE_WAIT: Duration = Duration::from_secs(15);
 const BODY_WAIT: Duration = Duration::from_secs(120);
+/// What a node of a parsed object takes, and how many fields stand in one at least: the half of what there is room for.
+const NODE_BYTES: usize = 700;
+const NODE_FIELDS: usize = 5;
+/// How often a request that waits looks for a run that has waited for its client for long enough to make room.
+const ROOM_LOOK: Duration = Duration::from_millis(100);
 /// KiB of bodies that are held at the same time, at most.
 pub const BODIES_KIB_MAX: usize = 512 * 1024;
 
@@ -80,6 +87,11 @@ pub async fn answer(
     refuse_encoding(headers)?;
     // A credential in a header is judged before the body is read, as the API itself does it.
     let shown = identity::shown(frontend, headers).await?;
+    if let Shown::Credential(credential, None) = &shown
+        && let Some(said) = frontend.vouching.said(&credential.tenant(&frontend.secret))
+    {
+        said?;
+    }
     if *frontend.draining.borrow() {
         return Err(ApiError::draining());
     }
@@ -124,6 +136,10 @@ pub async fn answer(
         return Err(ApiError::invalid(
             "skip_mcp_permissions: false would refuse your own tools too; leave one out.",
         ));
+    }
+    // Before there is a run that could outlive its connection, and before any place or turn.
+    if caller.unlinked {
+        vouching::pass(frontend, &tenant, &caller.credential).await?;
     }
     frontend.live().rates.tenant(&tenant, &caller.allowance)?;
     let order = Order::new(&job, tenant, level, limits);
@@ -233,8 +249,8 @@ async fn conduct(
     let terms = request.terms();
     let Request { order, caller, mcp, budget, trace, .. } = request;
     trace.asks(&order.spawn, &caller.name, job.model.as_str());
-    let fds = match order.fds(&job, &mcp, &caller.credential, &frontend.settings().cli.version) {
-        Ok(fds) => fds,
+    let (fds, sealed) = match order.fds(&job, &mcp, &caller.credential, &frontend.settings().cli.version) {
+        Ok(made) => made,
         Err(error) => return writer.end(None, Ending::Failed(error), now_ms()),
     };
     // Asked here, of what is to be a run of its own: a repetition follows the one that is there.
@@ -252,18 +268,29 @@ async fn conduct(
     let servers = mcp.names;
     // All that is in the files now: a request that waits takes its memory once.
     (job.system, job.earlier) = (String::new(), Vec::new());
+    let tools = std::mem::take(&mut job.wishes.tools);
+    let offers = !tools.is_empty();
+    let lines = [input::initialize(job.wishes.schema.as_ref(), offers), input::user(&job.prompt)].concat();
+    job.prompt = Vec::new();
+    let values = tools.iter().map(|tool| &tool.schema).chain(job.wishes.schema.as_ref());
+    let values: usize = values.map(weight_of_object).sum();
+    let held = sealed + lines.len() + values + tools.iter().map(|tool| tool.description.len()).sum::<usize>();
     let (level, tenant, most) = (order.spawn.level, order.spawn.tenant, whose.most);
     if job.session.is_some() {
         files::sweep(&frontend, whose, &proof).await;
     }
     let mut step = trace.begin("queue");
-    let draining = frontend.draining.subscribe();
     let entering = async {
         if let Some(mut leaving) = leaving {
             // It ends with its run, whose end has deadlines of its own.
             while leaving.changed().await.is_ok() {}
         }
-        frontend.admission.enter(tenant, most, draining, |ticket| writer.queued(ticket)).await
+        // From here on it counts among those that wait, and no more among those that are read.
+        let told = |ticket| {
+            drop(budget);
+            writer.queued(ticket);
+        };
+        place(&frontend, tenant, most, held, told).await
     };
     let entered = tokio::select! {
         biased;
@@ -271,7 +298,10 @@ async fn conduct(
         entered = entering => entered,
     };
     let place = match entered {
-        Ok(place) => place,
+        Ok(place) => {
+            metrics::waited(place.waited);
+            place
+        }
         Err(error) => {
             step.fail(&error);
             return writer.end(None, Ending::Failed(error), now_ms());
@@ -287,8 +317,6 @@ async fn conduct(
     }
     drop(step);
     let mut step = trace.begin("launch");
-    // What waits still takes memory, so it keeps its part of the budget.
-    drop(budget);
     let spawned = tokio::select! {
         biased;
         why = writer.unwanted() => Err(why.error()),
@@ -308,9 +336,6 @@ async fn conduct(
     let in_force = in_force.collect::<Vec<_>>().join(",");
     let mut waited = place.waited.as_millis();
     let (guard, session) = (frontend.busy.subscribe(), job.session);
-    let tools = std::mem::take(&mut job.wishes.tools);
-    let offers = !tools.is_empty();
-    let lines = [input::initialize(job.wishes.schema.as_ref(), offers), input::user(&job.prompt)].concat();
     let bounds = bounds(&frontend, level, session.is_none());
     let mut exchange = Exchange::begin(run, lines, tools, bounds, note, place, trace);
     loop {
@@ -339,6 +364,42 @@ async fn conduct(
         log::line("continued", &continues);
     }
     drop(guard);
+}
+
+/// A place for a run of this tenant, whose request holds so many bytes. While there is none, runs that wait for their clients make room: they do nothing, and
+/// what their clients say later begins a run out of the history.
+///
+/// # Errors
+/// As of waiting for a place.
+pub async fn place(
+    frontend: &Frontend,
+    tenant: TenantKey,
+    most: Option<u64>,
+    bytes: usize,
+    told: impl FnOnce(u64),
+) -> Result<Ticket, ApiError> {
+    let entering = frontend.admission.enter(tenant, most, bytes, frontend.draining.subscribe(), told);
+    let room = async {
+        loop {
+            let leaving = match frontend.admission.full(&tenant) {
+                Some(Full::Tenant) => frontend.waits.give_way(Some(&tenant)),
+                Some(Full::Server) => frontend.waits.give_way(None),
+                None => None,
+            };
+            let Some((run, mut gone)) = leaving else {
+                tokio::time::sleep(ROOM_LOOK).await;
+                continue;
+            };
+            log::line("gave_way", &[("run", run.to_string().into())]);
+            // One at a time for each request that waits: it ends with its run, whose end has deadlines of its own.
+            while gone.changed().await.is_ok() {}
+        }
+    };
+    tokio::select! {
+        biased;
+        entered = entering => entered,
+        () = room => Err(ApiError::internal("run_lost", "Nobody makes room any more.")),
+    }
 }
 
 /// What the head of an answer says of its run.
@@ -445,7 +506,8 @@ impl Order {
         Order { spawn, session }
     }
 
-    /// Its descriptors: options, then the credential, and where there are remote MCP servers, those.
+    /// Its descriptors: options, then the credential, and where there are remote MCP servers, those. Beside them, how many
+    /// bytes they hold.
     ///
     /// # Errors
     /// 413 for a history that is too large; 500 where the kernel gives no memory file.
@@ -455,7 +517,7 @@ impl Order {
         mcp: &Settled,
         credential: &[u8],
         version: &str,
-    ) -> Result<Vec<OwnedFd>, ApiError> {
+    ) -> Result<(Vec<OwnedFd>, usize), ApiError> {
         let mut options = Vec::new();
         if !job.system.is_empty() {
             options.extend(section(Section::System, job.system.as_bytes()));
@@ -470,7 +532,23 @@ impl Order {
         if options.len() > OPTIONS_BYTES_MAX {
             return Err(too_large());
         }
-        descriptors(&options, credential, mcp)
+        let bytes = options.len() + credential.len() + mcp.remotes.len();
+        descriptors(&options, credential, mcp).map(|fds| (fds, bytes))
+    }
+}
+
+/// What a parsed object takes beside itself: its names, its values, and the nodes that they stand in.
+fn weight_of_object(object: &Map<String, Value>) -> usize {
+    let inside: usize = object.iter().map(|(name, value)| name.len() + weight(value)).sum();
+    inside + object.len().div_ceil(NODE_FIELDS) * NODE_BYTES
+}
+
+fn weight(value: &Value) -> usize {
+    match value {
+        Value::String(text) => text.len(),
+        Value::Array(values) => values.iter().map(|value| size_of::<Value>() + weight(value)).sum(),
+        Value::Object(object) => weight_of_object(object),
+        Value::Null | Value::Bool(_) | Value::Number(_) => 0,
     }
 }
 

@@ -12,7 +12,7 @@ use std::sync::atomic::AtomicBool;
 
 use gaoler_policy::settings::{self, Settings};
 use gaoler_protocol::{
-    FRAME_BYTES, LayerName, LayerRow, LayerState, Layers, Message, Ready, Role, Rows, Tier,
+    FRAME_BYTES, LayerName, LayerRow, LayerState, Layers, Message, Ready, Role, Rows, Tier, VOUCHING_MAX,
 };
 use gaoler_sys::clone::{Side, fork};
 use gaoler_sys::{channel, memfd, process};
@@ -161,7 +161,7 @@ pub fn run(mode: Mode, inside: bool) -> Result<u8, Fault> {
     crate::log::decisions(mode == Mode::Serve);
     // Frontend and egress inherit the bound; a cage's command has its own.
     let files = process::raise_open_files().doing("raise the bound on open files")?;
-    let wanted = FILES_OWN + u64::from(settings.runs.max) * FILES_A_RUN;
+    let wanted = FILES_OWN + u64::from(settings.runs.max + VOUCHING_MAX) * FILES_A_RUN;
     if mode == Mode::Serve && files < wanted {
         let why = format!(
             "{wanted} are needed and {files} are allowed; lower runs.max or raise LimitNOFILE (ulimit -Hn)"

@@ -3,7 +3,7 @@
 
 #![allow(dead_code)]
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -11,15 +11,15 @@ use std::time::Duration;
 use gaoler::frontend;
 use gaoler_policy::settings::Settings;
 use gaoler_protocol::{
-    Empty, Exit, FRAME_BYTES, LEASE_DONE, LEASE_IDLE, LEASE_OUTPUT, LayerName, LayerRow, LayerState, Layers,
-    Level, Limits, Listen, Message, Reason, Refusal, Refused, Rows, RunId, Section, Spawn, Spawned, Tier,
-    sections,
+    Empty, Exit, FRAME_BYTES, Kind, LEASE_DONE, LEASE_IDLE, LEASE_OUTPUT, LayerName, LayerRow, LayerState,
+    Layers, Level, Limits, Listen, Message, Reason, Refusal, Refused, Rows, RunId, Section, Spawn, Spawned,
+    Tier, sections,
 };
 use gaoler_sys::{channel, memfd};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::unix::pipe;
 use tokio::net::{TcpStream, UnixStream};
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::JoinHandle;
 
 /// How long a test waits for anything. A liveness bound: nothing here takes a tenth of it.
@@ -113,6 +113,14 @@ pub struct House {
     pub frontend: JoinHandle<()>,
 }
 
+/// A question to the upstream about a credential.
+pub struct Asked {
+    /// The credential's bytes.
+    pub credential: String,
+    /// Where the upstream's status goes. Dropped, it cannot be asked.
+    pub status: oneshot::Sender<u16>,
+}
+
 /// Settings with this silence.
 pub fn settings(silence_seconds: u32) -> Settings {
     let mut settings = Settings::default();
@@ -127,8 +135,17 @@ pub fn recorded(name: &str) -> Vec<u8> {
 }
 
 impl House {
-    /// A frontend that has got its listener, with these scripts for the next runs.
+    /// A frontend that has got its listener, with these scripts for the next runs. Every tenant is known.
     pub async fn new(settings: Settings, scripts: Vec<Script>) -> House {
+        House::asking(settings, scripts, None).await
+    }
+
+    /// The same where nobody is known but whom `asked` says is: by the upstream's status.
+    pub async fn asking(
+        settings: Settings,
+        scripts: Vec<Script>,
+        asked: Option<mpsc::UnboundedSender<Asked>>,
+    ) -> House {
         let (ours, theirs) = channel::pair().expect("a pair");
         let secrets =
             frontend::Secrets { server: [7; 32], tls: None, ledger: None, vault: [0; 32], spans: None };
@@ -137,7 +154,7 @@ impl House {
         let (seen_to, seen) = mpsc::unbounded_channel();
         let (said_to, mut said) = mpsc::unbounded_channel();
         let scripts = Arc::new(Mutex::new(VecDeque::from(scripts)));
-        tokio::spawn(serve(Arc::clone(&control), scripts, seen_to, said_to));
+        tokio::spawn(serve(Arc::clone(&control), scripts, seen_to, said_to, asked));
         let ready = tokio::time::timeout(LONG, said.recv()).await.expect("in time");
         assert!(matches!(ready, Some(Message::Ready(_))), "{ready:?}");
         let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
@@ -252,9 +269,16 @@ async fn serve(
     scripts: Arc<Mutex<VecDeque<Script>>>,
     seen: mpsc::UnboundedSender<Seen>,
     said: mpsc::UnboundedSender<Message>,
+    asked: Option<mpsc::UnboundedSender<Asked>>,
 ) {
+    // Whom the upstream has vouched for.
+    let known = Arc::new(Mutex::new(HashSet::new()));
     while let Some((message, fds)) = receive(&control).await {
         match message {
+            Message::Spawn(spawn) if spawn.kind == Kind::Sessions && (asked.is_some() || fds.len() == 1) => {
+                let known = Arc::clone(&known);
+                tokio::spawn(look(Arc::clone(&control), spawn, fds, asked.clone(), known));
+            }
             Message::Spawn(spawn) => {
                 let script = scripts.lock().expect("scripts").pop_front().expect("a script for this run");
                 match script {
@@ -270,6 +294,60 @@ async fn serve(
             other => drop(said.send(other)),
         }
     }
+}
+
+/// The least run of a tenant: refused where nobody knows it, and played as one that does nothing.
+async fn look(
+    control: Arc<UnixStream>,
+    spawn: Spawn,
+    fds: Vec<OwnedFd>,
+    asked: Option<mpsc::UnboundedSender<Asked>>,
+    known: Arc<Mutex<HashSet<[u8; 32]>>>,
+) {
+    if let Some(asked) = asked
+        && !known.lock().expect("known").contains(&spawn.tenant.0)
+    {
+        let mut refusal = (Refusal::CredentialRefused, 0);
+        if let Some(credential) = fds.into_iter().nth(1) {
+            let credential = memfd::read(credential, 1 << 14).expect("sealed");
+            let credential = String::from_utf8(credential).expect("UTF-8");
+            let (status, answer) = oneshot::channel();
+            asked.send(Asked { credential, status }).expect("the test listens");
+            refusal = match answer.await.unwrap_or_default() {
+                200 => (Refusal::Busy, 200),
+                status @ (401 | 403) => (Refusal::CredentialRefused, status),
+                status => (Refusal::UpstreamUnavailable, status),
+            };
+        }
+        let (reason, errno) = refusal;
+        if errno != 200 {
+            let refused = Refused { run: spawn.run, reason, step: 0, errno };
+            return send(&control, &Message::Refused(refused), &[]).await;
+        }
+        known.lock().expect("known").insert(spawn.tenant.0);
+    }
+    let (lease, their_lease) = channel::pair().expect("a pair");
+    let (report, their_report) = channel::pair().expect("a pair");
+    let (stdin, _prompts) = pipe::pipe().expect("a pipe");
+    let (_stdout, answers) = pipe::pipe().expect("a pipe");
+    let (_stderr, complaints) = pipe::pipe().expect("a pipe");
+    let (ledger, _) = std::io::pipe().expect("a pipe");
+    let theirs = [
+        stdin.into_nonblocking_fd().expect("a pipe"),
+        answers.into_nonblocking_fd().expect("a pipe"),
+        complaints.into_nonblocking_fd().expect("a pipe"),
+        their_lease,
+        their_report,
+        ledger.into(),
+    ];
+    let limits = Limits::NONE;
+    let spawned = Message::Spawned(Spawned { run: spawn.run, limits, launch_us: 1, tier: Tier::Kernel });
+    send(&control, &spawned, &theirs.each_ref().map(AsFd::as_fd)).await;
+    drop(theirs);
+    said(&UnixStream::from_std(lease.into()).expect("a socket")).await;
+    let report = UnixStream::from_std(report.into()).expect("a socket");
+    let frame = Message::Exit(exit(spawn.run, Reason::Cancelled)).encode(1);
+    let _ = report.async_io(Interest::WRITABLE, || channel::send(report.as_fd(), &frame, &[])).await;
 }
 
 async fn run(

@@ -126,7 +126,7 @@ fn request() -> Value {
             "tools": nullable(json!({
                 "description": "Your own functions. The model's calls of them come as `tool_calls` with the `finish_reason` \
                     `tool_calls`; send a message of the role `tool` for each within 5 minutes and the same run goes on, later \
-                    and a new one begins out of the history. Tools of other kinds have no effect.",
+                    (or where somebody needed its place meanwhile) a new one begins out of the history. Tools of other kinds have no effect.",
                 "type": "array", "maxItems": TOOLS_MAX, "items": schema("CompletionsFunction"),
             })),
             "tool_choice": nullable(json!({

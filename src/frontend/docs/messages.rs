@@ -305,8 +305,8 @@ fn messages_request() -> Value {
         "limits": nullable(schema("Limits")),
         "tools": nullable(json!({
             "description": "Your own tools. The model's calls of them come as `tool_use` blocks with `stop_reason` `tool_use`; send \
-                their `tool_result` blocks within 5 minutes and the same run goes on, later and a new one begins out of the \
-                history. Tools of the API's own kinds have no effect.",
+                their `tool_result` blocks within 5 minutes and the same run goes on, later (or where somebody needed its place \
+                meanwhile) a new one begins out of the history. Tools of the API's own kinds have no effect.",
             "type": "array", "maxItems": TOOLS_MAX, "items": schema("Tool"),
         })),
         "tool_choice": nullable(schema("ToolChoice")),

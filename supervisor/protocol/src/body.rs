@@ -723,6 +723,10 @@ pub const LEASE_IDLE: &[u8] = b"idle";
 /// A credential memfd: one byte of [`Scheme`], then the token's bytes. At most this many bytes.
 pub const CREDENTIAL_BYTES_MAX: usize = 16 * 1024;
 
+/// Runs beyond `runs.max`, at most: those by which the frontend finds out whether the upstream knows a credential. Nobody
+/// who is known waits for them.
+pub const VOUCHING_MAX: u32 = 8;
+
 /// What a line of the operator's hosts begins with where it names an MCP server in the operator's own network: it may
 /// have any address, and no tool may reach it.
 pub const INTERNAL_MARK: &str = "mcp ";

@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use gaoler_protocol::{
     CREDENTIAL_BYTES_MAX, Conversation, Kind, Message, OPTIONS_BYTES_MAX, Placeholder, REMOTES_BYTES_MAX,
-    Refusal, Refused, Rules, Spawn, TenantKey, Tier, WORKSPACE_DEFAULT,
+    Refusal, Refused, Rules, Spawn, TenantKey, Tier, VOUCHING_MAX, WORKSPACE_DEFAULT,
 };
 use gaoler_sys::{memfd, mount, process};
 use nix::fcntl::OFlag;
@@ -37,7 +37,7 @@ impl Monitor {
             exec: self.host.mode == Mode::Exec,
             level_maximum: self.host.levels.maximum,
             runs: self.runs.iter().filter(|run| !run.quarantined).count(),
-            runs_max: self.host.settings.runs.max as usize,
+            runs_max: (self.host.settings.runs.max + VOUCHING_MAX) as usize,
             draining: matches!(self.stage, Stage::Draining(_)),
             proving: self.stage == Stage::Proving,
             known: self.runs.iter().any(|run| run.id() == spawn.run),
