@@ -10,7 +10,6 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout_at};
-use zeroize::Zeroize;
 
 use gaoler_policy::settings::Mcp;
 use gaoler_protocol::{Conversation, Effort, Kind, LEASE_DONE, Limits, Model, Section, Spawn, section};
@@ -22,6 +21,7 @@ use super::error::ApiError;
 use super::http::{App, json_bytes};
 use super::job::mcp::{self, Question};
 use super::run::Talk;
+use super::sent::{Sent, WORDS_BYTES_MAX};
 use super::{budget, id, identity, log, way};
 
 /// How long servers have to answer. A package that has to be fetched first takes its time.
@@ -71,17 +71,16 @@ pub fn catalog(settings: &Mcp) -> Value {
 ///
 /// # Errors
 /// Those of a request for a run.
-pub async fn probe(frontend: &App, headers: &HeaderMap, body: Body) -> Result<Response, ApiError> {
-    let shown = identity::shown(frontend, headers).await?;
+pub async fn probe(frontend: &App, headers: &HeaderMap, body: Sent) -> Result<Response, ApiError> {
+    let shown = identity::may_run(identity::shown(frontend, headers).await?, headers)?;
     if *frontend.draining.borrow() {
         return Err(ApiError::draining());
     }
-    let (mut bytes, budget) = way::read(body, frontend).await?;
-    let question = mcp::question(&bytes);
-    // It may hold a token.
-    bytes.as_mut().zeroize();
-    drop((bytes, budget));
-    let Question { servers, level, credential, ignored } = question?;
+    let whose = body.whose(frontend, &shown)?;
+    let (bytes, hold) = body.read(frontend, whose, WORDS_BYTES_MAX).await?;
+    let Question { servers, level, credential, ignored } =
+        way::parsed(frontend, whose, bytes, mcp::question).await?;
+    drop(hold);
     let caller = identity::caller(frontend, shown, headers, credential.as_ref(), way::now_ms()).await?;
     let level = way::level(frontend, headers, level)?;
     let settled = servers.settle(&frontend.settings().mcp, level, way::tier(frontend))?;
@@ -116,6 +115,7 @@ pub async fn probe(frontend: &App, headers: &HeaderMap, body: Body) -> Result<Re
     }
     let guard = (frontend.busy.subscribe(), place);
     let run = frontend.supervisor.spawn(spawn, fds).await.map_err(|refused| ApiError::refused(&refused))?;
+    frontend.vouched.note(&tenant);
     let spawned = run.spawned;
     let mut talk = Talk::new(run, way::bounds(frontend, level, true), note.watch());
     // A task of its own: the run's place is free only once nothing of it is left, whether or not its client stays.

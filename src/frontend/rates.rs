@@ -127,13 +127,17 @@ impl Rates {
         taken.map_err(|wait| limited("You have", wait))
     }
 
+    /// Where a request comes from, as it is counted: by who is connected, or by the trusted proxy's word.
+    pub fn place_of(&self, peer: IpAddr, headers: &HeaderMap) -> u128 {
+        place(if self.trusted_proxy { forwarded(headers).unwrap_or(peer) } else { peer })
+    }
+
     /// Counts a request of this address, which is under way for as long as what comes back is kept.
     ///
     /// # Errors
     /// 429 with the time until the next one may come, or where there are too many at once.
     pub fn address(&self, peer: IpAddr, headers: &HeaderMap) -> Result<Option<UnderWay>, ApiError> {
-        let address = if self.trusted_proxy { forwarded(headers).unwrap_or(peer) } else { peer };
-        let place = place(address);
+        let place = self.place_of(peer, headers);
         self.addresses.take(&place).map_err(|wait| limited("Your address has", wait))?;
         if self.address_max == 0 {
             return Ok(None);

@@ -5,17 +5,14 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use axum::body::Body;
 use axum::response::Response;
-use bytes::BytesMut;
 use http::header::{self, HeaderName, HeaderValue};
 use http::{HeaderMap, StatusCode};
-use http_body_util::BodyExt;
 use time::OffsetDateTime;
-use tokio::sync::{OwnedSemaphorePermit, watch};
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::sync::watch;
+use tokio::time::Instant;
 use uuid::Uuid;
-use zeroize::Zeroize;
+use zeroize::Zeroizing;
 
 use gaoler_protocol::{
     Conversation, Kind, Level, Limits, OPTIONS_BYTES_MAX, RunId, Section, Spawn, TenantKey, Tier, section,
@@ -23,6 +20,7 @@ use gaoler_protocol::{
 use gaoler_sys::memfd;
 
 use super::answer::{Answer, Ending, Heading};
+use super::bodies::{Hold, Whose};
 use super::books::Note;
 use super::cli::{client, input, transcript};
 use super::dialect::{self, Dialect};
@@ -34,20 +32,16 @@ use super::job::tools::settle;
 use super::job::{Block, Job, Shape};
 use super::run::{Bounds, Exchange};
 use super::runs::{About, Asked, Entered, Writer, reply};
+use super::sent::Sent;
 use super::sessions::servers;
 use super::trace::Trace;
-use super::{Frontend, budget, files, id, identity, log, metrics};
+use super::{Frontend, budget, crowd, files, id, identity, log, metrics};
 use crate::limits;
 
 /// Bytes of a body, at most: the API's own limit.
-const BODY_BYTES_MAX: usize = 32 * 1024 * 1024;
-/// Bytes of a body that is too large which are read and dropped, so that its sender reads our answer.
-const BODY_BYTES_DROPPED_MAX: usize = 64 * 1024 * 1024;
-/// How long one piece of a body may take, and how long all of it.
-const BODY_PIECE_WAIT: Duration = Duration::from_secs(15);
-const BODY_WAIT: Duration = Duration::from_secs(120);
-/// KiB of bodies that are held at the same time, at most.
-pub const BODIES_KIB_MAX: usize = 512 * 1024;
+pub const BODY_BYTES_MAX: usize = 32 * 1024 * 1024;
+/// Bytes of a body that is read where it came: some milliseconds.
+const READ_AT_ONCE_MAX: usize = 256 * 1024;
 
 /// Fields of a request that had no effect.
 pub const IGNORED: HeaderName = HeaderName::from_static("x-gaoler-ignored");
@@ -72,25 +66,28 @@ pub async fn answer(
     frontend: &App,
     id: &RequestId,
     headers: &HeaderMap,
-    body: Body,
+    body: Sent,
 ) -> Result<Response, ApiError> {
     let begun = Instant::now();
     refuse_encoding(headers)?;
     // A credential in a header is judged before the body is read, as the API itself does it.
-    let shown = identity::shown(frontend, headers).await?;
+    let shown = identity::may_run(identity::shown(frontend, headers).await?, headers)?;
     if *frontend.draining.borrow() {
         return Err(ApiError::draining());
     }
 
-    let (mut body, budget) = read(body, frontend).await?;
-    let meaning =
-        [LEVEL, LIMITS, SESSION].map(|name| headers.get(name).map_or(&b""[..], HeaderValue::as_bytes));
-    let asked = Asked::new(headers, &[&[dialect.path().as_bytes()], &meaning[..]].concat(), &body);
-    let job = dialect.parse(&body, headers, &frontend.settings().models.list);
-    // It may hold a token.
-    body.as_mut().zeroize();
-    drop(body);
-    let mut job = job?;
+    let whose = body.whose(frontend, &shown)?;
+    let (body, hold) = body.read(frontend, whose, BODY_BYTES_MAX).await?;
+    let length = body.len();
+    let (settings, said) = (frontend.settings(), headers.clone());
+    let read = move |body: &[u8]| {
+        let meaning =
+            [LEVEL, LIMITS, SESSION].map(|name| said.get(name).map_or(&b""[..], HeaderValue::as_bytes));
+        let asked = Asked::new(&said, &[&[dialect.path().as_bytes()], &meaning[..]].concat(), body);
+        Ok((asked, dialect.parse(body, &said, &settings.models.list)?))
+    };
+    // It may hold a token, and is overwritten when it has been read.
+    let (asked, mut job) = parsed(frontend, whose, body, read).await?;
     if tier(frontend) == Tier::Directory && !job.wishes.tools.is_empty() {
         // The CLI has file tools alone there.
         job.wishes.tools.clear();
@@ -133,10 +130,11 @@ pub async fn answer(
         Entered::Joined(reader) => (reader, true),
         Entered::Begun(writer, reader) => {
             let trace = id.1.clone();
-            begin(frontend, writer, job, Request { order, caller, mcp, budget, trace });
+            begin(frontend, writer, job, Request { order, caller, mcp, held: (hold, length), trace });
             (reader, false)
         }
     };
+    crowd::is_known();
     let shape = reader.log().entry.about.shape;
     let answered = reply::answer(reader, id, joined).await;
     if shape == Shape::Events && answered.as_ref().is_ok_and(|response| response.status() == StatusCode::OK) {
@@ -150,7 +148,8 @@ struct Request {
     order: Order,
     caller: Caller,
     mcp: Settled,
-    budget: Option<OwnedSemaphorePermit>,
+    /// What it holds of memory, and how long its body was.
+    held: (Hold, usize),
     trace: Trace,
 }
 
@@ -192,7 +191,7 @@ async fn conduct(
     request: Request,
     leaving: Option<watch::Receiver<()>>,
 ) {
-    let Request { order, caller, mcp, budget, trace } = request;
+    let Request { order, caller, mcp, held: (hold, length), trace } = request;
     trace.asks(&order.spawn, &caller.name, job.model.as_str());
     let fds = match order.fds(&job, &mcp, &caller.credential, &frontend.settings().cli.version) {
         Ok(fds) => fds,
@@ -214,6 +213,10 @@ async fn conduct(
     // All that is in the files now: a request that waits takes its memory once.
     (job.system, job.earlier) = (String::new(), Vec::new());
     let (level, tenant, most) = (order.spawn.level, order.spawn.tenant, whose.most);
+    // Its body is one no longer: while it waits it takes no place of those that are still to be read.
+    if let Err(error) = hold.waits(tenant.0, length).await {
+        return writer.end(None, Ending::Failed(error), now_ms());
+    }
     if job.session.is_some() {
         files::sweep(&frontend, whose, &proof).await;
     }
@@ -229,6 +232,7 @@ async fn conduct(
     let entered = tokio::select! {
         biased;
         why = writer.unwanted() => Err(why.error()),
+        error = hold.goes() => Err(error),
         entered = entering => entered,
     };
     let place = match entered {
@@ -249,7 +253,7 @@ async fn conduct(
     drop(step);
     let mut step = trace.begin("launch");
     // What waits still takes memory, so it keeps its part of the budget.
-    drop(budget);
+    drop(hold);
     let spawned = tokio::select! {
         biased;
         why = writer.unwanted() => Err(why.error()),
@@ -264,6 +268,7 @@ async fn conduct(
         }
     };
     step.launched(&run.spawned);
+    frontend.vouched.note(&tenant);
     drop(step);
     let in_force = run.spawned.limits.rows().map(|(name, limit)| format!("{name}={limit}"));
     let in_force = in_force.collect::<Vec<_>>().join(",");
@@ -468,50 +473,26 @@ pub fn refuse_encoding(headers: &HeaderMap) -> Result<(), ApiError> {
     Ok(())
 }
 
-/// The body, within its bounds, and the part of the budget that it takes.
+/// Reads a body with this: a large one on a thread of its own, one after the other, so that who asks for little meanwhile
+/// does not wait. What it says of memory is bounded by what is read at the same time.
 ///
 /// # Errors
-/// 400, 408, 413, 529.
-pub async fn read(
-    mut body: Body,
-    frontend: &Frontend,
-) -> Result<(BytesMut, Option<OwnedSemaphorePermit>), ApiError> {
-    let deadline = Instant::now() + BODY_WAIT;
-    let mut budget: Option<OwnedSemaphorePermit> = None;
-    let mut bytes = BytesMut::new();
-    let mut total = 0;
-    loop {
-        let piece = timeout_at(deadline, timeout(BODY_PIECE_WAIT, body.frame())).await;
-        let frame = match piece {
-            Ok(Ok(Some(Ok(frame)))) => frame,
-            Ok(Ok(Some(Err(_)))) => return Err(ApiError::invalid("The body broke off.")),
-            Ok(Ok(None)) => break,
-            Ok(Err(_)) | Err(_) => {
-                return Err(ApiError::new(408, "body_timeout", "The body came too slowly.").final_word());
-            }
-        };
-        let Ok(data) = frame.into_data() else { continue };
-        total += data.len();
-        if total > BODY_BYTES_DROPPED_MAX {
-            return Err(too_large());
-        }
-        if total > BODY_BYTES_MAX {
-            bytes = BytesMut::new();
-            continue;
-        }
-        let kib = u32::try_from(data.len().div_ceil(1024)).unwrap_or(u32::MAX);
-        let Ok(more) = Arc::clone(&frontend.bodies).try_acquire_many_owned(kib) else {
-            return Err(
-                ApiError::new(529, "bodies_full", "This server is reading too many requests.").after(5)
-            );
-        };
-        match &mut budget {
-            Some(budget) => budget.merge(more),
-            None => budget = Some(more),
-        }
-        bytes.extend_from_slice(&data);
+/// Those of the reader.
+pub async fn parsed<T: Send + 'static>(
+    frontend: &App,
+    whose: Whose,
+    body: Zeroizing<Vec<u8>>,
+    read: impl FnOnce(&[u8]) -> Result<T, ApiError> + Send + 'static,
+) -> Result<T, ApiError> {
+    if body.len() <= READ_AT_ONCE_MAX {
+        return read(&body);
     }
-    if total > BODY_BYTES_MAX { Err(too_large()) } else { Ok((bytes, budget)) }
+    let lost = || ApiError::internal("run_lost", "The body could not be read.");
+    let reader = &frontend.readers[usize::from(matches!(whose, Whose::Stranger(_)))];
+    let turn = reader.acquire().await.map_err(|_| lost())?;
+    let done = tokio::task::spawn_blocking(move || read(&body)).await.map_err(|_| lost());
+    drop(turn);
+    done?
 }
 
 /// Milliseconds since 1970.
