@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use axum::Router;
-use axum::body::{Body, to_bytes};
 use axum::extract::{Extension, FromRequestParts, Path, RawQuery};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post};
@@ -20,6 +19,7 @@ use gaoler_ledger_wire::{Allowance, Answer, KeyKind, Proof, Question, Refusal, R
 use gaoler_protocol::{Kind, RunId};
 
 use super::Frontend;
+use super::bodies::Whose;
 use super::error::ApiError;
 use super::filing::Filed;
 use super::http::{App, RequestId, failure};
@@ -29,6 +29,7 @@ use super::own::{Page, answered, day, moment, with_counted};
 use super::reload::Changes;
 use super::runs::http::{date, end, position};
 use super::runs::{self, Log, Stage, Why};
+use super::sent::Sent;
 use super::way::now_ms;
 use crate::allowance;
 use crate::keeper::{key_json, tenant_json};
@@ -110,9 +111,8 @@ impl Operator {
     }
 }
 
-async fn asked<T: DeserializeOwned>(body: Body) -> Result<T, ApiError> {
-    let too_large = |_| ApiError::new(413, "request_too_large", "The body is larger than it may be here.");
-    let bytes = to_bytes(body, BODY_BYTES_MAX).await.map_err(too_large)?;
+async fn asked<T: DeserializeOwned>(app: &App, body: Sent) -> Result<T, ApiError> {
+    let (bytes, _held) = body.read(app, Whose::Operator, BODY_BYTES_MAX).await?;
     serde_json::from_slice(&bytes).map_err(|error| ApiError::invalid(format!("The body: {error}.")))
 }
 
@@ -130,9 +130,9 @@ async fn tenants(by: Operator, RawQuery(query): RawQuery) -> Response {
     .await
 }
 
-async fn create_tenant(by: Operator, body: Body) -> Response {
+async fn create_tenant(by: Operator, body: Sent) -> Response {
     answered(&by.id, async {
-        let NewTenant { name } = asked(body).await?;
+        let NewTenant { name } = asked(&by.app, body).await?;
         let question = Question::CreateTenant { name: name.clone() };
         by.try_ask(question).await?.map_err(|refusal| wrong_name("name", refusal))?;
         Ok(json!({ "type": "tenant", "name": name }))
@@ -160,9 +160,9 @@ async fn limits(Path(tenant): Path<String>, by: Operator) -> Response {
 }
 
 /// Says all of what a tenant may: what is left out is what the settings say.
-async fn allow(Path(tenant): Path<String>, by: Operator, body: Body) -> Response {
+async fn allow(Path(tenant): Path<String>, by: Operator, body: Sent) -> Response {
     answered(&by.id, async {
-        let allowance = allowance::parse(&asked(body).await?);
+        let allowance = allowance::parse(&asked(&by.app, body).await?);
         let allowance = allowance.map_err(|what| ApiError::invalid(format!("{what}.")))?;
         by.ask(Question::Allow { tenant: tenant.clone(), allowance }).await?;
         Ok(limits_of(&tenant, &allowance))
@@ -190,9 +190,9 @@ async fn keys(by: Operator, RawQuery(query): RawQuery) -> Response {
     .await
 }
 
-async fn create_key(by: Operator, body: Body) -> Response {
+async fn create_key(by: Operator, body: Sent) -> Response {
     answered(&by.id, async {
-        let NewKey { tenant, admin, label, expires_in_days } = asked(body).await?;
+        let NewKey { tenant, admin, label, expires_in_days } = asked(&by.app, body).await?;
         let kind = match (&tenant, admin) {
             (Some(_), false) => KeyKind::Tenant,
             (None, true) => KeyKind::Admin,

@@ -15,22 +15,22 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
 
 use super::crowd::{Crowd, Place};
-use super::entrance::{self, HEAD_BYTES_MAX};
+use super::entrance;
 use super::http::{App, router};
 use super::tls::HANDSHAKE_WAIT;
+use super::wire::{HEAD_BYTES_MAX, HEAD_FIELDS_MAX, Heads, Wire};
 
 /// Connections at the same time beside those of runs and of requests that wait for one, at most. Each costs a descriptor
-/// and a few KiB. One more makes one end that carries no request; where all do, it waits, and those after it in the backlog.
+/// and a few KiB. One more makes one end that carries no request; where all do, it waits, and nobody for it.
 const CONNECTIONS_MORE: usize = 512;
 /// How long a client may take for the head of a request, and how long an idle connection is kept.
 const HEAD_WAIT: Duration = Duration::from_secs(30);
-/// Bytes that a connection's buffer holds, at most. More than a head may have, so that one that is too large can be
-/// answered in the API's own form; one beyond this gets a bare 431.
-const BUFFER_BYTES_MAX: usize = 3 * HEAD_BYTES_MAX;
+/// Bytes that a connection's buffer holds, at most: a head, and what is read at once of a body.
+const BUFFER_BYTES_MAX: usize = HEAD_BYTES_MAX + 8 * 1024;
 /// How long a connection that has not asked yet may do so when a drain begins.
 const FIRST_WAIT: Duration = Duration::from_secs(1);
-/// Fields of a request's head, at most.
-const HEAD_FIELDS_MAX: usize = 100;
+/// How long a drain waits for a connection on which nobody known has asked: for a page, and no longer.
+const STRANGER_WAIT: Duration = Duration::from_secs(3);
 /// A pause after a failed accept(2), so that a lack of descriptors is no busy loop.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -55,12 +55,25 @@ pub async fn serve(listener: TcpListener, frontend: App) {
             tokio::time::sleep(ACCEPT_PAUSE).await;
             continue;
         };
-        // Who waits for room has been accepted: nobody is ended for a connection that does not come.
-        let place = crowd.enter(peer.ip()).await;
-        let connection = Arc::clone(place.connection());
-        let task = tokio::spawn(arrival(stream, place, router.clone(), Arc::clone(&frontend)));
-        connection.is_served_by(task.abort_handle());
+        // Nobody is ended for a connection that does not come, and nobody waits for one that waits for room.
+        match crowd.try_enter(peer.ip()) {
+            Some(place) => begin(stream, place, &router, &frontend),
+            None => {
+                let (crowd, router, frontend) = (Arc::clone(&crowd), router.clone(), Arc::clone(&frontend));
+                tokio::spawn(async move {
+                    if let Some(place) = crowd.enter(peer.ip()).await {
+                        begin(stream, place, &router, &frontend);
+                    }
+                });
+            }
+        }
     }
+}
+
+fn begin(stream: TcpStream, place: Place, router: &Router, frontend: &App) {
+    let connection = Arc::clone(place.connection());
+    let task = tokio::spawn(arrival(stream, place, router.clone(), Arc::clone(frontend)));
+    connection.is_served_by(task.abort_handle());
 }
 
 /// A connection from its first byte: under TLS where the listener has it, and never without it there.
@@ -84,14 +97,16 @@ where
     // One that comes in a drain gets one answer, and the drain does not wait for it: anybody could hold it up.
     let late = *draining.borrow();
     let busy = (!late).then(|| frontend.busy.subscribe());
-    let service = service_fn(|request| entrance::pass(&router, &frontend, place.connection(), request));
+    let heads = Arc::new(Heads::default());
+    let service =
+        service_fn(|request| entrance::pass(&router, &frontend, (place.connection(), &heads), request));
     let serving = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
         .keep_alive(!late)
         .header_read_timeout(HEAD_WAIT)
         .max_buf_size(BUFFER_BYTES_MAX)
         .max_headers(HEAD_FIELDS_MAX)
-        .serve_connection(TokioIo::new(stream), service);
+        .serve_connection(TokioIo::new(Wire::new(stream, Arc::clone(&heads))), service);
     let mut serving = std::pin::pin!(serving);
     let ended = tokio::select! {
         ended = serving.as_mut() => Some(ended),
@@ -106,6 +121,10 @@ where
             }
         }
         serving.as_mut().graceful_shutdown();
+        if !place.connection().is_known() && timeout(STRANGER_WAIT, serving.as_mut()).await.is_err() {
+            // Whatever it reads so slowly, or sends: it is nobody's for whom a drain would wait.
+            return;
+        }
         let _ = serving.await;
     }
 }

@@ -1,14 +1,15 @@
-//! Who is connected, and who makes room where there is none: a connection without a request, of the address with the most
-//! of those. It must never end one that carries a request, nor one of a quiet address before those of a loud one.
+//! Who is connected, and who makes room where there is none: a connection without a request, or with one of which nobody
+//! knows yet whom it is from, of the address with the most of those. It must never end one that carries a request of
+//! somebody known while there are others, nor keep one of a quiet address waiting for a loud one.
 
 use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::net::IpAddr;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 use tokio::time::timeout;
 
@@ -19,17 +20,38 @@ use super::rates;
 const IDLE_MIN: Duration = Duration::from_millis(100);
 /// How long to wait for room between two looks at who could make it.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
+/// Places that only addresses with few connections can take: whoever looks whether the server is alive, the operator,
+/// and a tenant who comes, however many knock at the same moment.
+const RESERVED: usize = 64;
+/// Connections of an address that has few.
+const FEW: usize = 8;
+/// Connections that wait for a place at a time. One more is closed: a queue of any length would cost descriptors, and
+/// whoever comes after it would wait for all of them.
+const WAITING_MAX: usize = 256;
 
-/// A connection's state where it carries a request.
+/// A connection's state where it carries a request that is not to be ended.
 const CARRIES: u64 = 0;
 /// Where it is about to end: it takes no request any more.
 const ENDS: u64 = u64::MAX;
+
+/// What a connection does that may be ended for another; what comes first is ended first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Stage {
+    /// It waits for a head, or for the rest of one.
+    Waits = 0,
+    /// It has a request of a stranger, whose body comes.
+    Stranger = 1,
+    /// It has one of somebody known, whose body comes.
+    Known = 2,
+}
 
 /// All connections.
 pub struct Crowd {
     all: Mutex<HashMap<u64, Arc<Connection>>>,
     entered: AtomicU64,
-    room: Arc<Semaphore>,
+    waiting: AtomicUsize,
+    max: usize,
+    left: Notify,
     begun: Instant,
 }
 
@@ -37,9 +59,11 @@ pub struct Crowd {
 pub struct Connection {
     /// Whose it is.
     pub address: IpAddr,
-    /// `CARRIES`, `ENDS`, or since when it carries nothing, in milliseconds from when the crowd began.
+    /// `CARRIES`, `ENDS`, or its stage in the lower two bits and above them since when, in milliseconds from when the
+    /// crowd began.
     state: AtomicU64,
     has_asked: AtomicBool,
+    is_known: AtomicBool,
     begun: Instant,
     task: OnceLock<AbortHandle>,
 }
@@ -49,67 +73,131 @@ pub struct Place {
     crowd: Arc<Crowd>,
     number: u64,
     connection: Arc<Connection>,
-    _room: OwnedSemaphorePermit,
 }
 
 /// A request that a connection carries, until its answer has been handed over.
 pub struct Carried(Arc<Connection>);
 
+/// A request that may be ended for another's, until this is dropped.
+pub struct Exposed(Arc<Connection>);
+
+tokio::task_local! {
+    /// The connection whose request a task serves.
+    pub static SERVED: Arc<Connection>;
+}
+
+/// Whoever asks on the connection that this task serves has shown a key or credential that is known to be good.
+pub fn is_known() {
+    let _ = SERVED.try_with(|connection| connection.is_known.store(true, Ordering::Relaxed));
+}
+
 impl Crowd {
-    /// Nobody yet, and so many at most.
+    /// Nobody yet, and so many at most, beside those of addresses that have few.
     pub fn new(max: usize) -> Arc<Crowd> {
-        let (room, begun) = (Arc::new(Semaphore::new(max)), Instant::now());
-        Arc::new(Crowd { all: Mutex::default(), entered: AtomicU64::new(0), room, begun })
+        let (entered, waiting) = (AtomicU64::new(0), AtomicUsize::new(0));
+        Arc::new(Crowd {
+            all: Mutex::default(),
+            entered,
+            waiting,
+            max,
+            left: Notify::new(),
+            begun: Instant::now(),
+        })
     }
 
-    /// A place for a connection of this address, as soon as there is one.
-    pub async fn enter(self: &Arc<Crowd>, address: IpAddr) -> Place {
-        let room = self.room().await;
-        let (state, begun, task) = (AtomicU64::new(since(self.begun)), self.begun, OnceLock::new());
-        let has_asked = AtomicBool::new(false);
-        let connection = Arc::new(Connection { address, state, has_asked, begun, task });
+    /// A place for a connection of this address, where there is one at once, or somebody makes room who is not needed.
+    pub fn try_enter(self: &Arc<Crowd>, address: IpAddr) -> Option<Place> {
+        let mut all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
+        let of = rates::place(address);
+        let own = |all: &HashMap<u64, Arc<Connection>>| {
+            all.values().filter(|other| rates::place(other.address) == of).count()
+        };
+        if all.len() >= self.max {
+            let has_few = own(&all) < FEW;
+            if let Some((connection, state)) = self.first_to_go(&all) {
+                connection.end(state);
+            }
+            if !has_few || all.len() >= self.max + RESERVED {
+                return None;
+            }
+        }
+        let state = AtomicU64::new(state_of(Stage::Waits, since(self.begun)));
+        let (has_asked, is_known) = (AtomicBool::new(false), AtomicBool::new(false));
+        let (begun, task) = (self.begun, OnceLock::new());
+        let connection = Arc::new(Connection { address, state, has_asked, is_known, begun, task });
         let number = self.entered.fetch_add(1, Ordering::Relaxed);
-        self.all.lock().unwrap_or_else(PoisonError::into_inner).insert(number, Arc::clone(&connection));
-        Place { crowd: Arc::clone(self), number, connection, _room: room }
+        all.insert(number, Arc::clone(&connection));
+        Some(Place { crowd: Arc::clone(self), number, connection })
     }
 
-    async fn room(&self) -> OwnedSemaphorePermit {
-        if let Ok(permit) = Arc::clone(&self.room).try_acquire_owned() {
-            return permit;
-        }
+    /// The same as soon as there is one; `None` where too many wait for that already.
+    pub async fn enter(self: &Arc<Crowd>, address: IpAddr) -> Option<Place> {
+        let waits = Waits::begin(self)?;
         loop {
-            if let Some((connection, idle_since)) = self.first_to_go() {
-                connection.end(idle_since);
+            let mut left = std::pin::pin!(self.left.notified());
+            left.as_mut().enable();
+            if let Some(place) = self.try_enter(address) {
+                drop(waits);
+                return Some(place);
             }
-            if let Ok(Ok(permit)) = timeout(LOOK_EVERY, Arc::clone(&self.room).acquire_owned()).await {
-                return permit;
-            }
+            let _ = timeout(LOOK_EVERY, left).await;
         }
     }
 
-    /// Of the address with the most connections without a request that which has been so for longest, and since when.
-    fn first_to_go(&self) -> Option<(Arc<Connection>, u64)> {
-        let all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut of_addresses = HashMap::<u128, (usize, u64, &Arc<Connection>)>::new();
-        for connection in all.values() {
-            let Some(at) = connection.idle_since() else { continue };
-            let place = rates::place(connection.address);
-            let (count, since, oldest) = of_addresses.entry(place).or_insert((0, at, connection));
-            *count += 1;
-            if at < *since {
-                (*since, *oldest) = (at, connection);
-            }
-        }
-        let loudest = of_addresses.into_values().max_by_key(|(count, at, _)| (*count, Reverse(*at)));
+    /// Of the address with the most connections that may be ended the one that is needed least, and its state.
+    fn first_to_go(&self, all: &HashMap<u64, Arc<Connection>>) -> Option<(Arc<Connection>, u64)> {
         // Where it is too early for the loudest address, it is for every other one too.
         let before = since(self.begun).checked_sub(IDLE_MIN.as_millis() as u64)?;
-        loudest.filter(|(_, at, _)| *at <= before).map(|(_, at, connection)| (Arc::clone(connection), at))
+        let first = |stages: &[Stage]| {
+            let mut of_addresses = HashMap::<u128, (usize, Option<Candidate<'_>>)>::new();
+            for connection in all.values() {
+                let Some((stage, at, state)) = connection.stage() else { continue };
+                if !stages.contains(&stage) {
+                    continue;
+                }
+                let (count, oldest) = of_addresses.entry(rates::place(connection.address)).or_default();
+                *count += 1;
+                let this = (stage, at, state, connection);
+                if at <= before && oldest.is_none_or(|(stage, at, ..)| (this.0, this.1) < (stage, at)) {
+                    *oldest = Some(this);
+                }
+            }
+            let since = |first: &Option<Candidate<'_>>| first.map(|(stage, at, ..)| (stage, at));
+            let loudest =
+                of_addresses.into_values().max_by_key(|(count, first)| (*count, Reverse(since(first))));
+            let (_, _, state, connection) = loudest?.1?;
+            Some((Arc::clone(connection), state))
+        };
+        first(&[Stage::Waits, Stage::Stranger]).or_else(|| first(&[Stage::Known]))
+    }
+}
+
+/// One that may be ended: what it does, since when, both as its state has it, and which it is.
+type Candidate<'a> = (Stage, u64, u64, &'a Arc<Connection>);
+
+/// One that waits for a place.
+struct Waits<'a>(&'a Crowd);
+
+impl Waits<'_> {
+    fn begin(crowd: &Crowd) -> Option<Waits<'_>> {
+        let waits = Waits(crowd);
+        (crowd.waiting.fetch_add(1, Ordering::Relaxed) < WAITING_MAX).then_some(waits)
+    }
+}
+
+impl Drop for Waits<'_> {
+    fn drop(&mut self) {
+        self.0.waiting.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
 /// Milliseconds since then, of which none is `CARRIES`.
 fn since(begun: Instant) -> u64 {
     begun.elapsed().as_millis() as u64 + 1
+}
+
+fn state_of(stage: Stage, since: u64) -> u64 {
+    since << 2 | stage as u64
 }
 
 impl Connection {
@@ -120,10 +208,22 @@ impl Connection {
 
     /// A request has come; `None` where the connection is about to end, and the request is to be left alone.
     pub fn carry(self: &Arc<Connection>) -> Option<Carried> {
-        let taken = |state| (state != ENDS).then_some(CARRIES);
-        let taken = self.state.fetch_update(Ordering::AcqRel, Ordering::Acquire, taken);
+        let taken = self.becomes(CARRIES);
+        self.is_known.store(false, Ordering::Relaxed);
         self.has_asked.store(true, Ordering::Relaxed);
-        taken.is_ok().then(|| Carried(Arc::clone(self)))
+        taken.then(|| Carried(Arc::clone(self)))
+    }
+
+    /// The request's body is waited for, and may be ended meanwhile.
+    pub fn expose(self: &Arc<Connection>, stage: Stage) -> Exposed {
+        self.becomes(state_of(stage, since(self.begun)));
+        Exposed(Arc::clone(self))
+    }
+
+    /// Takes another state, unless it is about to end.
+    fn becomes(&self, state: u64) -> bool {
+        let taken = |old| (old != ENDS).then_some(state);
+        self.state.fetch_update(Ordering::AcqRel, Ordering::Acquire, taken).is_ok()
     }
 
     /// Whether it has carried a request.
@@ -131,13 +231,28 @@ impl Connection {
         self.has_asked.load(Ordering::Relaxed)
     }
 
-    fn idle_since(&self) -> Option<u64> {
-        Some(self.state.load(Ordering::Acquire)).filter(|state| ![CARRIES, ENDS].contains(state))
+    /// Whether who asks on it now is known, or waits for a run, which has bounds of its own.
+    pub fn is_known(&self) -> bool {
+        self.is_known.load(Ordering::Relaxed)
     }
 
-    /// Ends it, unless it has taken a request since then.
-    fn end(&self, idle_since: u64) {
-        let ends = self.state.compare_exchange(idle_since, ENDS, Ordering::AcqRel, Ordering::Acquire);
+    /// What it does that may be ended, since when, and both as its state has it.
+    fn stage(&self) -> Option<(Stage, u64, u64)> {
+        let state = self.state.load(Ordering::Acquire);
+        if [CARRIES, ENDS].contains(&state) {
+            return None;
+        }
+        let stage = match state & 3 {
+            0 => Stage::Waits,
+            1 => Stage::Stranger,
+            _ => Stage::Known,
+        };
+        Some((stage, state >> 2, state))
+    }
+
+    /// Ends it, unless its state is another one since then.
+    fn end(&self, state: u64) {
+        let ends = self.state.compare_exchange(state, ENDS, Ordering::AcqRel, Ordering::Acquire);
         if let (Ok(_), Some(task)) = (ends, self.task.get()) {
             task.abort();
         }
@@ -154,12 +269,19 @@ impl Place {
 impl Drop for Place {
     fn drop(&mut self) {
         self.crowd.all.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.number);
+        self.crowd.left.notify_one();
     }
 }
 
 impl Drop for Carried {
     fn drop(&mut self) {
-        self.0.state.store(since(self.0.begun), Ordering::Release);
+        self.0.becomes(state_of(Stage::Waits, since(self.0.begun)));
+    }
+}
+
+impl Drop for Exposed {
+    fn drop(&mut self) {
+        self.0.becomes(CARRIES);
     }
 }
 
@@ -169,8 +291,12 @@ mod tests {
 
     /// As if so much time had passed with it as it is.
     fn idle_for(place: &Place, seconds: u64) {
+        idle_for_as(place, seconds, Stage::Waits);
+    }
+
+    fn idle_for_as(place: &Place, seconds: u64, stage: Stage) {
         let at = since(place.crowd.begun).saturating_sub(seconds * 1000).max(1);
-        place.connection.state.store(at, Ordering::Release);
+        place.connection.state.store(state_of(stage, at), Ordering::Release);
     }
 
     #[tokio::test]
@@ -181,12 +307,12 @@ mod tests {
         Arc::get_mut(&mut crowd).expect("nobody yet").begun = begun;
         let mut places = Vec::new();
         for (address, seconds) in [("10.0.0.1", 9), ("10.0.0.2", 20), ("10.0.0.1", 5), ("10.0.0.1", 7)] {
-            let place = crowd.enter(address.parse().expect("an address")).await;
+            let place = crowd.enter(address.parse().expect("an address")).await.expect("a place");
             idle_for(&place, seconds);
             places.push(place);
         }
         let first = || {
-            let (connection, since) = crowd.first_to_go()?;
+            let (connection, since) = crowd.first_to_go(&crowd.all.lock().expect("the crowd"))?;
             let at = places.iter().position(|place| Arc::ptr_eq(&place.connection, &connection))?;
             Some((at, since))
         };
@@ -200,7 +326,7 @@ mod tests {
         drop((carried, late));
         for loud in [0, 2, 3] {
             // Young, however long this test takes.
-            places[loud].connection.state.store(ENDS - 1, Ordering::Release);
+            idle_for(&places[loud], 0);
         }
         assert_eq!(first(), None, "those of the loud one are too young, and no one else goes for them");
         let carried = [0, 2].map(|loud| places[loud].connection.carry().expect("a request"));
@@ -209,6 +335,15 @@ mod tests {
         places[1].connection.end(since);
         assert!(places[1].connection.carry().is_none(), "one that ends takes no request");
         assert_eq!(first(), None, "nobody ends twice");
+        let exposed = places[0].connection.expose(Stage::Stranger);
+        idle_for_as(&places[0], 3, Stage::Stranger);
+        assert_eq!(first().map(|(at, _)| at), Some(0), "a stranger's, whose body comes");
+        drop(exposed);
+        let _exposed = places[0].connection.expose(Stage::Known);
+        idle_for_as(&places[0], 3, Stage::Known);
+        assert_eq!(first().map(|(at, _)| at), Some(0), "and one of somebody known, where there is no other");
+        idle_for(&places[3], 1);
+        assert_eq!(first().map(|(at, _)| at), Some(3), "but no sooner");
         drop((carried, places));
         assert!(crowd.all.lock().expect("the crowd").is_empty());
     }

@@ -6,23 +6,20 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use ::http::header::{self, HeaderName, HeaderValue};
-use ::http::{Request, Uri};
+use ::http::{HeaderMap, Request, Uri};
 use axum::Router;
 use axum::body::Body;
 use axum::response::Response;
 use hyper::body::Incoming;
 use tower::Service;
 
-use super::crowd::Connection;
-use super::dialect::Dialect;
+use super::crowd::{self, Connection};
 use super::error::ApiError;
 use super::http::{self, App, RequestId, failed, failure};
 use super::metrics::{Timed, TimedBody};
 use super::rates::UnderWay;
+use super::wire::Heads;
 use super::{Frontend, id, identity, vouching};
-
-/// Bytes of a request's head, at most: as its lines would be written.
-pub const HEAD_BYTES_MAX: usize = 64 * 1024;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("request-id");
 /// The same, where the second dialect's clients look for it.
@@ -35,7 +32,7 @@ const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 pub async fn pass(
     router: &Router,
     frontend: &App,
-    connection: &Arc<Connection>,
+    (connection, heads): (&Arc<Connection>, &Heads),
     request: Request<Incoming>,
 ) -> Result<Response<TimedBody>, Infallible> {
     // One that is about to end hands nothing over any more.
@@ -45,21 +42,36 @@ pub async fn pass(
     // An answer and a log line can be brought together by it.
     let id = RequestId(id::request(), timed.trace());
     let place = frontend.live().rates.place_of(connection.address, request.headers());
-    let known = match admitted(frontend, connection.address, &request, &id) {
-        Ok(under_way) => {
-            timed.holds(under_way);
-            http::at_once(frontend, &request)
+    let refused = heads.serve().map(|(dialect, error)| failed(&error, &dialect.failure(&error, &id.0)));
+    let known = match refused {
+        Some(mut response) => {
+            // What follows the head is not read.
+            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+            Some(response)
         }
-        Err(response) => Some(*response),
+        None => match counted(frontend, connection.address, &request) {
+            Ok(under_way) => {
+                timed.holds(under_way);
+                http::at_once(frontend, &request)
+            }
+            Err(error) => Some(failure(&error, &id)),
+        },
+    };
+    let known = match known {
+        None if !is_text(request.uri().path()) => Some(unreadable(frontend, request.headers(), &id).await),
+        known => known,
     };
     let mut response = match known {
         Some(response) => response,
         None => {
             request.extensions_mut().insert(id.clone());
+            request.extensions_mut().insert(Arc::clone(connection));
             // A router is always ready.
-            vouching::from(place, router.clone().call(request)).await?
+            let served = crowd::SERVED.scope(Arc::clone(connection), router.clone().call(request));
+            vouching::from(place, served).await?
         }
     };
+    told_to_nobody_else(response.headers_mut());
     if let Ok(value) = HeaderValue::from_str(&id.0) {
         response.headers_mut().insert(REQUEST_ID, value.clone());
         response.headers_mut().insert(X_REQUEST_ID, value);
@@ -67,51 +79,55 @@ pub async fn pass(
     Ok(timed.answered(response))
 }
 
-/// A base URL may have a prefix of its own, which a proxy in front of us may have left there.
+/// A base URL may have a prefix of its own, which a proxy in front of us may have left there. The operator's routes have
+/// one address each, so that a proxy's rule for them holds.
 fn without_prefix<B>(mut request: Request<B>) -> Request<B> {
     let path = request.uri().path();
-    let known = path.as_bytes().windows(4).position(|four| four == b"/v1/");
-    let stripped = known.map(|at| at - if path[..at].ends_with("/admin") { "/admin".len() } else { 0 });
-    let Some(stripped) = stripped.filter(|&at| at > 0) else { return request };
+    let at = path.as_bytes().windows(4).position(|four| four == b"/v1/");
+    let prefix = &path[..at.unwrap_or_default()];
+    if prefix.is_empty() || prefix.split('/').skip(1).any(|part| part.is_empty() || part == "admin") {
+        return request;
+    }
     let whole = request.uri().path_and_query().map_or(path, |whole| whole.as_str());
-    if let Ok(uri) = Uri::try_from(whole[stripped..].to_owned()) {
+    if let Ok(uri) = Uri::try_from(whole[prefix.len()..].to_owned()) {
         *request.uri_mut() = uri;
     }
     request
 }
 
-/// Whether a route is to see it, and if not, its answer.
-fn admitted<B>(
-    frontend: &Frontend,
-    peer: IpAddr,
-    request: &Request<B>,
-    id: &RequestId,
-) -> Result<Option<UnderWay>, Box<Response<Body>>> {
-    if head_bytes(request) > HEAD_BYTES_MAX {
-        return Err(Box::new(too_large(request.uri().path(), id)));
+/// Whether a path is text, where it is percent-encoded too.
+fn is_text(path: &str) -> bool {
+    let mut bytes = Vec::with_capacity(path.len());
+    let mut rest = path.as_bytes();
+    while let Some((&first, after)) = rest.split_first() {
+        rest = after;
+        if first != b'%' {
+            bytes.push(first);
+            continue;
+        }
+        let digits = after.get(..2).and_then(|two| std::str::from_utf8(two).ok());
+        let digits = digits.filter(|two| two.bytes().all(|digit| digit.is_ascii_hexdigit()));
+        let Some(byte) = digits.and_then(|two| u8::from_str_radix(two, 16).ok()) else { return false };
+        bytes.push(byte);
+        rest = &after[2..];
     }
-    counted(frontend, peer, request).map_err(|error| Box::new(failure(&error, id)))
+    std::str::from_utf8(&bytes).is_ok()
 }
 
-fn head_bytes<B>(request: &Request<B>) -> usize {
-    let fields = request.headers().iter();
-    let fields: usize = fields.map(|(name, value)| name.as_str().len() + value.len() + ": \r\n".len()).sum();
-    let uri = request.uri().path_and_query().map_or(1, |uri| uri.as_str().len());
-    fields + request.method().as_str().len() + uri + "  HTTP/1.1\r\n\r\n".len()
-}
-
-/// 431 in the form of the API that was asked.
-fn too_large(path: &str, id: &RequestId) -> Response<Body> {
-    let message = "The head of the request is larger than 64 KiB; send less in its headers.";
-    let error = ApiError::new(431, "head_too_large", message);
-    let dialect = match path {
-        path if path == Dialect::Completions.path() => Dialect::Completions,
-        _ => Dialect::Messages,
+/// 400 for who may know of the route, whichever it is.
+async fn unreadable(frontend: &Frontend, headers: &HeaderMap, id: &RequestId) -> Response<Body> {
+    let error = match identity::recognized(frontend, headers).await {
+        Ok(()) => ApiError::invalid("The path must be percent-encoded UTF-8.").final_word(),
+        Err(error) => error,
     };
-    let mut response = failed(&error, &dialect.failure(&error, &id.0));
-    // What follows the head is not read.
-    response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
-    response
+    failure(&error, id)
+}
+
+/// An answer is its asker's, unless its route says another thing of it: a cache in front of us must not give it to
+/// somebody else.
+fn told_to_nobody_else(headers: &mut HeaderMap) {
+    headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
+    headers.append(header::VARY, HeaderValue::from_static("authorization, x-api-key, x-claude-credential"));
 }
 
 /// What holds of a request wherever it goes. Probes are asked by machines, often, and cost nothing.
@@ -136,6 +152,16 @@ mod tests {
     use super::*;
 
     #[test]
+    fn b12_a_path_that_is_no_text_is_known_by_itself() {
+        for path in ["/v1/runs/a", "/v1/files/%C3%A9%20%2f", "/%25ff"] {
+            assert!(is_text(path), "{path}");
+        }
+        for path in ["/v1/runs/%ff", "/v1/models/%", "/v1/models/%f", "/v1/models/%zz", "/%C3", "/%+1"] {
+            assert!(!is_text(path), "{path}");
+        }
+    }
+
+    #[test]
     fn a_prefix_of_a_base_url_is_not_looked_at() {
         let path = |text: &str| {
             let request = Request::builder().uri(text).body(()).expect("a request");
@@ -149,7 +175,9 @@ mod tests {
             ("/v1/v1/models", "/v1/v1/models"),
             ("/a/b/v1/messages", "/v1/messages"),
             ("/admin/v1/keys", "/admin/v1/keys"),
-            ("/x/admin/v1/keys", "/admin/v1/keys"),
+            ("/x/admin/v1/keys", "/x/admin/v1/keys"),
+            ("//admin/v1/keys", "//admin/v1/keys"),
+            ("//v1/models", "//v1/models"),
             ("/v1/admin/v1/keys", "/v1/admin/v1/keys"),
             ("/xadmin/v1/keys", "/v1/keys"),
             ("/v1", "/v1"),

@@ -29,14 +29,13 @@ use super::http::App;
 use super::identity::Holder;
 use super::run::Talk;
 use super::runs::Why;
+use super::sent::{Pace, Sent, too_slow};
 use super::{answer, id, identity, ledger, log, metrics, vouching, way};
 
 /// Bytes that one request may bring.
 pub const UPLOAD_BYTES_MAX: u64 = 1 << 30;
 /// Bytes of a body that nobody wants any more which are read and dropped, so that its sender reads our answer.
 const DROPPED_BYTES_MAX: u64 = 64 << 20;
-/// How long one piece of a body may take.
-const PIECE_WAIT: Duration = Duration::from_secs(15);
 /// How long a client may take nothing of an answer before it counts as gone.
 const CLIENT_WAIT: Duration = Duration::from_secs(120);
 /// How long what is done beside a request may take.
@@ -95,7 +94,7 @@ pub async fn ask(
     Asker { holder, remotes }: Asker,
     kind: Kind,
     what: What,
-    body: Option<Body>,
+    body: Option<Sent>,
 ) -> Result<Told, ApiError> {
     let whose = holder.whose();
     let Holder { tenant, allowance, credential, unlinked, .. } = holder;
@@ -142,7 +141,7 @@ async fn begin(
     kind: Kind,
     what: What,
     secrets: Vec<OwnedFd>,
-    body: Option<Body>,
+    body: Option<Sent>,
 ) -> Result<Told, ApiError> {
     let Whose { tenant, name, key, most } = whose;
     let about = About {
@@ -228,7 +227,7 @@ async fn run(
     note: Option<Note>,
     what: What,
     secrets: Vec<OwnedFd>,
-    body: Option<Body>,
+    body: Option<Sent>,
 ) -> Result<Told, ApiError> {
     let &About { run, kind, level, .. } = entry.about();
     let spawn = Spawn {
@@ -377,20 +376,20 @@ impl<B: Send + 'static, P> Ending<B, P> {
 }
 
 /// Writes the question, and the body in frames. A body that breaks off is not ended, so that nobody takes it for whole.
-async fn feed(stdin: mpsc::Sender<Bytes>, question: Asked, body: Option<Body>) -> Result<(), ApiError> {
+async fn feed(stdin: mpsc::Sender<Bytes>, question: Asked, body: Option<Sent>) -> Result<(), ApiError> {
     let mut line = serde_json::to_vec(&question).unwrap_or_default();
     line.push(b'\n');
     let mut wanted = stdin.send(line.into()).await.is_ok();
-    let Some(mut body) = body else { return Ok(()) };
+    let Some(mut body) = body.map(Sent::into_body) else { return Ok(()) };
     let (mut taken, mut dropped) = (0u64, 0u64);
+    let begun = Instant::now();
     loop {
-        let frame = match timeout(PIECE_WAIT, body.frame()).await {
+        let until = Pace::UPLOAD.until(begun, taken);
+        let frame = match timeout_at(until, body.frame()).await {
             Ok(Some(Ok(frame))) => frame,
             Ok(Some(Err(_))) => return Err(ApiError::invalid("The body broke off.")),
             Ok(None) => break,
-            Err(_) => {
-                return Err(ApiError::new(408, "body_timeout", "The body came too slowly.").final_word());
-            }
+            Err(_) => return Err(too_slow()),
         };
         let Ok(mut data) = frame.into_data() else { continue };
         taken += data.len() as u64;

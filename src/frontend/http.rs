@@ -16,6 +16,7 @@ use serde_json::{Value, json};
 
 use super::dialect::Dialect;
 use super::error::ApiError;
+use super::sent::Sent;
 use super::trace::Trace;
 use super::{
     Frontend, admin, docs, identity, mcp, metrics, models, own, posture, runs, sessions, tokens, way,
@@ -162,7 +163,7 @@ async fn messages(
     State(frontend): State<App>,
     Extension(id): Extension<RequestId>,
     headers: HeaderMap,
-    body: Body,
+    body: Sent,
 ) -> Response {
     asked(Dialect::Messages, &frontend, &id, &headers, body).await
 }
@@ -171,7 +172,7 @@ async fn completions(
     State(frontend): State<App>,
     Extension(id): Extension<RequestId>,
     headers: HeaderMap,
-    body: Body,
+    body: Sent,
 ) -> Response {
     asked(Dialect::Completions, &frontend, &id, &headers, body).await
 }
@@ -181,7 +182,7 @@ async fn asked(
     frontend: &App,
     id: &RequestId,
     headers: &HeaderMap,
-    body: Body,
+    body: Sent,
 ) -> Response {
     match way::answer(dialect, frontend, id, headers, body).await {
         Ok(response) => response,
@@ -224,7 +225,7 @@ async fn probe(
     State(frontend): State<App>,
     Extension(id): Extension<RequestId>,
     headers: HeaderMap,
-    body: Body,
+    body: Sent,
 ) -> Response {
     match mcp::probe(&frontend, &headers, body).await {
         Ok(response) => response,

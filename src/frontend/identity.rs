@@ -11,6 +11,7 @@ use gaoler_protocol::TenantKey;
 use gaoler_seal::SEALED;
 
 use super::Frontend;
+use super::crowd;
 use super::error::ApiError;
 use super::files::Whose;
 use super::job::BodyCredential;
@@ -111,9 +112,27 @@ pub async fn shown(frontend: &Frontend, headers: &HeaderMap) -> Result<Shown, Ap
     let proof = proof(token)?;
     match frontend.ledger.ask(Some(proof.clone()), Question::Who).await? {
         // The prefix is for people; what a key may is what the ledger says.
-        Answer::Who(Who::Tenant(grant)) => Ok(Shown::Tenant(grant, proof)),
-        Answer::Who(Who::Admin) => Ok(Shown::Admin(proof)),
+        Answer::Who(Who::Tenant(grant)) => {
+            crowd::is_known();
+            Ok(Shown::Tenant(grant, proof))
+        }
+        Answer::Who(Who::Admin) => {
+            crowd::is_known();
+            Ok(Shown::Admin(proof))
+        }
         _ => Err(ledger::unavailable()),
+    }
+}
+
+/// Whether a run may be asked for in the name that the head shows, as far as the head alone says.
+///
+/// # Errors
+/// 403 for an admin key; 401 for a credential beside no key.
+pub fn may_run(shown: Shown, headers: &HeaderMap) -> Result<Shown, ApiError> {
+    match shown {
+        Shown::Admin(_) => Err(insufficient()),
+        Shown::Nobody if headers.contains_key(CREDENTIAL) => Err(missing()),
+        shown => Ok(shown),
     }
 }
 
@@ -147,8 +166,16 @@ fn key_not_required(frontend: &Frontend) -> Result<(), ApiError> {
 async fn credential(frontend: &Frontend, credential: Credential) -> Result<Shown, ApiError> {
     key_not_required(frontend)?;
     match frontend.ledger.ask(Some(digest(frontend, &credential)), Question::Who).await? {
-        Answer::Who(Who::Tenant(grant)) => Ok(Shown::Credential(credential, Some(grant))),
-        Answer::Who(Who::Unlinked) => Ok(Shown::Credential(credential, None)),
+        Answer::Who(Who::Tenant(grant)) => {
+            crowd::is_known();
+            Ok(Shown::Credential(credential, Some(grant)))
+        }
+        Answer::Who(Who::Unlinked) => {
+            if frontend.vouching.is_known(&credential.tenant(&frontend.secret)) {
+                crowd::is_known();
+            }
+            Ok(Shown::Credential(credential, None))
+        }
         _ => Err(ledger::unavailable()),
     }
 }

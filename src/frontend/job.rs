@@ -7,6 +7,10 @@ pub mod mcp;
 pub mod tools;
 pub mod wishes;
 
+use std::collections::HashMap;
+
+use serde::Serialize;
+use serde_json::value::{RawValue, to_raw_value};
 use serde_json::{Map, Value};
 use uuid::Uuid;
 use zeroize::Zeroizing;
@@ -16,6 +20,7 @@ use gaoler_protocol::{Effort, Level, Limits, Model};
 
 use super::cli::client::name_calls;
 use super::error::ApiError;
+use super::json::{self, Fault, NAMES_MAX, Room};
 use super::models::ALIASES;
 use super::workspaces;
 use crate::limits;
@@ -26,6 +31,9 @@ pub use wishes::{OnDisconnect, Wishes};
 pub(super) const MESSAGES_MAX: usize = 100_000;
 /// Blocks of one message, at most. More than this is no conversation, and each costs memory.
 pub(super) const BLOCKS_MAX: usize = 10_000;
+/// Blocks of all messages, at most: what they are takes a sixth of a request's memory then. A body of 32 MB of them has
+/// 160 bytes for each.
+const BLOCKS_OF_ALL_MAX: usize = 200_000;
 /// Names in `x-gaoler-ignored`, at most, so that a client cannot make a header of any size.
 const IGNORED_MAX: usize = 32;
 /// Bytes of such a name.
@@ -146,8 +154,8 @@ pub enum Block {
         id: String,
         /// The tool.
         name: String,
-        /// Its input, an object.
-        input: Map<String, Value>,
+        /// Its input.
+        input: Input,
     },
     /// The result of such a call.
     ToolResult {
@@ -158,6 +166,39 @@ pub enum Block {
         /// Whether the tool failed.
         is_error: bool,
     },
+}
+
+impl Block {
+    /// It and those that it holds.
+    fn count(&self) -> usize {
+        match self {
+            Block::ToolResult { content, .. } => 1 + content.len(),
+            _ => 1,
+        }
+    }
+}
+
+/// The input of a call, an object: written anew, and kept as a text, which takes a fraction of what its values take.
+#[derive(Debug, Clone, Serialize)]
+#[serde(transparent)]
+pub struct Input(Box<RawValue>);
+
+impl Input {
+    fn of(fields: &Map<String, Value>) -> Input {
+        // A map with strings for names always serialises.
+        Input(to_raw_value(fields).unwrap_or_else(|_| RawValue::NULL.to_owned()))
+    }
+
+    /// As it is written.
+    pub fn text(&self) -> &str {
+        self.0.get()
+    }
+}
+
+impl PartialEq for Input {
+    fn eq(&self, other: &Input) -> bool {
+        self.text() == other.text()
+    }
 }
 
 /// Base64 data of a known media type.
@@ -215,15 +256,14 @@ pub fn is_model(name: &str) -> bool {
 /// # Errors
 /// 400 with the path of what is wrong; 404 for a model that no rule names.
 pub fn parse(body: &[u8], names: &[ListedModel]) -> Result<Job, ApiError> {
-    let mut fields = fields(body)?;
+    let Fields { mut fields, messages } = fields(body)?;
     let mut ignored = Ignored::default();
     let session = parse_session(take(&mut fields, "session_id"))?;
     let common = common(&mut fields, &mut ignored, names)?;
     let mut system = parse_system(take(&mut fields, "system"))?;
     let (effort, schema) = parse_output(take(&mut fields, "output_config"))?;
     parse_tokens_max(&mut fields, "max_tokens", &mut ignored)?;
-    let messages = messages(&mut fields)?;
-    let (turns, prompt) = parse_messages(messages, &mut system, &mut ignored)?;
+    let (turns, prompt) = parse_messages(&messages.list()?, &mut system, &mut ignored)?;
     let tools = tools::tools(&mut fields, &mut ignored)?;
     let words = Words { session, system, effort, schema, turns, prompt, usage_last: false };
     let mut job = job(fields, common, words, ignored);
@@ -233,16 +273,106 @@ pub fn parse(body: &[u8], names: &[ListedModel]) -> Result<Job, ApiError> {
     Ok(job)
 }
 
-/// The object that a body must be.
-fn fields(body: &[u8]) -> Result<Map<String, Value>, ApiError> {
-    let text = std::str::from_utf8(body).map_err(|_| ApiError::invalid("The body is not valid UTF-8."))?;
-    // serde_json ends at 128 levels of nesting, so neither this parser nor a drop can exhaust the stack.
-    let value: Value = serde_json::from_str(text).map_err(|e| {
-        ApiError::invalid(format!("The body is not valid JSON: line {}, column {}.", e.line(), e.column()))
-    })?;
-    match value {
-        Value::Object(fields) => Ok(fields),
-        _ => Err(ApiError::invalid("The body must be a JSON object.")),
+/// The object that a body must be: its messages as they are written, for they are read one after the other, and the rest.
+struct Fields<'a> {
+    fields: Map<String, Value>,
+    messages: Messages<'a>,
+}
+
+/// `messages`, in the body that they are a part of.
+struct Messages<'a> {
+    body: &'a str,
+    value: Option<&'a RawValue>,
+}
+
+fn fields(body: &[u8]) -> Result<Fields<'_>, ApiError> {
+    let body = std::str::from_utf8(body).map_err(|_| ApiError::invalid("The body is not valid UTF-8."))?;
+    let mut parts = json::object(body).map_err(|fault| unread(body, body, &fault))?;
+    let value = messages(&mut parts);
+    let mut room = Room::new();
+    let read = |(name, raw): (String, &RawValue)| {
+        let value = room.value(raw.get());
+        value.map(|value| (name, value)).map_err(|fault| unread(body, raw.get(), &fault))
+    };
+    let fields = parts.into_iter().map(read).collect::<Result<_, _>>()?;
+    Ok(Fields { fields, messages: Messages { body, value } })
+}
+
+fn messages<'a>(parts: &mut HashMap<String, &'a RawValue>) -> Option<&'a RawValue> {
+    json::take(parts, "messages")
+}
+
+/// Why a part of a body could not be read.
+fn unread(body: &str, part: &str, fault: &Fault) -> ApiError {
+    match fault {
+        Fault::Wrong(at) => {
+            let begins = (part.as_ptr() as usize).saturating_sub(body.as_ptr() as usize);
+            let before = &body.as_bytes()[..body.len().min(begins + at)];
+            let line = before.iter().filter(|&&byte| byte == b'\n').count() + 1;
+            let column = before.iter().rev().take_while(|&&byte| byte != b'\n').count();
+            ApiError::invalid(format!("The body is not valid JSON: line {line}, column {column}."))
+        }
+        Fault::Large => ApiError::new(
+            413,
+            "request_too_large",
+            "The body holds more objects, arrays and values than are read here; send fewer of them.",
+        ),
+        Fault::Names => ApiError::invalid(format!("The body must have at most {NAMES_MAX} fields.")),
+        Fault::NoObject | Fault::NoArray => ApiError::invalid("The body must be a JSON object."),
+    }
+}
+
+impl<'a> Messages<'a> {
+    /// Them, within their bounds.
+    fn list(&self) -> Result<List<'a>, ApiError> {
+        let value = self.value.ok_or_else(|| ApiError::invalid("messages: field required."))?;
+        match json::array(value.get(), MESSAGES_MAX) {
+            Ok(list) if list.is_empty() => {
+                Err(ApiError::invalid("messages: at least one message is required."))
+            }
+            Ok(list) if list.len() > MESSAGES_MAX => {
+                Err(ApiError::invalid(format!("messages: at most {MESSAGES_MAX} messages are accepted.")))
+            }
+            Ok(list) => Ok(List { body: self.body, list }),
+            Err(Fault::NoArray) => Err(wrong("messages", "an array", &kind_of(value))),
+            Err(fault) => Err(unread(self.body, value.get(), &fault)),
+        }
+    }
+}
+
+/// The messages of a request.
+struct List<'a> {
+    body: &'a str,
+    list: Vec<&'a RawValue>,
+}
+
+impl List<'_> {
+    /// One after the other, so that the values of one are gone before the next one's are made.
+    fn each(&self) -> impl Iterator<Item = (String, Result<Map<String, Value>, ApiError>)> {
+        self.list.iter().enumerate().map(|(i, raw)| {
+            let path = format!("messages[{i}]");
+            let message = match Room::new().value(raw.get()) {
+                Ok(Value::Object(message)) => Ok(message),
+                Ok(other) => Err(wrong(&path, "an object", &other)),
+                Err(Fault::Large) => Err(ApiError::new(
+                    413,
+                    "request_too_large",
+                    format!("{path}: holds more blocks and values than are read here; send fewer of them."),
+                )),
+                Err(fault) => Err(unread(self.body, raw.get(), &fault)),
+            };
+            (path, message)
+        })
+    }
+}
+
+/// A value of the same kind, for who tells of it.
+fn kind_of(value: &RawValue) -> Value {
+    match value.get().as_bytes().first() {
+        Some(b'{') => Value::Object(Map::new()),
+        Some(b'"') => Value::String(String::new()),
+        Some(b't' | b'f') => Value::Bool(true),
+        _ => Value::from(0),
     }
 }
 
@@ -351,21 +481,6 @@ fn parse_tokens_max(
         None => {}
     }
     Ok(())
-}
-
-/// `messages`, within its bounds.
-fn messages(fields: &mut Map<String, Value>) -> Result<Vec<Value>, ApiError> {
-    match take(fields, "messages") {
-        Some(Value::Array(messages)) if messages.is_empty() => {
-            Err(ApiError::invalid("messages: at least one message is required."))
-        }
-        Some(Value::Array(messages)) if messages.len() > MESSAGES_MAX => {
-            Err(ApiError::invalid(format!("messages: at most {MESSAGES_MAX} messages are accepted.")))
-        }
-        Some(Value::Array(messages)) => Ok(messages),
-        Some(other) => Err(wrong("messages", "an array", &other)),
-        None => Err(ApiError::invalid("messages: field required.")),
-    }
 }
 
 #[derive(Default)]
@@ -565,14 +680,13 @@ fn parse_credential(value: Option<Value>) -> Result<Option<BodyCredential>, ApiE
 /// The earlier turns and the prompt. Messages of the role `system` join the system prompt: the CLI has no
 /// place for them between two turns, and their authority matters more than their position.
 fn parse_messages(
-    messages: Vec<Value>,
+    messages: &List<'_>,
     system: &mut String,
     ignored: &mut Ignored,
 ) -> Result<(Vec<Turn>, Vec<Block>), ApiError> {
-    let mut turns: Vec<Turn> = Vec::with_capacity(messages.len());
-    for (i, message) in messages.into_iter().enumerate() {
-        let path = format!("messages[{i}]");
-        let Value::Object(mut message) = message else { return Err(wrong(&path, "an object", &message)) };
+    let mut said = Said::default();
+    for (path, message) in messages.each() {
+        let mut message = message?;
         let role = required_string(take(&mut message, "role"), &format!("{path}.role"))?;
         let content = take(&mut message, "content");
         let role = match role.as_str() {
@@ -585,24 +699,39 @@ fn parse_messages(
             _ => return Err(ApiError::invalid(format!("{path}.role: must be user, assistant or system."))),
         };
         let blocks = parse_content(content, role, &format!("{path}.content"), ignored)?;
-        add_turn(&mut turns, role, blocks, &path)?;
+        said.add(role, blocks, &path)?;
     }
-    with_prompt(turns)
+    with_prompt(said.turns)
 }
 
-/// Adds what somebody said.
-fn add_turn(turns: &mut Vec<Turn>, role: Role, blocks: Vec<Block>, path: &str) -> Result<(), ApiError> {
-    match (role, turns.last_mut()) {
-        (Role::User, _) if blocks.is_empty() => {
-            return Err(ApiError::invalid(format!("{path}.content: must not be empty.")));
+/// What was said so far.
+#[derive(Default)]
+struct Said {
+    turns: Vec<Turn>,
+    blocks: usize,
+}
+
+impl Said {
+    /// Adds what somebody said.
+    fn add(&mut self, role: Role, blocks: Vec<Block>, path: &str) -> Result<(), ApiError> {
+        self.blocks += blocks.iter().map(Block::count).sum::<usize>();
+        if self.blocks > BLOCKS_OF_ALL_MAX {
+            let message =
+                format!("{path}: all messages together may have at most {BLOCKS_OF_ALL_MAX} blocks.");
+            return Err(ApiError::new(413, "request_too_large", message));
         }
-        // What was left of an earlier answer may be nothing, once its thinking is left out.
-        (Role::Assistant, _) if blocks.is_empty() => {}
-        // The API joins neighbours of one role, and so must we: the CLI would answer an unanswered turn.
-        (role, Some(last)) if last.role == role => last.blocks.extend(blocks),
-        (role, _) => turns.push(Turn { role, blocks }),
+        match (role, self.turns.last_mut()) {
+            (Role::User, _) if blocks.is_empty() => {
+                return Err(ApiError::invalid(format!("{path}.content: must not be empty.")));
+            }
+            // What was left of an earlier answer may be nothing, once its thinking is left out.
+            (Role::Assistant, _) if blocks.is_empty() => {}
+            // The API joins neighbours of one role, and so must we: the CLI would answer an unanswered turn.
+            (role, Some(last)) if last.role == role => last.blocks.extend(blocks),
+            (role, _) => self.turns.push(Turn { role, blocks }),
+        }
+        Ok(())
     }
-    Ok(())
 }
 
 /// The last turn is the prompt.
@@ -677,7 +806,7 @@ fn parse_block(
             let id = tool_id(take(&mut block, "id"), &format!("{path}.id"))?;
             let name = tool_id(take(&mut block, "name"), &format!("{path}.name"))?;
             let input = object(take(&mut block, "input"), &format!("{path}.input"))?.unwrap_or_default();
-            Ok(Some(Block::ToolUse { id, name, input }))
+            Ok(Some(Block::ToolUse { id, name, input: Input::of(&input) }))
         }
         ("tool_result", Role::User) => parse_tool_result(block, path, ignored).map(Some),
         // A signature holds for the very turn that it was made in, and turns are merged in our answers.

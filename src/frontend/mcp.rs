@@ -10,7 +10,6 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout_at};
-use zeroize::Zeroize;
 
 use gaoler_policy::settings::Mcp;
 use gaoler_protocol::{Conversation, Effort, Kind, LEASE_DONE, Limits, Model, Section, Spawn, section};
@@ -22,6 +21,7 @@ use super::error::ApiError;
 use super::http::{App, json_bytes};
 use super::job::mcp::{self, Question};
 use super::run::Talk;
+use super::sent::{Sent, WORDS_BYTES_MAX};
 use super::{budget, id, identity, log, metrics, vouching, way};
 
 /// How long servers have to answer. A package that has to be fetched first takes its time.
@@ -71,17 +71,16 @@ pub fn catalog(settings: &Mcp) -> Value {
 ///
 /// # Errors
 /// Those of a request for a run.
-pub async fn probe(frontend: &App, headers: &HeaderMap, body: Body) -> Result<Response, ApiError> {
-    let shown = identity::shown(frontend, headers).await?;
+pub async fn probe(frontend: &App, headers: &HeaderMap, body: Sent) -> Result<Response, ApiError> {
+    let shown = identity::may_run(identity::shown(frontend, headers).await?, headers)?;
     if *frontend.draining.borrow() {
         return Err(ApiError::draining());
     }
-    let (mut bytes, budget) = way::read(body, frontend).await?;
-    let question = mcp::question(&bytes);
-    // It may hold a token.
-    bytes.as_mut().zeroize();
-    drop((bytes, budget));
-    let Question { servers, level, credential, ignored } = question?;
+    let whose = body.whose(frontend, &shown)?;
+    let (bytes, hold) = body.read(frontend, whose, WORDS_BYTES_MAX).await?;
+    let Question { servers, level, credential, ignored } =
+        way::parsed(frontend, whose, bytes, mcp::question).await?;
+    drop(hold);
     let caller = identity::caller(frontend, shown, headers, credential.as_ref(), way::now_ms()).await?;
     let level = way::level(frontend, headers, level)?;
     let settled = servers.settle(&frontend.settings().mcp, level, way::tier(frontend))?;

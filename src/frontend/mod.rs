@@ -4,6 +4,7 @@
 mod admin;
 mod admission;
 mod answer;
+mod bodies;
 mod books;
 mod budget;
 pub mod cli;
@@ -21,6 +22,7 @@ mod http;
 mod id;
 pub mod identity;
 pub mod job;
+mod json;
 mod ledger;
 mod log;
 mod mcp;
@@ -35,6 +37,7 @@ mod reload;
 mod repository;
 mod run;
 mod runs;
+mod sent;
 mod sessions;
 mod sse;
 mod tenant;
@@ -44,6 +47,7 @@ mod trace;
 mod vouching;
 mod waits;
 mod way;
+mod wire;
 mod workspaces;
 
 use std::collections::HashMap;
@@ -79,6 +83,8 @@ use tenant::Secret;
 const WORKERS: usize = 2;
 /// Those and the one that waits for them.
 const THREADS: u32 = WORKERS as u32 + 1;
+/// Threads beside them that read large bodies, where they are needed: one of those who are known and one of strangers.
+const READERS: usize = 2;
 /// Questions to the supervisor that wait for an answer, beyond the runs that may be running.
 const PENDING_EXTRA: usize = 64;
 /// The status of a frontend without a supervisor, and of one that could not start.
@@ -112,8 +118,10 @@ pub struct Frontend {
     budgets: Arc<Budgets>,
     /// Who may start a run, and who waits.
     admission: Arc<Admission>,
-    /// KiB that bodies may take together.
-    bodies: Arc<Semaphore>,
+    /// What bodies take.
+    bodies: Arc<bodies::Bodies>,
+    /// Who reads large bodies: of those who are known, and of strangers.
+    readers: [Semaphore; READERS],
     /// The runs that clients know by name.
     runs: Arc<Runs>,
     /// Requests about files that are under way.
@@ -234,7 +242,7 @@ fn confined(control: OwnedFd, settings: Settings, secrets: Secrets) -> Result<In
     confine::before_threads(Files::None).map_err(|e| (e.step, e.error))?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(WORKERS)
-        .max_blocking_threads(1)
+        .max_blocking_threads(READERS)
         .enable_io()
         .enable_time()
         .build()
@@ -286,7 +294,8 @@ pub async fn converse(control: OwnedFd, settings: Settings, secrets: Secrets) {
         draining: watch::Sender::new(false),
         ending: AtomicBool::new(false),
         busy: watch::Sender::new(()),
-        bodies: Arc::new(Semaphore::new(way::BODIES_KIB_MAX)),
+        bodies: Arc::default(),
+        readers: std::array::from_fn(|_| Semaphore::new(1)),
         runs: Arc::default(),
         filing: Arc::default(),
         waits: waits::Waits::default(),

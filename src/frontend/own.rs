@@ -2,7 +2,6 @@
 //! It must never answer for another tenant, nor show a credential: one can be put here, and not be read again.
 
 use axum::Router;
-use axum::body::{Body, to_bytes};
 use axum::extract::{Extension, RawQuery, State};
 use axum::response::Response;
 use axum::routing::{get, put};
@@ -11,18 +10,20 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
-use zeroize::{Zeroize, Zeroizing};
+use zeroize::Zeroize;
 
 use gaoler_ledger_wire::{
     Allowance, Answer, Counted, Grant, Hex, Proof, Question, ROWS_MAX, Refusal, UsageDay,
 };
 
 use super::Frontend;
+use super::bodies::Whose;
 use super::budget::{Bounds, Used};
 use super::error::ApiError;
 use super::http::{App, RequestId, failure, json as json_response};
 use super::identity::{self, CREDENTIAL, Shown};
 use super::ledger::{refused, unavailable};
+use super::sent::Sent;
 use super::tenant::{self, Credential};
 use crate::allowance;
 
@@ -231,11 +232,11 @@ async fn keep(
     State(app): State<App>,
     Extension(id): Extension<RequestId>,
     headers: HeaderMap,
-    body: Body,
+    body: Sent,
 ) -> Response {
     answered(&id, async {
         let (grant, proof) = owner(&app, &headers).await?;
-        let credential = given(&headers, body).await?;
+        let credential = given(&app, &grant, &headers, body).await?;
         let tenant = tenant::id(&identity::keyed(&app, &grant)?);
         let sealed = gaoler_seal::seal(&app.vault, &tenant, &credential.bytes())
             .ok_or_else(|| ApiError::internal("not_sealed", "The credential could not be sealed."))?;
@@ -282,11 +283,11 @@ async fn link(
     State(app): State<App>,
     Extension(id): Extension<RequestId>,
     headers: HeaderMap,
-    body: Body,
+    body: Sent,
 ) -> Response {
     answered(&id, async {
-        let (_, proof) = owner(&app, &headers).await?;
-        let digest = Hex(given(&headers, body).await?.digest(&app.secret).to_vec());
+        let (grant, proof) = owner(&app, &headers).await?;
+        let digest = Hex(given(&app, &grant, &headers, body).await?.digest(&app.secret).to_vec());
         match app.ledger.try_ask(Some(proof), Question::Link { digest }).await? {
             Ok(_) => Ok(json!({ "type": "credential_link" })),
             Err(Refusal::Conflict) => {
@@ -307,11 +308,11 @@ async fn unlink(
     State(app): State<App>,
     Extension(id): Extension<RequestId>,
     headers: HeaderMap,
-    body: Body,
+    body: Sent,
 ) -> Response {
     answered(&id, async {
-        let (_, proof) = owner(&app, &headers).await?;
-        let digest = Hex(given(&headers, body).await?.digest(&app.secret).to_vec());
+        let (grant, proof) = owner(&app, &headers).await?;
+        let digest = Hex(given(&app, &grant, &headers, body).await?.digest(&app.secret).to_vec());
         match app.ledger.try_ask(Some(proof), Question::Unlink { digest }).await? {
             Ok(_) => Ok(json!({ "type": "credential_link_deleted" })),
             Err(Refusal::NotFound) => Err(ApiError::new(
@@ -346,13 +347,17 @@ fn no_credential() -> ApiError {
 }
 
 /// The credential that is to be kept or linked: the header's, else the body's.
-async fn given(headers: &HeaderMap, body: Body) -> Result<Credential, ApiError> {
+async fn given(
+    app: &Frontend,
+    grant: &Grant,
+    headers: &HeaderMap,
+    body: Sent,
+) -> Result<Credential, ApiError> {
     if let Some(value) = headers.get(CREDENTIAL) {
         return Credential::parse(value.to_str().unwrap_or_default().trim());
     }
-    let too_large = || ApiError::new(413, "request_too_large", "The body is larger than it may be here.");
-    let bytes = to_bytes(body, BODY_BYTES_MAX).await.map_err(|_| too_large())?;
-    let bytes = Zeroizing::new(Vec::from(bytes));
+    let whose = Whose::Known(identity::keyed(app, grant)?.0);
+    let (bytes, _held) = body.read(app, whose, BODY_BYTES_MAX).await?;
     let given: Given = if bytes.is_empty() {
         Given::default()
     } else {

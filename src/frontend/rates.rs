@@ -127,7 +127,7 @@ impl Rates {
         taken.map_err(|wait| limited("You have", wait))
     }
 
-    /// Where a request comes from, as addresses are counted.
+    /// Where a request comes from, as it is counted: by who is connected, or by the trusted proxy's word.
     pub fn place_of(&self, peer: IpAddr, headers: &HeaderMap) -> u128 {
         place(if self.trusted_proxy { forwarded(headers).unwrap_or(peer) } else { peer })
     }

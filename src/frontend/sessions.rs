@@ -4,7 +4,6 @@
 pub mod servers;
 
 use axum::Router;
-use axum::body::Body;
 use axum::extract::{Extension, RawQuery, State};
 use axum::response::Response;
 use axum::routing::{get, post, put};
@@ -13,14 +12,15 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use uuid::Uuid;
-use zeroize::Zeroize;
 
 use gaoler_files::{PAGE_MAX, TITLE_CHARS_MAX, What};
 use gaoler_protocol::Kind;
 
 use super::error::ApiError;
-use super::files::{self, Told};
+use super::files::{self, Asker, Told};
 use super::http::{App, RequestId, failure, json};
+use super::json::Room;
+use super::sent::{Sent, WORDS_BYTES_MAX};
 use super::way;
 use servers::{Changing, Named, named};
 
@@ -144,18 +144,21 @@ pub fn word(query: &str, name: &str) -> Option<String> {
 }
 
 /// A small body, which is a JSON object or nothing.
-pub async fn fields(frontend: &App, body: Body) -> Result<Map<String, Value>, ApiError> {
-    let (mut bytes, _budget) = way::read(body, frontend).await?;
+pub async fn fields(frontend: &App, asker: &Asker, body: Sent) -> Result<Map<String, Value>, ApiError> {
+    let whose = body.whose_of(frontend, &asker.holder);
+    // It may hold a token, and is overwritten when it has been read.
+    let (bytes, _held) = body.read(frontend, whose, WORDS_BYTES_MAX).await?;
     if bytes.is_empty() {
         return Ok(Map::new());
     }
-    let read = serde_json::from_slice(&bytes);
-    // It may hold a token.
-    bytes.as_mut().zeroize();
-    match read {
-        Ok(Value::Object(fields)) => Ok(fields),
-        _ => Err(ApiError::invalid("The body must be a JSON object.")),
-    }
+    let read = |bytes: &[u8]| {
+        let text = std::str::from_utf8(bytes).ok();
+        match text.and_then(|text| Room::new().value(text).ok()) {
+            Some(Value::Object(fields)) => Ok(fields),
+            _ => Err(ApiError::invalid("The body must be a JSON object.")),
+        }
+    };
+    way::parsed(frontend, whose, bytes, read).await
 }
 
 /// A title out of a body.
@@ -176,11 +179,17 @@ pub fn title(fields: &Map<String, Value>) -> Result<Option<String>, ApiError> {
 
 /// One question, and its answer in one form.
 macro_rules! asks {
-    ($frontend:ident, $headers:ident, $request:ident, $status:expr, $kind:expr, $form:ty, $what:block) => {{
+    ($frontend:ident, $headers:ident, $request:ident, $status:expr, $kind:expr, $form:ty, $what:block) => {
+        asks!($frontend, $headers, $request, $status, $kind, $form, _asker => $what)
+    };
+    // Where whoever asks has a part in what is asked.
+    (
+        $frontend:ident, $headers:ident, $request:ident, $status:expr, $kind:expr, $form:ty, $asker:ident => $what:block
+    ) => {{
         let result = async {
-            let asker = files::asker(&$frontend, &$headers).await?;
+            let $asker = files::asker(&$frontend, &$headers).await?;
             let what: What = $what;
-            form::<$form>(files::ask(&$frontend, &$headers, asker, $kind, what, None).await?)
+            form::<$form>(files::ask(&$frontend, &$headers, $asker, $kind, what, None).await?)
         };
         answer($status, result.await, &$request)
     }};
@@ -217,11 +226,11 @@ async fn rename(
     Extension(request): Extension<RequestId>,
     headers: HeaderMap,
     uri: Uri,
-    body: Body,
+    body: Sent,
 ) -> Response {
-    asks!(frontend, headers, request, StatusCode::OK, Kind::Sessions, Session, {
+    asks!(frontend, headers, request, StatusCode::OK, Kind::Sessions, Session, asker => {
         let id = session(part(&uri, 3))?;
-        let title = title(&fields(&frontend, body).await?)?;
+        let title = title(&fields(&frontend, &asker, body).await?)?;
         let title = title.ok_or_else(|| ApiError::invalid("title: field required."))?;
         What::NameSession { id: id.to_string(), title }
     })
@@ -252,11 +261,11 @@ async fn fork(
     Extension(request): Extension<RequestId>,
     headers: HeaderMap,
     uri: Uri,
-    body: Body,
+    body: Sent,
 ) -> Response {
     let result = async {
         let Named { asker, owner, session } = named(&frontend, &headers, &uri).await?;
-        let title = title(&fields(&frontend, body).await?)?;
+        let title = title(&fields(&frontend, &asker, body).await?)?;
         let new = uuid::Builder::from_random_bytes(rand::random()).into_uuid();
         let again = asker.again();
         let what = What::ForkSession { id: session.to_string(), new: new.to_string(), title };

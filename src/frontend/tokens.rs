@@ -3,18 +3,18 @@
 //! It must never start a run, nor be taken for a count.
 
 use axum::Router;
-use axum::body::Body;
 use axum::extract::{Extension, State};
 use axum::response::Response;
 use axum::routing::post;
 use http::header::{HeaderName, HeaderValue};
 use http::{HeaderMap, StatusCode};
 use serde_json::json;
-use zeroize::Zeroize;
 
 use super::error::ApiError;
 use super::http::{App, RequestId, failed, json};
 use super::job::{self, Block, DocumentSource, Job};
+use super::sent::Sent;
+use super::way::BODY_BYTES_MAX;
 use super::{identity, way};
 
 /// Bytes of text to a token, in tenths: English has about 4, code and other languages less.
@@ -38,7 +38,7 @@ async fn count_tokens(
     State(frontend): State<App>,
     Extension(id): Extension<RequestId>,
     headers: HeaderMap,
-    body: Body,
+    body: Sent,
 ) -> Response {
     match counted(&frontend, &headers, body).await {
         Ok(tokens) => {
@@ -50,14 +50,14 @@ async fn count_tokens(
     }
 }
 
-async fn counted(frontend: &App, headers: &HeaderMap, body: Body) -> Result<u64, ApiError> {
+async fn counted(frontend: &App, headers: &HeaderMap, body: Sent) -> Result<u64, ApiError> {
     way::refuse_encoding(headers)?;
-    identity::somebody(frontend, headers).await?;
-    let (mut body, _budget) = way::read(body, frontend).await?;
-    let job = job::parse(&body, &frontend.settings().models.list);
-    // It may hold a token.
-    body.as_mut().zeroize();
-    job.map(|job| estimate(&job))
+    let shown = identity::somebody(frontend, headers).await?;
+    let whose = body.whose(frontend, &shown)?;
+    let (body, _held) = body.read(frontend, whose, BODY_BYTES_MAX).await?;
+    let settings = frontend.settings();
+    let read = move |body: &[u8]| job::parse(body, &settings.models.list).map(|job| estimate(&job));
+    way::parsed(frontend, whose, body, read).await
 }
 
 /// The estimate: what the request says, without what the CLI adds to it.
@@ -89,9 +89,7 @@ fn of_block(block: &Block) -> u64 {
                     }
                 }
         }
-        Block::ToolUse { name, input, .. } => {
-            of_text(name) + serde_json::to_string(input).map_or(0, |input| of_text(&input))
-        }
+        Block::ToolUse { name, input, .. } => of_text(name) + of_text(input.text()),
         Block::ToolResult { content, .. } => content.iter().map(of_block).sum(),
     }
 }

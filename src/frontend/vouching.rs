@@ -134,6 +134,11 @@ impl Vouching {
         self.known().said(&tenant.0, Instant::now())
     }
 
+    /// Whether the upstream has accepted it.
+    pub fn is_known(&self, tenant: &TenantKey) -> bool {
+        self.said(tenant).is_some_and(|said| said.is_ok())
+    }
+
     fn known(&self) -> MutexGuard<'_, Known> {
         // What is done under the lock cannot stop half way.
         self.known.lock().unwrap_or_else(PoisonError::into_inner)

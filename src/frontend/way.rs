@@ -5,19 +5,16 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use axum::body::Body;
 use axum::response::Response;
-use bytes::BytesMut;
 use http::header::{self, HeaderName, HeaderValue};
 use http::{HeaderMap, StatusCode};
-use http_body_util::BodyExt;
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 use time::OffsetDateTime;
-use tokio::sync::{OwnedSemaphorePermit, watch};
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::sync::watch;
+use tokio::time::Instant;
 use uuid::Uuid;
-use zeroize::Zeroize;
+use zeroize::Zeroizing;
 
 use gaoler_protocol::{
     Conversation, Kind, Level, Limits, OPTIONS_BYTES_MAX, RunId, Section, Spawn, TenantKey, Tier, section,
@@ -26,6 +23,7 @@ use gaoler_sys::memfd;
 
 use super::admission::{Full, Ticket};
 use super::answer::{Answer, Ending, Heading};
+use super::bodies::{Hold, Whose};
 use super::books::Note;
 use super::cli::{client, input, transcript};
 use super::dialect::{self, Dialect};
@@ -37,26 +35,22 @@ use super::job::tools::settle;
 use super::job::{Block, Job, Shape};
 use super::run::{Bounds, Exchange};
 use super::runs::{About, Asked, Entered, Writer, reply};
+use super::sent::Sent;
 use super::sessions::servers;
 use super::trace::Trace;
 use super::waits::Terms;
-use super::{Frontend, budget, files, id, identity, log, metrics, vouching};
+use super::{Frontend, budget, crowd, files, id, identity, log, metrics, vouching};
 use crate::limits;
 
 /// Bytes of a body, at most: the API's own limit.
-const BODY_BYTES_MAX: usize = 32 * 1024 * 1024;
-/// Bytes of a body that is too large which are read and dropped, so that its sender reads our answer.
-const BODY_BYTES_DROPPED_MAX: usize = 64 * 1024 * 1024;
-/// How long one piece of a body may take, and how long all of it.
-const BODY_PIECE_WAIT: Duration = Duration::from_secs(15);
-const BODY_WAIT: Duration = Duration::from_secs(120);
+pub const BODY_BYTES_MAX: usize = 32 * 1024 * 1024;
+/// Bytes of a body that is read where it came: some milliseconds.
+const READ_AT_ONCE_MAX: usize = 256 * 1024;
 /// What a node of a parsed object takes, and how many fields stand in one at least: the half of what there is room for.
 const NODE_BYTES: usize = 700;
 const NODE_FIELDS: usize = 5;
 /// How often a request that waits looks for a run that has waited for its client for long enough to make room.
 const ROOM_LOOK: Duration = Duration::from_millis(100);
-/// KiB of bodies that are held at the same time, at most.
-pub const BODIES_KIB_MAX: usize = 512 * 1024;
 
 /// Fields of a request that had no effect.
 pub const IGNORED: HeaderName = HeaderName::from_static("x-gaoler-ignored");
@@ -81,12 +75,12 @@ pub async fn answer(
     frontend: &App,
     id: &RequestId,
     headers: &HeaderMap,
-    body: Body,
+    body: Sent,
 ) -> Result<Response, ApiError> {
     let begun = Instant::now();
     refuse_encoding(headers)?;
     // A credential in a header is judged before the body is read, as the API itself does it.
-    let shown = identity::shown(frontend, headers).await?;
+    let shown = identity::may_run(identity::shown(frontend, headers).await?, headers)?;
     if let Shown::Credential(credential, None) = &shown
         && let Some(said) = frontend.vouching.said(&credential.tenant(&frontend.secret))
     {
@@ -96,15 +90,17 @@ pub async fn answer(
         return Err(ApiError::draining());
     }
 
-    let (mut body, budget) = read(body, frontend).await?;
-    let meaning =
-        [LEVEL, LIMITS, SESSION].map(|name| headers.get(name).map_or(&b""[..], HeaderValue::as_bytes));
-    let asked = Asked::new(headers, &[&[dialect.path().as_bytes()], &meaning[..]].concat(), &body);
-    let job = dialect.parse(&body, headers, &frontend.settings().models.list);
-    // It may hold a token.
-    body.as_mut().zeroize();
-    drop(body);
-    let mut job = job?;
+    let whose = body.whose(frontend, &shown)?;
+    let (body, hold) = body.read(frontend, whose, BODY_BYTES_MAX).await?;
+    let (settings, said) = (frontend.settings(), headers.clone());
+    let read = move |body: &[u8]| {
+        let meaning =
+            [LEVEL, LIMITS, SESSION].map(|name| said.get(name).map_or(&b""[..], HeaderValue::as_bytes));
+        let asked = Asked::new(&said, &[&[dialect.path().as_bytes()], &meaning[..]].concat(), body);
+        Ok((asked, dialect.parse(body, &said, &settings.models.list)?))
+    };
+    // It may hold a token, and is overwritten when it has been read.
+    let (asked, mut job) = parsed(frontend, whose, body, read).await?;
     if tier(frontend) == Tier::Directory && !job.wishes.tools.is_empty() {
         // The CLI has file tools alone there.
         job.wishes.tools.clear();
@@ -161,10 +157,11 @@ pub async fn answer(
         Entered::Joined(reader) => (reader, true),
         Entered::Begun(writer, reader) => {
             let trace = id.1.clone();
-            begin(frontend, writer, job, Request { order, caller, mcp, names_servers, budget, trace });
+            begin(frontend, writer, job, Request { order, caller, mcp, names_servers, hold, trace });
             (reader, false)
         }
     };
+    crowd::is_known();
     let shape = reader.log().entry.about.shape;
     let answered = reply::answer(reader, id, joined).await;
     if shape == Shape::Events && answered.as_ref().is_ok_and(|response| response.status() == StatusCode::OK) {
@@ -180,7 +177,8 @@ struct Request {
     mcp: Settled,
     /// It says which servers it wants, rather than to take its session's.
     names_servers: bool,
-    budget: Option<OwnedSemaphorePermit>,
+    /// What its body takes of what all bodies may.
+    hold: Hold,
     trace: Trace,
 }
 
@@ -247,7 +245,7 @@ async fn conduct(
     leaving: Option<watch::Receiver<()>>,
 ) {
     let terms = request.terms();
-    let Request { order, caller, mcp, budget, trace, .. } = request;
+    let Request { order, caller, mcp, hold, trace, .. } = request;
     trace.asks(&order.spawn, &caller.name, job.model.as_str());
     let (fds, sealed) = match order.fds(&job, &mcp, &caller.credential, &frontend.settings().cli.version) {
         Ok(made) => made,
@@ -287,7 +285,7 @@ async fn conduct(
         }
         // From here on it counts among those that wait, and no more among those that are read.
         let told = |ticket| {
-            drop(budget);
+            drop(hold);
             writer.queued(ticket);
         };
         place(&frontend, tenant, most, held, told).await
@@ -585,50 +583,26 @@ pub fn refuse_encoding(headers: &HeaderMap) -> Result<(), ApiError> {
     Ok(())
 }
 
-/// The body, within its bounds, and the part of the budget that it takes.
+/// Reads a body with this: a large one on a thread of its own, one after the other, so that who asks for little meanwhile
+/// does not wait. What it says of memory is bounded by what is read at the same time.
 ///
 /// # Errors
-/// 400, 408, 413, 529.
-pub async fn read(
-    mut body: Body,
-    frontend: &Frontend,
-) -> Result<(BytesMut, Option<OwnedSemaphorePermit>), ApiError> {
-    let deadline = Instant::now() + BODY_WAIT;
-    let mut budget: Option<OwnedSemaphorePermit> = None;
-    let mut bytes = BytesMut::new();
-    let mut total = 0;
-    loop {
-        let piece = timeout_at(deadline, timeout(BODY_PIECE_WAIT, body.frame())).await;
-        let frame = match piece {
-            Ok(Ok(Some(Ok(frame)))) => frame,
-            Ok(Ok(Some(Err(_)))) => return Err(ApiError::invalid("The body broke off.")),
-            Ok(Ok(None)) => break,
-            Ok(Err(_)) | Err(_) => {
-                return Err(ApiError::new(408, "body_timeout", "The body came too slowly.").final_word());
-            }
-        };
-        let Ok(data) = frame.into_data() else { continue };
-        total += data.len();
-        if total > BODY_BYTES_DROPPED_MAX {
-            return Err(too_large());
-        }
-        if total > BODY_BYTES_MAX {
-            bytes = BytesMut::new();
-            continue;
-        }
-        let kib = u32::try_from(data.len().div_ceil(1024)).unwrap_or(u32::MAX);
-        let Ok(more) = Arc::clone(&frontend.bodies).try_acquire_many_owned(kib) else {
-            return Err(
-                ApiError::new(529, "bodies_full", "This server is reading too many requests.").after(5)
-            );
-        };
-        match &mut budget {
-            Some(budget) => budget.merge(more),
-            None => budget = Some(more),
-        }
-        bytes.extend_from_slice(&data);
+/// Those of the reader.
+pub async fn parsed<T: Send + 'static>(
+    frontend: &App,
+    whose: Whose,
+    body: Zeroizing<Vec<u8>>,
+    read: impl FnOnce(&[u8]) -> Result<T, ApiError> + Send + 'static,
+) -> Result<T, ApiError> {
+    if body.len() <= READ_AT_ONCE_MAX {
+        return read(&body);
     }
-    if total > BODY_BYTES_MAX { Err(too_large()) } else { Ok((bytes, budget)) }
+    let lost = || ApiError::internal("run_lost", "The body could not be read.");
+    let reader = &frontend.readers[usize::from(matches!(whose, Whose::Stranger(_)))];
+    let turn = reader.acquire().await.map_err(|_| lost())?;
+    let done = tokio::task::spawn_blocking(move || read(&body)).await.map_err(|_| lost());
+    drop(turn);
+    done?
 }
 
 /// Milliseconds since 1970.

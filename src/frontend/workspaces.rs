@@ -2,7 +2,6 @@
 //! It must never put a byte that comes out of a cage into a header, nor let a browser take it for a page.
 
 use axum::Router;
-use axum::body::Body;
 use axum::extract::{Extension, RawQuery, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post};
@@ -21,6 +20,7 @@ use super::error::ApiError;
 use super::files::{self, Asker, Told};
 use super::http::{App, RequestId, failure};
 use super::repository::Repository;
+use super::sent::Sent;
 use super::sessions::{Deleted, Page, answer, asks, fields, form, number, part, title, word};
 
 /// The workspace that is always there.
@@ -206,11 +206,11 @@ async fn make(
     State(frontend): State<App>,
     Extension(request): Extension<RequestId>,
     headers: HeaderMap,
-    body: Body,
+    body: Sent,
 ) -> Response {
     let result = async {
         let asker = files::asker(&frontend, &headers).await?;
-        let mut fields = fields(&frontend, body).await?;
+        let mut fields = fields(&frontend, &asker, body).await?;
         let (kind, what, remotes) = made(&mut fields, &frontend.settings())?;
         let asker = Asker { remotes, ..asker };
         form::<Workspace>(files::ask(&frontend, &headers, asker, kind, what, None).await?)
@@ -311,7 +311,7 @@ async fn write(
     Extension(request): Extension<RequestId>,
     headers: HeaderMap,
     uri: Uri,
-    body: Body,
+    body: Sent,
 ) -> Response {
     let result = async {
         let asker = files::asker(&frontend, &headers).await?;
@@ -387,7 +387,7 @@ async fn unpack(
     headers: HeaderMap,
     uri: Uri,
     RawQuery(query): RawQuery,
-    body: Body,
+    body: Sent,
 ) -> Response {
     let result = async {
         let asker = files::asker(&frontend, &headers).await?;
@@ -437,11 +437,11 @@ async fn snap(
     Extension(request): Extension<RequestId>,
     headers: HeaderMap,
     uri: Uri,
-    body: Body,
+    body: Sent,
 ) -> Response {
-    asks!(frontend, headers, request, StatusCode::CREATED, Kind::Files, Snapshot, {
+    asks!(frontend, headers, request, StatusCode::CREATED, Kind::Files, Snapshot, asker => {
         let id = workspace(part(&uri, 3))?;
-        What::MakeSnapshot { id, new: fresh(), title: title(&fields(&frontend, body).await?)? }
+        What::MakeSnapshot { id, new: fresh(), title: title(&fields(&frontend, &asker, body).await?)? }
     })
 }
 

@@ -7,9 +7,8 @@ pub mod input;
 pub mod transcript;
 
 use serde::Serialize;
-use serde_json::{Map, Value};
 
-use super::job::{Block, DocumentSource, Media};
+use super::job::{Block, DocumentSource, Input, Media};
 
 /// A block as the Messages API and the CLI write it.
 #[derive(Serialize)]
@@ -31,7 +30,7 @@ enum WireBlock<'a> {
     ToolUse {
         id: &'a str,
         name: &'a str,
-        input: &'a Map<String, Value>,
+        input: &'a Input,
     },
     ToolResult {
         tool_use_id: &'a str,

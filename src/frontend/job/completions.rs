@@ -10,19 +10,20 @@ use gaoler_protocol::Effort;
 use super::tools::{self, Tool};
 use super::wishes::parse_schema;
 use super::{
-    BLOCKS_MAX, Block, IMAGE_TYPES, Ignored, Job, Media, Role, Turn, Words, add_turn, append_paragraph,
-    boolean, common, fields, is_base64, job, messages, no_session, object, parse_system, parse_tokens_max,
-    required_string, session, string, take, tool_id, unsigned, with_prompt, within, wrong,
+    BLOCKS_MAX, Block, Fields, IMAGE_TYPES, Ignored, Input, Job, List, Media, Role, Said, Turn, Words,
+    append_paragraph, boolean, common, fields, is_base64, job, no_session, object, parse_system,
+    parse_tokens_max, required_string, session, string, take, tool_id, unsigned, with_prompt, within, wrong,
 };
 use crate::frontend::cli::client::name_calls;
 use crate::frontend::error::ApiError;
+use crate::frontend::json::{Fault, Room};
 
 /// Parses a body. `in_header` is what the header `x-session-id` says, and `names` may hold names of the operator's own.
 ///
 /// # Errors
 /// 400 with the path of what is wrong; 404 for a model that no rule names.
 pub fn parse(body: &[u8], in_header: Option<&str>, names: &[ListedModel]) -> Result<Job, ApiError> {
-    let mut fields = fields(body)?;
+    let Fields { mut fields, messages } = fields(body)?;
     let mut ignored = Ignored::default();
     let session = parse_session(take(&mut fields, "session_id"), in_header, &mut ignored)?;
     let common = common(&mut fields, &mut ignored, names)?;
@@ -35,7 +36,7 @@ pub fn parse(body: &[u8], in_header: Option<&str>, names: &[ListedModel]) -> Res
     let tools = parse_tools(&mut fields, &mut ignored)?;
     leave_out_what_asks_for_nothing(&mut fields);
     let mut system = String::new();
-    let (turns, prompt) = parse_messages(messages(&mut fields)?, &mut system, &mut ignored)?;
+    let (turns, prompt) = parse_messages(&messages.list()?, &mut system, &mut ignored)?;
     let words = Words { session, system, effort, schema, turns, prompt, usage_last };
     let mut job = job(fields, common, words, ignored);
     // The model knows them by the CLI's names, in what it said before as well.
@@ -210,14 +211,13 @@ fn leave_out_what_asks_for_nothing(fields: &mut Map<String, Value>) {
 }
 
 fn parse_messages(
-    messages: Vec<Value>,
+    messages: &List<'_>,
     system: &mut String,
     ignored: &mut Ignored,
 ) -> Result<(Vec<Turn>, Vec<Block>), ApiError> {
-    let mut turns: Vec<Turn> = Vec::with_capacity(messages.len());
-    for (i, message) in messages.into_iter().enumerate() {
-        let path = format!("messages[{i}]");
-        let Value::Object(mut message) = message else { return Err(wrong(&path, "an object", &message)) };
+    let mut said = Said::default();
+    for (path, message) in messages.each() {
+        let mut message = message?;
         let role = required_string(take(&mut message, "role"), &format!("{path}.role"))?;
         let content = take(&mut message, "content");
         if take(&mut message, "name").is_some() {
@@ -232,7 +232,7 @@ fn parse_messages(
                 let content =
                     content.ok_or_else(|| ApiError::invalid(format!("{place}: field required.")))?;
                 let blocks = parse_content(content, Role::User, &place, ignored)?;
-                add_turn(&mut turns, Role::User, blocks, &path)?;
+                said.add(Role::User, blocks, &path)?;
             }
             "assistant" => {
                 let mut blocks = match content {
@@ -243,7 +243,7 @@ fn parse_messages(
                 if ["reasoning_content", "reasoning"].iter().any(|name| take(&mut message, name).is_some()) {
                     ignored.name("messages.thinking");
                 }
-                add_turn(&mut turns, Role::Assistant, blocks, &path)?;
+                said.add(Role::Assistant, blocks, &path)?;
             }
             "tool" => {
                 let id = tool_id(take(&mut message, "tool_call_id"), &format!("{path}.tool_call_id"))?;
@@ -252,7 +252,7 @@ fn parse_messages(
                     None => Vec::new(),
                 };
                 let result = Block::ToolResult { id, content, is_error: false };
-                add_turn(&mut turns, Role::User, vec![result], &path)?;
+                said.add(Role::User, vec![result], &path)?;
             }
             _ => {
                 return Err(ApiError::invalid(format!(
@@ -261,7 +261,7 @@ fn parse_messages(
             }
         }
     }
-    with_prompt(turns)
+    with_prompt(said.turns)
 }
 
 fn parse_content(
@@ -343,6 +343,7 @@ fn parse_calls(value: Option<Value>, path: &str, ignored: &mut Ignored) -> Resul
         Some(other) => return Err(wrong(&path, "an array", &other)),
     };
     let mut blocks = Vec::with_capacity(calls.len());
+    // JSON in JSON, of which each call's is dropped before the next one's is read.
     for (i, call) in calls.into_iter().enumerate() {
         let path = format!("{path}[{i}]");
         let Value::Object(mut call) = call else { return Err(wrong(&path, "an object", &call)) };
@@ -356,10 +357,20 @@ fn parse_calls(value: Option<Value>, path: &str, ignored: &mut Ignored) -> Resul
         let text = string(take(&mut function, "arguments"), &place)?.unwrap_or_default();
         let input = match text.trim() {
             "" => Map::new(),
-            text => serde_json::from_str(text)
-                .map_err(|_| ApiError::invalid(format!("{place}: must be a JSON object in a string.")))?,
+            text => match Room::new().value(text) {
+                Ok(Value::Object(input)) => input,
+                Err(Fault::Large) => {
+                    let message =
+                        format!("{place}: holds more values than are read here; send fewer of them.");
+                    return Err(ApiError::new(413, "request_too_large", message));
+                }
+                _ => {
+                    let message = format!("{place}: must be a JSON object in a string.");
+                    return Err(ApiError::invalid(message));
+                }
+            },
         };
-        blocks.push(Block::ToolUse { id, name, input });
+        blocks.push(Block::ToolUse { id, name, input: Input::of(&input) });
     }
     Ok(blocks)
 }

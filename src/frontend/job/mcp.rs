@@ -12,7 +12,7 @@ use zeroize::Zeroizing;
 use gaoler_policy::settings::{Mcp, OfferedServer};
 use gaoler_protocol::{Level, REMOTES_BYTES_MAX, Tier};
 
-use super::{BodyCredential, Ignored, boolean, object, string, take, wrong};
+use super::{BodyCredential, Fields, Ignored, boolean, object, string, take, wrong};
 use crate::frontend::error::ApiError;
 use crate::mcp::{Place, is_name, transport};
 
@@ -123,8 +123,11 @@ pub struct Question {
 /// # Errors
 /// 400 with the path of what is wrong.
 pub fn question(body: &[u8]) -> Result<Question, ApiError> {
-    let mut fields = super::fields(body)?;
+    let Fields { mut fields, messages } = super::fields(body)?;
     let mut ignored = Ignored::default();
+    if messages.value.is_some() {
+        ignored.name("messages");
+    }
     let servers = servers(&mut fields, &mut ignored)?;
     if servers.list.is_empty() {
         return Err(ApiError::invalid("mcp_servers: at least one server is required."));

@@ -3,7 +3,6 @@
 
 use std::sync::{Mutex, PoisonError};
 
-use axum::body::Body;
 use axum::extract::{Extension, State};
 use axum::response::Response;
 use http::{HeaderMap, HeaderValue, StatusCode, Uri};
@@ -11,7 +10,6 @@ use serde_json::{Map, Value, json};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use uuid::Uuid;
-use zeroize::Zeroize;
 
 use gaoler_files::What;
 use gaoler_ledger_wire::{Answer, Hex, KeptServers, Proof, Question, Refusal, SERVED_MAX, SERVERS_BYTES_MAX};
@@ -24,6 +22,7 @@ use crate::frontend::http::{App, RequestId};
 use crate::frontend::identity::{Caller, Holder};
 use crate::frontend::job::mcp::{self, Servers, not_sealed};
 use crate::frontend::job::{Block, Job};
+use crate::frontend::sent::{Sent, WORDS_BYTES_MAX};
 use crate::frontend::{ledger, tenant, way};
 
 const DAY: i64 = 24 * 60 * 60;
@@ -105,17 +104,16 @@ pub async fn set(
     Extension(request): Extension<RequestId>,
     headers: HeaderMap,
     uri: Uri,
-    body: Body,
+    body: Sent,
 ) -> Response {
     let mut left_out = Vec::new();
     let result = async {
         let Named { asker, owner, session } = named(&frontend, &headers, &uri).await?;
-        let (mut bytes, budget) = way::read(body, &frontend).await?;
-        let question = mcp::question(&bytes);
-        // It may hold a token.
-        bytes.as_mut().zeroize();
-        drop((bytes, budget));
-        let mcp::Question { servers, level, credential, ignored } = question?;
+        let whose = body.whose_of(&frontend, &asker.holder);
+        let (bytes, hold) = body.read(&frontend, whose, WORDS_BYTES_MAX).await?;
+        let mcp::Question { servers, level, credential, ignored } =
+            way::parsed(&frontend, whose, bytes, mcp::question).await?;
+        drop(hold);
         left_out = ignored;
         if credential.is_some() {
             left_out.push("oauth_credentials".into());
