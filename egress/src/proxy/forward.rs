@@ -59,7 +59,7 @@ pub fn destination(head: &Parts) -> Result<Destination, Refused> {
 pub fn tunnel(head: &Parts) -> Result<Destination, Refused> {
     let authority = head.uri.authority().ok_or(Refused::Spelling)?;
     // hyper takes a whole URL there too.
-    if head.uri.to_string() != authority.as_str() {
+    if head.uri.scheme().is_some() || head.uri.path_and_query().is_some() {
         return Err(Refused::Spelling);
     }
     let to = Destination::parse(authority.as_str(), None).ok_or(Refused::Spelling)?;
