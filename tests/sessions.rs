@@ -211,3 +211,150 @@ fn t116_sessions_that_nobody_uses_are_removed_after_their_days() {
     assert!(!said.contains("bittern"), "{said}");
     assert_eq!(ids(&get(&again.client(), "a", "/v1/sessions")), [SESSION, SECOND]);
 }
+
+/// What an agent puts in its transcript's place, by a command in its own run.
+const LEAVINGS: [(&str, &str); 6] = [
+    (
+        "transcript_is_folder",
+        "mkdir $T; head -c 3000000 /dev/urandom > $T/big; mkdir -p $T/a/b/c; chmod 0 $T/a/b",
+    ),
+    ("transcript_is_link", "ln -s /workspace/elsewhere $T"),
+    ("transcript_is_special", "mkfifo $T"),
+    ("transcript_is_closed", "echo x > $T; chmod 0 $T"),
+    ("transcript_says_nothing", "printf 'no JSON\\n\\0\\0\\0\\n[]\\n' > $T"),
+    ("transcript_says_nothing", "head -c 50000000 /dev/zero > $T"),
+];
+
+#[test]
+fn b08_a_session_that_its_agent_broke_is_listed_counted_told_and_deleted() {
+    if !environment().commands {
+        return;
+    }
+    let server = Server::start(Options::with_double());
+    let client = server.client();
+    for (number, (why, command)) in LEAVINGS.into_iter().enumerate() {
+        let session = format!("6f1c0f0e-8d2b-4c7e-9a51-{number:012x}");
+        let path = format!("/v1/sessions/{session}");
+        says(&client, "a", &session, "hello");
+        // The control: it is read, copied and gone on with.
+        assert!(says(&client, "a", &session, "HISTORY?").contains("hello"));
+        assert_eq!(get(&client, "a", &format!("{path}/transcript")).status, 200);
+        assert_eq!(get(&client, "a", &path).json()["unreadable"], Value::Null);
+        // The double writes its turn down after its command, so what is left there is left behind its back.
+        let find = "T=$(ls -d $HOME/.claude/projects/*/)/";
+        let later = format!("{find}{session}.jsonl; rm -f $T; {command}; kill -9 $PPID");
+        let mut body = ask(&format!("RUN: {later}"));
+        body["session_id"] = session.as_str().into();
+        let broken = client.messages("a", &body);
+        assert_ne!(broken.status, 200, "{broken:?}");
+
+        let row = get(&client, "a", &path);
+        assert_eq!((row.status, &row.json()["unreadable"]), (200, &json!(why)), "{number}: {row:?}");
+        assert!(ids(&get(&client, "a", "/v1/sessions")).contains(&session));
+        for (method, rest) in [("GET", "/transcript"), ("POST", "/fork")] {
+            let told = request(&client, "a", method, &format!("{path}{rest}"), &Value::Null);
+            assert_eq!(code(&told), (409, "session_unreadable".into()), "{number} {method}: {told:?}");
+            assert_eq!(told.header("x-should-retry"), Some("false"));
+        }
+        let mut body = ask("HISTORY?");
+        body["session_id"] = session.as_str().into();
+        let told = client.messages("a", &body);
+        assert_eq!(code(&told), (409, "session_unreadable".into()), "{number}: {told:?}");
+        let named = request(&client, "a", "POST", &path, &json!({"title": "broken"}));
+        assert_eq!((named.status, &named.json()["title"]), (200, &json!("broken")));
+        let deleted = request(&client, "a", "DELETE", &path, &Value::Null);
+        assert_eq!(
+            (deleted.status, deleted.json()),
+            (200, json!({"id": session, "deleted": true})),
+            "{number}"
+        );
+        assert_eq!(code(&get(&client, "a", &path)), (404, "session_not_found".into()));
+        // Its id is free again.
+        assert!(!says(&client, "a", &session, "HISTORY?").contains("hello"));
+        assert_eq!(request(&client, "a", "DELETE", &path, &Value::Null).status, 200);
+    }
+    // Nothing of it was written anywhere else.
+    let elsewhere = get(&client, "a", "/v1/workspaces/default/files/elsewhere");
+    assert_eq!(code(&elsewhere), (404, "file_not_found".into()));
+}
+
+#[test]
+fn b08_what_lies_in_sessions_is_in_the_quota_and_a_tenant_over_it_cleans_up_over_http() {
+    if !environment().commands {
+        return;
+    }
+    let options = Options::with_double();
+    let server = Server::start(options);
+    let client = server.client();
+    let used = || {
+        let quota = get(&client, "a", "/v1/workspaces/default").json()["quota"].clone();
+        (quota["used_bytes"].as_u64().expect("bytes"), quota["used_files"].as_u64().expect("files"))
+    };
+    says(&client, "a", SESSION, "hello");
+    let before = used();
+    let command = "T=$(ls -d $HOME/.claude/projects/*/); mkdir $T/many; head -c 60000000 /dev/urandom > $T/big; \
+                   cd $T/many; for i in $(seq 2000); do : > $i; done";
+    says(&client, "a", SESSION, &format!("RUN: {command}"));
+    let after = used();
+    assert!(after.0 > before.0 + 60_000_000 && after.1 > before.1 + 2000, "{before:?} {after:?}");
+    let path = format!("/v1/sessions/{SESSION}");
+    assert!(get(&client, "a", &path).json()["disk_bytes"].as_u64().is_some_and(|bytes| bytes > 60_000_000));
+    // With a smaller part of the disk this tenant is over it: writing is refused as such, in a word that says what to do.
+    let small = [bearer("a"), ("x-gaoler-limits", "disk_mib=20".to_owned())];
+    let write = || client.request("PUT", "/v1/workspaces/default/files/f", &small, &[7; 1000]);
+    let refused = write();
+    assert_eq!(code(&refused), (413, "workspace_full".into()), "{refused:?}");
+    let fork = client.request("POST", &format!("{path}/fork"), &small, b"{}");
+    assert_eq!(code(&fork), (413, "workspace_full".into()), "{fork:?}");
+    let deleted = client.request("DELETE", &path, &small, b"");
+    assert_eq!(deleted.status, 200, "{deleted:?}");
+    assert_eq!(write().status, 200);
+    let (bytes, files) = used();
+    assert!(bytes < before.0 + 100_000 && files <= before.1 + 5, "{before:?} {bytes} {files}");
+}
+
+#[test]
+fn b08_a_broken_session_is_swept_by_its_days_whatever_time_its_agent_sets() {
+    if !environment().commands {
+        return;
+    }
+    let mut server = Server::start(Options::with_double());
+    let client = server.client();
+    says(&client, "a", SESSION, "hello");
+    says(&client, "a", SECOND, "hello");
+    let command = format!(
+        "T=$(ls -d $HOME/.claude/projects/*/)/{SESSION}.jsonl; rm $T; mkdir $T; touch -d 2099-01-01 $T; kill -9 $PPID"
+    );
+    let mut body = ask(&format!("RUN: {command}"));
+    body["session_id"] = SESSION.into();
+    assert_ne!(client.messages("a", &body).status, 200);
+    let used = get(&client, "a", &format!("/v1/sessions/{SESSION}")).json()["last_used_at"].to_string();
+    assert!(!used.contains("2099"), "{used}");
+    assert!(server.stop().success());
+    let tenant =
+        std::fs::read_dir(server.state.join("tenants")).expect("tenants").flatten().next().expect("one");
+    let transcript = tenant.path().join("sessions").join(SESSION).join(format!("{SESSION}.jsonl"));
+    let old = std::time::SystemTime::now() - std::time::Duration::from_secs(3 * 24 * 3600);
+    std::fs::File::open(&transcript).expect("a folder").set_modified(old).expect("a time");
+    let again = Server::start(server.options.clone().with("GAOLER_SESSIONS__TTL_DAYS", 2));
+    assert_eq!(ids(&get(&again.client(), "a", "/v1/sessions")), [SECOND]);
+    assert!(!transcript.exists());
+}
+
+#[test]
+fn b08_an_agent_that_shuts_its_sessions_folder_shuts_nobody_out() {
+    if !environment().commands {
+        return;
+    }
+    let server = Server::start(Options::with_double());
+    let client = server.client();
+    says(&client, "a", SESSION, "my bird is a bittern");
+    let mut body = ask("RUN: chmod 0 $HOME/.claude/projects/*/; kill -9 $PPID");
+    body["session_id"] = SESSION.into();
+    assert_ne!(client.messages("a", &body).status, 200);
+    assert!(says(&client, "a", SESSION, "HISTORY?").contains("bittern"));
+    let path = format!("/v1/sessions/{SESSION}");
+    assert_ne!(client.messages("a", &body).status, 200);
+    assert_eq!(get(&client, "a", &path).json()["unreadable"], Value::Null);
+    assert_eq!(request(&client, "a", "DELETE", &path, &Value::Null).status, 200);
+}

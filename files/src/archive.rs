@@ -20,10 +20,11 @@ use zip::write::SimpleFileOptions;
 use crate::Outcome;
 use crate::beneath::{Folder, Found, Kind, Relative, is_in_the_way, make_steps, steps};
 use crate::budget::Budget;
+use crate::draft::Draft;
 use crate::failure::{Doing, Failed, Told, failed};
 use crate::frames::FramesIn;
 use crate::multipart::Form;
-use crate::workspaces::{self, Draft, pour};
+use crate::workspaces::{self, pour};
 
 /// Entries of one archive, at most.
 const ENTRIES_MAX: u64 = 200_000;

@@ -6,6 +6,7 @@ use std::fs::File;
 use std::io::Result;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::time::{Duration, Instant};
 
 use gaoler_files::{Code, DEPTH_MAX};
 use nix::dir::Dir;
@@ -18,6 +19,8 @@ use crate::failure::{Failed, failed};
 
 /// How deep a walk goes: as many descriptors are open then, and a cage has some thousands.
 const WALK_DEPTH_MAX: usize = 1000;
+/// What removes without a bound of time tries for so long at once, and then again.
+const REMOVAL_PIECE: Duration = Duration::from_secs(60);
 /// A folder's mode, and a file's.
 const FOLDER: Mode = Mode::from_bits_truncate(0o755);
 
@@ -49,8 +52,12 @@ pub struct Found {
     pub disk_bytes: u64,
     /// Seconds since 1970 of its last change.
     pub modified: i64,
+    /// The same, and never later than its inode was changed: its owner may set the one to any time, and not the other.
+    pub used: i64,
     /// Whether its owner may execute it.
     pub executable: bool,
+    /// Whether its owner may read it.
+    pub readable: bool,
 }
 
 impl From<FileStat> for Found {
@@ -66,7 +73,9 @@ impl From<FileStat> for Found {
             bytes: stat.st_size.max(0) as u64,
             disk_bytes: stat.st_blocks.max(0) as u64 * 512,
             modified: stat.st_mtime,
+            used: stat.st_mtime.min(stat.st_ctime),
             executable: stat.st_mode & 0o100 != 0,
+            readable: stat.st_mode & 0o400 != 0,
         }
     }
 }
@@ -110,11 +119,24 @@ impl Folder {
         Ok((self.enter(name)?, made))
     }
 
-    /// A file of it, to be read.
+    /// A file of it, to be read. One that its owner closed to itself is opened all the same, and stays as closed as it was.
     pub fn read(&self, name: &OsStr) -> Result<File> {
         // A pipe would wait for a writer: it is opened without waiting, and then refused for what it is.
         let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK;
-        Ok(openat(&self.0, name, flags, Mode::empty())?.into())
+        match openat(&self.0, name, flags, Mode::empty()) {
+            Err(Errno::EACCES) => {
+                let stat = fstatat(&self.0, name, AtFlags::AT_SYMLINK_NOFOLLOW)?;
+                if SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT != SFlag::S_IFREG {
+                    return Err(Errno::EACCES.into());
+                }
+                let mode = Mode::from_bits_truncate(stat.st_mode);
+                fchmodat(&self.0, name, mode | Mode::S_IRUSR, FchmodatFlags::FollowSymlink)?;
+                let opened = openat(&self.0, name, flags, Mode::empty())?;
+                nix::sys::stat::fchmod(&opened, mode)?;
+                Ok(opened.into())
+            }
+            opened => Ok(opened?.into()),
+        }
     }
 
     /// A new file of it.
@@ -150,6 +172,21 @@ impl Folder {
         Ok(names)
     }
 
+    /// Tells its entries' names one after another, in no order, and keeps none of them: there may be a million. What says
+    /// no ends it.
+    pub fn each(&self, tell: &mut dyn FnMut(&OsStr) -> Result<bool>) -> Result<()> {
+        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        let mut list = Dir::openat(&self.0, ".", flags, Mode::empty())?;
+        for entry in list.iter() {
+            let entry = entry?;
+            let name = OsStr::from_bytes(entry.file_name().to_bytes());
+            if name != "." && name != ".." && !tell(name)? {
+                break;
+            }
+        }
+        Ok(())
+    }
+
     /// Where a link says that it leads.
     pub fn link(&self, name: &OsStr) -> Result<OsString> {
         Ok(readlinkat(&self.0, name)?)
@@ -172,45 +209,85 @@ impl Folder {
 
     /// Removes an entry with all that is below it, however deep: what lies in an inner folder is moved up first.
     pub fn remove(&self, name: &OsStr) -> Result<()> {
+        while !self.remove_until(name, Instant::now() + REMOVAL_PIECE)? {}
+        Ok(())
+    }
+
+    /// The same until then; whether it is gone.
+    pub fn remove_until(&self, name: &OsStr, until: Instant) -> Result<bool> {
         match unlinkat(&self.0, name, UnlinkatFlags::NoRemoveDir) {
-            Ok(()) => return Ok(()),
+            Ok(()) => return Ok(true),
             Err(Errno::EISDIR | Errno::EPERM | Errno::EACCES) => {}
             Err(errno) => return Err(errno.into()),
         }
-        let folder = self.enter(name)?;
-        folder.clear()?;
-        Ok(unlinkat(&self.0, name, UnlinkatFlags::RemoveDir)?)
+        let gone = self.enter(name)?.clear_until(until)?;
+        if gone {
+            unlinkat(&self.0, name, UnlinkatFlags::RemoveDir)?;
+        }
+        Ok(gone)
     }
 
-    /// Removes everything in it.
-    pub fn clear(&self) -> Result<()> {
-        let mut moved = 0u64;
+    /// Removes everything in it, until then; whether it is empty. A look at it keeps no names: there may be a million.
+    fn clear_until(&self, until: Instant) -> Result<bool> {
+        let (mut moved, mut late) = (0u64, false);
         self.open_to_owner()?;
         loop {
-            let names = self.names()?;
-            if names.is_empty() {
-                return Ok(());
-            }
-            for name in names {
-                if unlinkat(&self.0, name.as_os_str(), UnlinkatFlags::NoRemoveDir).is_ok() {
-                    continue;
+            let mut seen = false;
+            self.each(&mut |name| {
+                seen = true;
+                if unlinkat(&self.0, name, UnlinkatFlags::NoRemoveDir).is_err() {
+                    late = !self.dissolve(name, until, &mut moved)?;
                 }
-                let inner = self.enter(&name)?;
-                inner.open_to_owner()?;
-                for below in inner.names()? {
-                    if unlinkat(&inner.0, below.as_os_str(), UnlinkatFlags::NoRemoveDir).is_err() {
-                        // To move a folder takes the right to write into it: its parent entry changes.
-                        inner.enter(&below).and_then(|it| it.open_to_owner())?;
-                        moved += 1;
-                        inner.rename(&below, self, OsStr::new(&format!(".gaoler-{moved}")))?;
-                    }
-                }
-                unlinkat(&self.0, name.as_os_str(), UnlinkatFlags::RemoveDir)?;
+                late |= Instant::now() >= until;
+                Ok(!late)
+            })?;
+            if late || !seen {
+                return Ok(!late);
             }
         }
     }
 
-    fn open_to_owner(&self) -> Result<()> {
+    /// Removes one of its folders and the files in it; folders in it are moved up, next to it. Whether there was time.
+    fn dissolve(&self, name: &OsStr, until: Instant, moved: &mut u64) -> Result<bool> {
+        let inner = self.enter(name)?;
+        inner.open_to_owner()?;
+        let mut late = false;
+        loop {
+            let mut seen = false;
+            inner.each(&mut |below| {
+                seen = true;
+                if unlinkat(&inner.0, below, UnlinkatFlags::NoRemoveDir).is_err() {
+                    // To move a folder takes the right to write into it: its parent entry changes.
+                    inner.enter(below).and_then(|it| it.open_to_owner())?;
+                    self.take_in(&inner, below, moved)?;
+                }
+                late = Instant::now() >= until;
+                Ok(!late)
+            })?;
+            if late {
+                return Ok(false);
+            }
+            if !seen {
+                break;
+            }
+        }
+        unlinkat(&self.0, name, UnlinkatFlags::RemoveDir)?;
+        Ok(true)
+    }
+
+    /// Moves an entry of a folder here, under a name that nothing has yet: an earlier removal may have been cut off.
+    fn take_in(&self, from: &Folder, name: &OsStr, moved: &mut u64) -> Result<()> {
+        loop {
+            *moved += 1;
+            let new = format!(".gaoler-{moved}");
+            if self.look(OsStr::new(&new))?.is_none() {
+                return from.rename(name, self, OsStr::new(&new));
+            }
+        }
+    }
+
+    /// Gives its owner every right to it.
+    pub fn open_to_owner(&self) -> Result<()> {
         Ok(nix::sys::stat::fchmod(&self.0, Mode::S_IRWXU)?)
     }
 

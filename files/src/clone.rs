@@ -8,9 +8,10 @@ use gaoler_files::Code;
 use serde_json::Value;
 
 use crate::beneath::Folder;
+use crate::draft::Draft;
 use crate::failure::{Doing, Failed, failed};
 use crate::note::Note;
-use crate::workspaces::{self, Draft};
+use crate::workspaces;
 
 /// Bytes of what git says that are repeated.
 const SAID_BYTES_MAX: usize = 500;

@@ -8,7 +8,7 @@
 #![forbid(unsafe_code)]
 
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::value::RawValue;
 
 /// Bytes of one frame, at most.
 pub const FRAME_BYTES_MAX: usize = 64 * 1024;
@@ -22,6 +22,8 @@ pub const PAGE_MAX: u32 = 100;
 pub const TREE_MAX: u32 = 10_000;
 /// Folders within each other that a path may name.
 pub const DEPTH_MAX: usize = 100;
+/// Bytes of a transcript that is read, at most: the CLI itself can hold no text of half of that.
+pub const TRANSCRIPT_BYTES_MAX: u64 = 1 << 30;
 /// Characters of a title.
 pub const TITLE_CHARS_MAX: usize = 200;
 /// Workspaces of one tenant.
@@ -38,9 +40,22 @@ pub struct Question {
     pub disk_files: u64,
     /// Days after which an unused session is removed; 0 = never.
     pub ttl_days: u32,
+    /// What the tenant takes elsewhere, of the same part of the disk: by sessions where this is about workspaces, and the
+    /// other way round.
+    #[serde(default)]
+    pub elsewhere: Taken,
     /// For what.
     #[serde(flatten)]
     pub what: What,
+}
+
+/// What is taken of the disk, as the supervisor counts it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Taken {
+    /// Bytes.
+    pub bytes: u64,
+    /// Files and folders.
+    pub files: u64,
 }
 
 /// For what. Ids are names of folders; paths are as in an address, with percent signs.
@@ -54,6 +69,10 @@ pub enum What {
         #[serde(default)]
         known: Vec<String>,
     },
+    /// Removes more of what has been deleted and was too much for one request; whether something remains.
+    Clean,
+    /// What all of it takes.
+    Usage,
     /// Sessions, the newest first.
     Sessions { limit: u32, after: Option<String> },
     /// One of them.
@@ -114,6 +133,39 @@ pub enum What {
     Diff { id: String, from: String, unified: bool },
 }
 
+impl What {
+    /// Whether it depends on what the tenant takes of the disk in all.
+    pub fn needs_elsewhere(&self) -> bool {
+        match self {
+            What::ForkSession { .. }
+            | What::CloneWorkspace { .. }
+            | What::Workspace { .. }
+            | What::WriteFile { .. }
+            | What::Unpack { .. }
+            | What::MakeSnapshot { .. }
+            | What::Restore { .. } => true,
+            What::Sweep { .. }
+            | What::Clean
+            | What::Usage
+            | What::Sessions { .. }
+            | What::Session { .. }
+            | What::NameSession { .. }
+            | What::DropSession { .. }
+            | What::Transcript { .. }
+            | What::Workspaces
+            | What::MakeWorkspace { .. }
+            | What::DropWorkspace { .. }
+            | What::ReadFile { .. }
+            | What::DropFile { .. }
+            | What::Tree { .. }
+            | What::Pack { .. }
+            | What::Snapshots { .. }
+            | What::DropSnapshot { .. }
+            | What::Diff { .. } => false,
+        }
+    }
+}
+
 /// A form of archive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -130,8 +182,8 @@ pub enum Format {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Answer {
-    /// Done.
-    Done(Value),
+    /// Done. Whoever reads it looks for the fields that are known, and makes nothing of any other.
+    Done(Box<RawValue>),
     /// Done; frames follow.
     Bytes(Sized),
     /// Not done.
@@ -152,6 +204,62 @@ pub struct Failure {
     pub code: Code,
     /// What, where, and what to do.
     pub message: String,
+}
+
+/// Why a session cannot be read. It is still its tenant's: listed, counted, and deleted like any other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Unreadable {
+    /// Something else is in the place of its folder.
+    NoFolder,
+    /// A folder is in the place of its transcript.
+    TranscriptIsFolder,
+    /// A link is.
+    TranscriptIsLink,
+    /// A pipe, a socket or a device is.
+    TranscriptIsSpecial,
+    /// Its owner has closed it to itself.
+    TranscriptIsClosed,
+    /// It is longer than anybody reads.
+    TranscriptIsTooLarge,
+    /// No line of it is anything that was said.
+    TranscriptSaysNothing,
+    /// The disk says no.
+    DiskFailed,
+}
+
+impl Unreadable {
+    /// All of them.
+    pub const ALL: &[Unreadable] = &[
+        Unreadable::NoFolder,
+        Unreadable::TranscriptIsFolder,
+        Unreadable::TranscriptIsLink,
+        Unreadable::TranscriptIsSpecial,
+        Unreadable::TranscriptIsClosed,
+        Unreadable::TranscriptIsTooLarge,
+        Unreadable::TranscriptSaysNothing,
+        Unreadable::DiskFailed,
+    ];
+
+    /// What is wrong, and what to do.
+    pub fn message(self) -> String {
+        let what = match self {
+            Unreadable::NoFolder => "something else is in the place of its folder",
+            Unreadable::TranscriptIsFolder => "a folder is in the place of its transcript",
+            Unreadable::TranscriptIsLink => "a link is in the place of its transcript",
+            Unreadable::TranscriptIsSpecial => {
+                "a pipe, a socket or a device is in the place of its transcript"
+            }
+            Unreadable::TranscriptIsClosed => "its transcript's mode lets nobody read it",
+            Unreadable::TranscriptIsTooLarge => "its transcript is longer than 1 GiB",
+            Unreadable::TranscriptSaysNothing => "no line of its transcript is anything that was said",
+            Unreadable::DiskFailed => "its transcript could not be read from the disk",
+        };
+        format!(
+            "This session cannot be read any more: {what}. Something that its agent ran may have done that. DELETE the \
+             session, and go on in a new one."
+        )
+    }
 }
 
 macro_rules! codes {
@@ -176,6 +284,8 @@ macro_rules! codes {
 codes! {
     /// No such session.
     NoSession = 404, "session_not_found";
+    /// A session that cannot be read.
+    Unreadable = 409, "session_unreadable";
     /// No such workspace.
     NoWorkspace = 404, "workspace_not_found";
     /// No such file or folder.

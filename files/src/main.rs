@@ -8,12 +8,14 @@ mod beneath;
 mod budget;
 mod clone;
 mod diff;
+mod draft;
 mod failure;
 mod frames;
 mod multipart;
 mod note;
 mod sessions;
 mod snapshots;
+mod spoken;
 mod tree;
 mod workspaces;
 
@@ -21,7 +23,8 @@ use std::io::{BufRead, BufWriter, Read, Write};
 use std::process::ExitCode;
 
 use gaoler_files::{Answer, Code, QUESTION_BYTES_MAX, Question, Sized, What};
-use serde_json::Value;
+use serde_json::value::to_raw_value;
+use serde_json::{Value, json};
 
 use beneath::Folder;
 use failure::{Doing, Failed, failed};
@@ -74,7 +77,7 @@ fn still_there(top: &Folder, what: &What) -> Result<(), Failed> {
         | What::NameSession { id, .. }
         | What::DropSession { id }
         | What::ForkSession { id, .. }
-        | What::Transcript { id, .. } => sessions::open(top, id).map(drop),
+        | What::Transcript { id, .. } => sessions::is_there(top, id),
         What::Restore { id, snapshot } | What::DropSnapshot { id, snapshot } => {
             workspaces::open(top, id)?;
             snapshots::open(top, id, snapshot).map(drop)
@@ -91,6 +94,8 @@ fn still_there(top: &Folder, what: &What) -> Result<(), Failed> {
         | What::Snapshots { id }
         | What::Diff { id, .. } => workspaces::open(top, id).map(drop),
         What::Sweep { .. }
+        | What::Clean
+        | What::Usage
         | What::Sessions { .. }
         | What::Workspaces
         | What::MakeWorkspace { .. }
@@ -99,19 +104,22 @@ fn still_there(top: &Folder, what: &What) -> Result<(), Failed> {
 }
 
 fn carried_out(top: &Folder, question: Question, input: &mut impl Read) -> Result<Outcome, Failed> {
-    let Question { disk_bytes, disk_files, ttl_days, what } = question;
+    let Question { disk_bytes, disk_files, ttl_days, elsewhere, what } = question;
     let mut body = FramesIn::new(input);
-    let budget = |top: &Folder| budget::Budget::left(top, disk_bytes, disk_files);
+    let budget = |top: &Folder| {
+        let (bytes, files) =
+            (disk_bytes.saturating_sub(elsewhere.bytes), disk_files.saturating_sub(elsewhere.files));
+        budget::Budget::left(top, bytes, files)
+    };
     let done = match what {
         What::Sweep { known } => sessions::swept(top, ttl_days, known),
-        What::Sessions { limit, after } => {
-            sessions::sweep(top, ttl_days)?;
-            sessions::list(top, limit, after.as_deref())
-        }
+        What::Clean => sessions::clean(top, draft::OWN_WAIT).map(|remains| json!({ "remains": remains })),
+        What::Usage => budget::whole(top).map(|(bytes, files)| json!({ "bytes": bytes, "files": files })),
+        What::Sessions { limit, after } => sessions::list(top, limit, after.as_deref(), ttl_days),
         What::Session { id } => sessions::one(top, &id, ttl_days),
         What::NameSession { id, title } => sessions::name(top, &id, &title, ttl_days),
         What::DropSession { id } => sessions::remove(top, &id, ttl_days),
-        What::ForkSession { id, new, title } => sessions::fork(top, &id, &new, title, ttl_days),
+        What::ForkSession { id, new, title } => sessions::fork(top, &id, &new, title, ttl_days, budget(top)?),
         What::Transcript { id, limit, offset } => sessions::transcript(top, &id, limit, offset, ttl_days),
         What::Workspaces => workspaces::list(top),
         What::MakeWorkspace { id, title } => workspaces::make(top, &id, title),
@@ -121,7 +129,7 @@ fn carried_out(top: &Folder, question: Question, input: &mut impl Read) -> Resul
                 clone::Wanted { url: &url, reference: reference.as_deref(), depth, via: via.as_deref() };
             clone::clone(top, &id, title, &wanted)
         }
-        What::Workspace { id } => workspaces::one(top, &id, disk_bytes, disk_files),
+        What::Workspace { id } => workspaces::one(top, &id, (disk_bytes, disk_files), elsewhere),
         What::DropWorkspace { id } => workspaces::remove(top, &id),
         What::ReadFile { id, path } => return workspaces::read(top, &id, &path),
         What::WriteFile { id, path } => workspaces::write(top, &id, &path, &mut body, budget(top)?),
@@ -142,7 +150,7 @@ fn carried_out(top: &Folder, question: Question, input: &mut impl Read) -> Resul
 
 fn say(outcome: Result<Outcome, Failed>, output: &mut impl Write) -> std::io::Result<()> {
     let (line, bytes) = match outcome {
-        Ok(Outcome::Done(value)) => (Answer::Done(value), None),
+        Ok(Outcome::Done(value)) => (Answer::Done(to_raw_value(&value)?), None),
         Ok(Outcome::Bytes(bytes, rest)) => (Answer::Bytes(Sized { bytes }), Some(rest)),
         Err(Failed(failure)) => (Answer::Failed(failure), None),
     };

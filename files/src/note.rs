@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-use crate::beneath::Folder;
+use crate::beneath::{Folder, Kind};
 use crate::failure::{Doing, Failed};
 
 /// Bytes of one, at most.
@@ -50,7 +50,11 @@ impl Note {
     pub fn write(&self, folder: &Folder, name: &str) -> Result<(), Failed> {
         let draft = format!("{name}.new");
         let text = serde_json::to_vec(self).unwrap_or_default();
-        let _ = folder.unlink(OsStr::new(&draft));
+        // Whatever is in the place of either is none of ours.
+        let _ = folder.remove(OsStr::new(&draft));
+        if folder.look(OsStr::new(name)).is_ok_and(|found| found.is_some_and(|it| it.kind == Kind::Folder)) {
+            folder.remove(OsStr::new(name)).doing("remove what is in a note's place")?;
+        }
         folder
             .create(OsStr::new(&draft), false)
             .and_then(|mut file| file.write_all(&text))

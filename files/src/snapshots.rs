@@ -9,9 +9,10 @@ use serde_json::{Value, json};
 
 use crate::beneath::{Folder, Kind, is_missing, steps};
 use crate::budget::{Budget, usage};
+use crate::draft::Draft;
 use crate::failure::{Doing, Failed, failed};
 use crate::note::Note;
-use crate::workspaces::{self, Draft};
+use crate::workspaces;
 
 /// Where they are.
 pub const FOLDER: &str = ".snapshots";
@@ -131,7 +132,9 @@ pub fn restore(top: &Folder, id: &str, snapshot: &str, mut budget: Budget) -> Re
     let draft = Draft::new(top)?;
     copy(&kept, &draft.folder, &mut |bytes| budget.file().and_then(|()| budget.bytes(bytes)))
         .doing("copy a snapshot")?;
-    workspace.clear().doing("empty a workspace")?;
+    // Out of sight first, so that no number of files makes it a half one.
+    let before = Draft::new(top)?;
+    workspaces::empty(&workspace, &before)?;
     for name in draft.folder.names().doing("list what was kept")? {
         draft.folder.rename(&name, &workspace, &name).doing("put back what was kept")?;
     }
@@ -140,11 +143,12 @@ pub fn restore(top: &Folder, id: &str, snapshot: &str, mut budget: Budget) -> Re
 
 /// Forgets one.
 pub fn remove(top: &Folder, id: &str, snapshot: &str) -> Result<Value, Failed> {
-    open(top, id, snapshot)?;
+    let kept = open(top, id, snapshot)?;
     let folder = of(top, id)?;
     let draft = Draft::new(top)?;
     let name = OsStr::new(snapshot);
+    kept.open_to_owner().doing("open a snapshot")?;
     folder.rename(name, &draft.folder, name).doing("remove a snapshot")?;
-    let _ = folder.unlink(OsStr::new(&format!("{snapshot}.note")));
-    Ok(json!({ "id": snapshot, "deleted": true }))
+    let _ = folder.remove(OsStr::new(&format!("{snapshot}.note")));
+    Ok(json!({ "id": snapshot, "deleted": true, "remains": draft.end() }))
 }

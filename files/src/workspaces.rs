@@ -1,17 +1,18 @@
 //! Workspaces: folders that are named by their ids, with what belongs to them in folders that begin with a dot.
 //! It must never show or take a name that begins with a dot for a workspace's.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsStr;
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 
-use gaoler_files::{Code, WORKSPACES_MAX};
+use gaoler_files::{Code, Taken, WORKSPACES_MAX};
 use nix::fcntl::{Flock, FlockArg};
 use serde_json::{Value, json};
 
 use crate::Outcome;
 use crate::beneath::{Folder, Kind, Relative, is_in_the_way, is_missing, make_steps};
-use crate::budget::{Budget, usage};
+use crate::budget::{Budget, usage, whole};
+use crate::draft::Draft;
 use crate::failure::{Doing, Failed, Told, failed};
 use crate::frames::FramesIn;
 use crate::note::{self, Note};
@@ -20,8 +21,6 @@ use crate::note::{self, Note};
 pub const DEFAULT: &str = "default";
 /// Where notes are.
 const NOTES: &str = ".notes";
-/// Where what is not whole yet is.
-const DRAFTS: &str = ".drafts";
 /// Bytes that are copied at a time.
 const PIECE: usize = 64 * 1024;
 
@@ -56,54 +55,6 @@ pub fn held(folder: &Folder) -> Result<Flock<OwnedFd>, Failed> {
 /// A folder of our own beside the workspaces.
 pub fn own(top: &Folder, name: &str) -> Result<Folder, Failed> {
     top.make(OsStr::new(name)).map(|(folder, _)| folder).doing("make a folder of gaoler's own")
-}
-
-/// A folder for what is not whole yet. Whoever makes one holds it; those that nobody holds are removed.
-pub struct Draft {
-    drafts: Folder,
-    name: OsString,
-    /// It.
-    pub folder: Folder,
-    _held: Option<Flock<OwnedFd>>,
-}
-
-impl Draft {
-    /// An empty one.
-    pub fn new(top: &Folder) -> Result<Draft, Failed> {
-        let drafts = own(top, DRAFTS)?;
-        // Whoever makes one holds it before anybody else can look whether somebody does.
-        let making = drafts.lock(FlockArg::LockExclusive).doing("wait for others' drafts")?;
-        let mut left = Vec::new();
-        for name in drafts.names().doing("list drafts")? {
-            // A file is what a write that was cut off has left.
-            let free = match drafts.enter(&name) {
-                Ok(folder) => {
-                    folder.lock(FlockArg::LockExclusiveNonblock).doing("look at a draft")?.is_some()
-                }
-                Err(_) => true,
-            };
-            if free {
-                left.push(name);
-            }
-        }
-        // Its process's number is its own in this cage, and another cage's may be the same: so the time as well.
-        let nanos =
-            std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default().as_nanos();
-        let name = OsString::from(format!("{}-{nanos}", std::process::id()));
-        let (folder, _) = drafts.make(&name).doing("make a draft")?;
-        let held = folder.lock(FlockArg::LockExclusiveNonblock).doing("hold a draft")?;
-        drop(making);
-        for name in left {
-            let _ = drafts.remove(&name);
-        }
-        Ok(Draft { drafts, name, folder, _held: held })
-    }
-}
-
-impl Drop for Draft {
-    fn drop(&mut self) {
-        let _ = self.drafts.remove(&self.name);
-    }
 }
 
 fn row(top: &Folder, id: &str) -> Result<Value, Failed> {
@@ -159,11 +110,18 @@ pub fn place(top: &Folder, draft: &Draft, folder: &Folder, id: &str, note: Note)
     row(top, id)
 }
 
-/// One, with what it and all of them take.
-pub fn one(top: &Folder, id: &str, disk_bytes: u64, disk_files: u64) -> Result<Value, Failed> {
+/// One, with what it takes, and what all of them and what is elsewhere take together.
+pub fn one(
+    top: &Folder,
+    id: &str,
+    (disk_bytes, disk_files): (u64, u64),
+    elsewhere: Taken,
+) -> Result<Value, Failed> {
     let mut row = row(top, id)?;
     let (bytes, files) = usage(&open(top, id)?)?;
-    let (all_bytes, all_files) = usage(top)?;
+    let (all_bytes, all_files) = whole(top)?;
+    let (all_bytes, all_files) =
+        (all_bytes.saturating_add(elsewhere.bytes), all_files.saturating_add(elsewhere.files));
     row["usage"] = json!({ "bytes": bytes, "files": files });
     row["quota"] = json!({
         "bytes": disk_bytes, "files": disk_files, "used_bytes": all_bytes, "used_files": all_files,
@@ -171,22 +129,55 @@ pub fn one(top: &Folder, id: &str, disk_bytes: u64, disk_files: u64) -> Result<V
     Ok(row)
 }
 
-/// Removes it with its snapshots, unless a run is in it.
+/// Removes it with its snapshots, unless a run is in it. Out of sight first: what takes longer than a client waits for is
+/// removed later, and is said.
 pub fn remove(top: &Folder, id: &str) -> Result<Value, Failed> {
-    let folder = open(top, id)?;
-    let _held = held(&folder)?;
-    if id == DEFAULT {
-        folder.clear().doing("empty a workspace")?;
-    } else {
-        let draft = Draft::new(top)?;
-        top.rename(OsStr::new(id), &draft.folder, OsStr::new(id)).doing("remove a workspace")?;
+    if !is_name(id) {
+        return Err(missing());
     }
-    let _ = own(top, NOTES)?.unlink(OsStr::new(id));
+    let name = OsStr::new(id);
+    let draft = Draft::new(top)?;
+    match top.look(name).doing("look for a workspace")? {
+        None => return Err(missing()),
+        Some(found) if found.kind == Kind::Folder => {
+            let folder = open(top, id)?;
+            let _held = held(&folder)?;
+            if id == DEFAULT {
+                empty(&folder, &draft)?;
+            } else {
+                folder.open_to_owner().doing("open a workspace")?;
+                top.rename(name, &draft.folder, name).doing("remove a workspace")?;
+            }
+        }
+        // Whatever else is in its place is no workspace, and can go all the same.
+        Some(_) => top.unlink(name).doing("remove what is in a workspace's place")?,
+    }
+    let _ = own(top, NOTES)?.remove(name);
     let snapshots = own(top, crate::snapshots::FOLDER)?;
-    if snapshots.look(OsStr::new(id)).doing("look for snapshots")?.is_some() {
-        snapshots.remove(OsStr::new(id)).doing("remove snapshots")?;
+    if snapshots.look(name).doing("look for snapshots")?.is_some() {
+        let _ = snapshots.enter(name).and_then(|folder| folder.open_to_owner());
+        snapshots.rename(name, &draft.folder, OsStr::new("snapshots")).doing("remove snapshots")?;
     }
-    Ok(json!({ "id": id, "deleted": true }))
+    Ok(json!({ "id": id, "deleted": true, "remains": draft.end() }))
+}
+
+/// Moves all that is in a workspace out of sight.
+pub fn empty(folder: &Folder, draft: &Draft) -> Result<(), Failed> {
+    folder.open_to_owner().doing("open a workspace")?;
+    let (out, _) = draft.folder.make(OsStr::new("emptied")).doing("make a draft")?;
+    loop {
+        let mut seen = false;
+        let moved = folder.each(&mut |name| {
+            seen = true;
+            // To move a folder takes the right to write into it: its parent entry changes.
+            let _ = folder.enter(name).and_then(|inner| inner.open_to_owner());
+            folder.rename(name, &out, name).map(|()| true)
+        });
+        moved.doing("empty a workspace")?;
+        if !seen {
+            return Ok(());
+        }
+    }
 }
 
 fn no_file() -> Failed {
@@ -304,13 +295,22 @@ pub fn remove_file(top: &Folder, id: &str, path: &str) -> Result<Value, Failed> 
             "path: must name a file or a folder; DELETE the workspace to empty it.",
         ));
     };
-    let removed = path.folder(&workspace).and_then(|folder| match folder {
-        Some(folder) => folder.remove(name),
-        None => Err(Told::io(Code::NoFile, "There is no such file.")),
+    let draft = Draft::new(top)?;
+    let removed = path.folder(&workspace).and_then(|folder| {
+        let none = || Told::io(Code::NoFile, "There is no such file.");
+        let folder = folder.ok_or_else(none)?;
+        match folder.look(name)?.ok_or_else(none)?.kind {
+            // Out of sight first, with all that is in it.
+            Kind::Folder => {
+                folder.enter(name)?.open_to_owner()?;
+                folder.rename(name, &draft.folder, OsStr::new("removed"))
+            }
+            _ => folder.unlink(name),
+        }
     });
     match removed {
         Err(error) if is_missing(&error) => Err(no_file()),
         other => other.doing("remove a file"),
     }?;
-    Ok(json!({ "path": path.text(), "deleted": true }))
+    Ok(json!({ "path": path.text(), "deleted": true, "remains": draft.end() }))
 }

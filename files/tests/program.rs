@@ -523,7 +523,8 @@ fn t108_what_was_packed_is_unpacked_as_it_was_and_a_snapshot_is_whole() {
 fn t109_what_a_run_holds_stays() {
     let place = Place::new();
     fs::create_dir(place.at(ID)).expect("made");
-    fs::write(place.at(ID).join(format!("{ID}.jsonl")), "{}\n").expect("written");
+    let said = line("user", json!({"role": "user", "content": "hello"}));
+    fs::write(place.at(ID).join(format!("{ID}.jsonl")), said).expect("written");
     let lock = |path: &str, shared: bool| {
         let file = fs::File::open(place.at(path)).expect("open");
         if shared { file.lock_shared() } else { file.lock() }.expect("locked");
@@ -639,13 +640,14 @@ fn t110_a_transcript_is_a_claim_and_is_read_within_its_bounds() {
     symlink(place.canary().join("secret"), &path).expect("a link");
     assert_eq!(
         place.ask(json!({"what": "transcript", "id": ID, "limit": 1, "offset": 0}), None).code(),
-        "no_session"
+        "unreadable"
     );
     fs::remove_file(&path).expect("removed");
     nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).expect("a pipe");
-    assert_eq!(place.ask(json!({"what": "session", "id": ID}), None).code(), "no_session");
+    let session = place.ask(json!({"what": "session", "id": ID}), None);
+    assert_eq!(session.done()["unreadable"], "transcript_is_special");
     let list = place.ask(json!({"what": "sessions", "limit": 100, "after": null}), None);
-    assert_eq!(list.done()["data"].as_array().map(Vec::len), Some(1), "{list:?}");
+    assert_eq!(list.done()["data"].as_array().map(Vec::len), Some(2), "{list:?}");
     for id in ["..", "default", "../canary", "", "11111111-1111-4111-8111-11111111111G"] {
         assert_eq!(place.ask(json!({"what": "session", "id": id}), None).code(), "no_session", "{id}");
         assert_eq!(place.ask(json!({"what": "drop_session", "id": id}), None).code(), "no_session", "{id}");
@@ -701,4 +703,333 @@ fn t112_no_depth_and_no_mode_keeps_a_folder_from_being_listed_packed_or_removed(
     place.ask(json!({"what": "drop_file", "id": "default", "path": "deep"}), None).done();
     place.ask(json!({"what": "drop_file", "id": "default", "path": "shut"}), None).done();
     assert_eq!(fs::read_dir(place.at("default")).expect("a folder").count(), 0);
+}
+
+/// A session that says something, with its folder.
+fn session(place: &Place, id: &str) -> PathBuf {
+    fs::create_dir(place.at(id)).expect("made");
+    let path = place.at(id).join(format!("{id}.jsonl"));
+    fs::write(&path, line("user", json!({"role": "user", "content": "hello"}))).expect("written");
+    path
+}
+
+fn rows(place: &Place) -> Vec<Value> {
+    let list = place.ask(json!({"what": "sessions", "limit": 100, "after": null}), None);
+    list.done()["data"].as_array().expect("rows").clone()
+}
+
+/// Sets times as an agent can: of a file, a folder, or a link itself.
+fn aged(path: &Path, seconds: i64) {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).expect("a time").as_secs() as i64;
+    let time = nix::sys::time::TimeSpec::new(now + seconds, 0);
+    let flag = nix::sys::stat::UtimensatFlags::NoFollowSymlink;
+    nix::sys::stat::utimensat(nix::fcntl::AT_FDCWD, path, &time, &time, flag).expect("times");
+}
+
+/// Leaves something at a path.
+type Leave<'a> = Box<dyn Fn(&Path) + 'a>;
+
+/// What an agent can leave in its transcript's place, or of it.
+fn leavings(place: &Place) -> Vec<(&'static str, Leave<'_>)> {
+    let text = |bytes: &'static [u8]| move |path: &Path| fs::write(path, bytes).expect("written");
+    vec![
+        (
+            "transcript_is_folder",
+            Box::new(|path| {
+                fs::create_dir(path).expect("made");
+                fs::write(path.join("big"), vec![7; 5 << 20]).expect("written");
+            }),
+        ),
+        (
+            "transcript_is_link",
+            Box::new(|path| symlink(place.canary().join("secret"), path).expect("a link")),
+        ),
+        ("transcript_is_link", Box::new(|path| symlink("nowhere", path).expect("a link"))),
+        (
+            "transcript_is_special",
+            Box::new(|path| nix::unistd::mkfifo(path, nix::sys::stat::Mode::S_IRWXU).expect("a pipe")),
+        ),
+        (
+            "transcript_is_special",
+            Box::new(|path| drop(std::os::unix::net::UnixListener::bind(path).expect("a socket"))),
+        ),
+        (
+            "transcript_is_closed",
+            Box::new(|path| {
+                fs::write(path, line("user", json!({"role": "user", "content": "x"}))).expect("written");
+                fs::set_permissions(path, fs::Permissions::from_mode(0o0)).expect("a mode");
+            }),
+        ),
+        (
+            "transcript_is_too_large",
+            Box::new(|path| fs::File::create(path).and_then(|it| it.set_len(1 << 40)).expect("sparse")),
+        ),
+        ("transcript_says_nothing", Box::new(text(b"no JSON\n[]\n{}\n"))),
+        ("transcript_says_nothing", Box::new(text(b"\0\0\0\0\n\0\0\xff\xfe\n"))),
+        (
+            "transcript_says_nothing",
+            // One line that does not end.
+            Box::new(|path| fs::write(path, vec![b'x'; 41 << 20]).expect("written")),
+        ),
+        (
+            "transcript_says_nothing",
+            // As many values as a line holds: a reader that made something of each would need thirty times as much.
+            Box::new(|path| {
+                let text = format!(
+                    "{{\"type\":\"user\",\"message\":{{\"role\":\"user\",\"content\":[{}0]}}}}\n",
+                    "[],".repeat(1 << 20)
+                );
+                fs::write(path, text).expect("written");
+            }),
+        ),
+    ]
+}
+
+#[test]
+fn b08_whatever_an_agent_leaves_of_a_session_is_listed_counted_told_and_deleted() {
+    let probe = Place::new();
+    for (number, (why, leave)) in leavings(&probe).into_iter().enumerate() {
+        let place = Place::new();
+        let canary = files(&probe.canary());
+        let path = session(&place, ID);
+        session(&place, OTHER);
+        // The control: as it was it is read.
+        let ask = |what: &str| {
+            let rest = json!({"what": what, "id": ID, "limit": 1, "offset": 0, "new": "33333333-3333-4333-8333-333333333333", "title": "x"});
+            place.ask(rest, None)
+        };
+        assert_eq!(ask("transcript").done()["data"].as_array().map(Vec::len), Some(1));
+        fs::remove_file(&path).expect("removed");
+        leave(&path);
+        let row = ask("session").done().clone();
+        assert_eq!(row["unreadable"], why, "{number}: {row}");
+        let row = rows(&place).into_iter().find(|row| row["id"] == ID).expect("it is listed");
+        assert_eq!(row["unreadable"], why, "{number}");
+        assert_eq!(rows(&place).len(), 2, "{number}: its neighbour is listed too");
+        if number == 0 {
+            assert!(row["disk_bytes"].as_u64().is_some_and(|bytes| bytes > 5 << 20), "{row}");
+        }
+        for what in ["transcript", "fork_session"] {
+            let told = ask(what);
+            assert_eq!(told.code(), "unreadable", "{number} {what}: {told:?}");
+            let message = told.answer["failed"]["message"].as_str().expect("a message");
+            assert!(message.contains("DELETE"), "{message}");
+        }
+        assert_eq!(ask("name_session").done()["title"], "x");
+        assert_eq!(ask("drop_session").done(), &json!({"id": ID, "deleted": true, "remains": false}));
+        assert_eq!(ask("session").code(), "no_session");
+        let left: Vec<_> =
+            fs::read_dir(place.at("")).expect("a folder").flatten().map(|it| it.file_name()).collect();
+        assert!(!left.iter().any(|name| name.to_string_lossy().contains(ID)), "{number}: {left:?}");
+        assert_eq!(fs::read_dir(place.at(".drafts")).expect("drafts").count(), 0, "{number}");
+        assert_eq!(files(&probe.canary()), canary, "{number}");
+    }
+}
+
+#[test]
+fn b08_what_lies_in_place_of_a_sessions_folder_or_notes_is_listed_and_deleted_too() {
+    let place = Place::new();
+    let drop_it = || place.ask(json!({"what": "drop_session", "id": ID}), None);
+    let leave: [&dyn Fn(); 3] = [
+        &|| fs::write(place.at(ID), "a file").expect("written"),
+        &|| symlink(place.canary(), place.at(ID)).expect("a link"),
+        &|| nix::unistd::mkfifo(&place.at(ID), nix::sys::stat::Mode::S_IRWXU).expect("a pipe"),
+    ];
+    for leave in leave {
+        leave();
+        assert_eq!(rows(&place)[0]["unreadable"], "no_folder");
+        let told = place.ask(json!({"what": "transcript", "id": ID, "limit": 1, "offset": 0}), None);
+        assert_eq!(told.code(), "unreadable");
+        drop_it().done();
+        assert!(rows(&place).is_empty() && fs::symlink_metadata(place.at(ID)).is_err());
+    }
+    assert_eq!(fs::read(place.canary().join("secret")).expect("there"), b"CANARY");
+    // A folder in the place of each note.
+    session(&place, ID);
+    for note in ["workspace", "note", "note.new"] {
+        fs::create_dir_all(place.at(&format!("{ID}.{note}/full"))).expect("made");
+        fs::set_permissions(place.at(&format!("{ID}.{note}")), fs::Permissions::from_mode(0o0))
+            .expect("a mode");
+    }
+    assert_eq!(rows(&place)[0]["workspace_id"], "default");
+    let named = place.ask(json!({"what": "name_session", "id": ID, "title": "x"}), None);
+    assert_eq!(named.done()["title"], "x");
+    drop_it().done();
+    assert_eq!(fs::read_dir(place.at("")).expect("a folder").count(), 2, "default, and where drafts are");
+    // A session that never said anything, or lost all of it, is begun anew by its next turn: so it is no broken one.
+    fs::create_dir_all(place.at(ID).join("left")).expect("made");
+    fs::write(place.at(ID).join("left/big"), vec![7; 3 << 20]).expect("written");
+    let row = rows(&place)[0].clone();
+    assert_eq!((&row["unreadable"], &row["turns"], &row["bytes"]), (&Value::Null, &json!(0), &json!(0)));
+    assert!(row["disk_bytes"].as_u64().is_some_and(|bytes| bytes > 3 << 20), "{row}");
+    drop_it().done();
+    assert!(rows(&place).is_empty());
+}
+
+#[test]
+fn b08_no_leaving_and_no_time_that_an_agent_sets_keeps_a_session_from_its_days() {
+    let probe = Place::new();
+    for (number, (_, leave)) in leavings(&probe).into_iter().enumerate() {
+        let place = Place::new();
+        let path = session(&place, ID);
+        fs::remove_file(&path).expect("removed");
+        leave(&path);
+        aged(&path, -3 * 24 * 3600);
+        let swept = place.ask(json!({"what": "sweep", "ttl_days": 2, "known": [ID]}), None);
+        assert_eq!(swept.done(), &json!({"removed": 1, "gone": [ID], "remains": false}), "{number}");
+    }
+    let place = Place::new();
+    // One that was never begun ages by its folder.
+    fs::create_dir(place.at(ID)).expect("made");
+    aged(&place.at(ID), -3 * 24 * 3600);
+    assert_eq!(place.ask(json!({"what": "sweep", "ttl_days": 2}), None).done()["removed"], 1);
+    // What an agent says of the future is taken for now: it is not the last one for ever.
+    let ahead = session(&place, ID);
+    aged(&ahead, 50 * 365 * 24 * 3600);
+    assert!(fs::metadata(&ahead).expect("there").modified().expect("a time") > SystemTime::now());
+    let year = rows(&place)[0]["last_used_at"].as_str().expect("a time")[..4].parse::<i32>().expect("a year");
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).expect("a time").as_secs();
+    assert!((i64::from(year) - 1970) * 365 * 24 * 3600 <= now as i64, "{year}");
+}
+
+#[test]
+fn b08_a_session_of_very_many_files_goes_at_once_and_is_removed_by_and_by() {
+    let place = Place::new();
+    session(&place, ID);
+    let count = 120_000u64;
+    let folder = place.at(ID).join("many");
+    fs::create_dir(&folder).expect("made");
+    let one = folder.join("0");
+    fs::write(&one, "").expect("written");
+    for number in 1..count {
+        // Names of one file, as an ext4 has at most 65,000 of each.
+        let one = folder.join((number / 60_000 * 60_000).to_string());
+        let path = folder.join(number.to_string());
+        fs::hard_link(&one, &path).or_else(|_| fs::write(&path, "")).expect("made");
+    }
+    fs::set_permissions(&folder, fs::Permissions::from_mode(0o500)).expect("a mode");
+    let taken = place.ask(json!({"what": "usage"}), None).done()["files"].as_u64().expect("a number");
+    assert!(taken > count, "{taken}");
+    let mut remains = place.ask(json!({"what": "drop_session", "id": ID}), None).done()["remains"].clone();
+    assert!(rows(&place).is_empty());
+    let mut rounds = 0;
+    while remains == json!(true) {
+        remains = place.ask(json!({"what": "clean"}), None).done()["remains"].clone();
+        rounds += 1;
+        assert!(rounds < 100, "it goes on");
+    }
+    assert_eq!(fs::read_dir(place.at(".drafts")).expect("drafts").count(), 0);
+}
+
+#[test]
+fn b08_what_a_removal_left_is_counted_and_goes_with_the_next_request() {
+    let place = Place::new();
+    session(&place, ID);
+    // As a removal leaves it that was cut off, of this version and of the one before.
+    for left in [".drafts/7-7", ".gone-x"] {
+        fs::create_dir_all(place.at(left).join("deep/deeper")).expect("made");
+        fs::write(place.at(left).join("deep/big"), vec![7; 2 << 20]).expect("written");
+        fs::set_permissions(place.at(left).join("deep"), fs::Permissions::from_mode(0o0)).expect("a mode");
+    }
+    let taken = place.ask(json!({"what": "usage"}), None).done()["bytes"].as_u64().expect("a number");
+    assert!(taken > 4 << 20, "{taken}");
+    assert_eq!(rows(&place).len(), 1);
+    assert_eq!(fs::read_dir(place.at(".drafts")).expect("drafts").count(), 0);
+    assert!(!place.at(".gone-x").exists());
+}
+
+#[test]
+fn r20_a_fork_is_not_swept_midway_by_another_request() {
+    let place = Place::new();
+    let path = session(&place, ID);
+    let beside = place.at(ID).join(ID);
+    fs::create_dir_all(&beside).expect("made");
+    fs::write(beside.join("result"), "large").expect("written");
+    let text = line("user", json!({"role": "user", "content": "x".repeat(1000)})).repeat(20_000);
+    fs::write(&path, &text).expect("written");
+    let mut child = Command::new(env!("CARGO_BIN_EXE_gaoler-files"))
+        .current_dir(place.at(""))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("the program");
+    let fork = json!({
+        "what": "fork_session", "id": ID, "new": OTHER, "title": null, "disk_bytes": 1000 * MIB, "disk_files": 1000, "ttl_days": 0,
+    });
+    child.stdin.take().expect("a pipe").write_all(format!("{fork}\n").as_bytes()).expect("asked");
+    // It is stopped where its copy has begun and is not whole.
+    let begun = |top: &Path| files(top).keys().any(|it| it.ends_with(format!("{OTHER}.jsonl")));
+    while !begun(&place.at("")) {
+        assert!(child.try_wait().expect("a child").is_none(), "it ended before its copy was seen");
+    }
+    let pid = nix::unistd::Pid::from_raw(child.id() as i32);
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGSTOP).expect("stopped");
+    assert!(!place.at(OTHER).exists(), "it is midway");
+    // Every request about sessions sweeps.
+    place.ask(json!({"what": "sweep", "ttl_days": 9}), None).done();
+    assert_eq!(rows(&place).len(), 1);
+    session(&place, "33333333-3333-4333-8333-333333333333");
+    let drop_other = json!({"what": "drop_session", "id": "33333333-3333-4333-8333-333333333333"});
+    place.ask(drop_other, None).done();
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGCONT).expect("goes on");
+    let output = child.wait_with_output().expect("an end");
+    let told: Value = serde_json::from_slice(&output.stdout).expect("an answer");
+    assert_eq!(told["done"]["id"], OTHER, "{told}");
+    assert_eq!(fs::read(place.at(OTHER).join(OTHER).join("result")).expect("there"), b"large");
+    let copied = fs::read_to_string(place.at(OTHER).join(format!("{OTHER}.jsonl"))).expect("there");
+    assert_eq!(copied.lines().count(), 20_000);
+    assert_eq!(fs::read_dir(place.at(".drafts")).expect("drafts").count(), 0);
+}
+
+#[test]
+fn b08_a_fork_keeps_to_its_tenants_part_of_the_disk() {
+    let place = Place::new();
+    let path = session(&place, ID);
+    let said = line("user", json!({"role": "user", "content": "x".repeat(1000)}));
+    fs::write(&path, said.repeat(3000)).expect("written");
+    let fork = json!({"what": "fork_session", "id": ID, "new": OTHER, "title": null});
+    assert_eq!(place.ask_within(fork.clone(), None, 5 * MIB, 100).code(), "full");
+    assert!(!place.at(OTHER).exists() && rows(&place).len() == 1);
+    // What lies elsewhere is of the same part.
+    let mut elsewhere = fork.clone();
+    elsewhere["elsewhere"] = json!({"bytes": 5 * MIB, "files": 1});
+    assert_eq!(place.ask_within(elsewhere, None, 9 * MIB, 100).code(), "full");
+    assert_eq!(place.ask_within(fork, None, 9 * MIB, 100).done()["id"], OTHER);
+}
+
+#[test]
+fn b08_a_list_of_very_many_sessions_is_paged_and_takes_little_memory() {
+    let place = Place::new();
+    let count = 1_500;
+    let id = |number: usize| format!("{number:08x}-1111-4111-8111-111111111111");
+    for number in 0..count {
+        session(&place, &id(number));
+    }
+    let (mut seen, mut after) = (std::collections::BTreeSet::new(), Value::Null);
+    loop {
+        let page = place.ask(json!({"what": "sessions", "limit": 100, "after": after}), None);
+        let page = page.done();
+        let rows = page["data"].as_array().expect("rows");
+        for row in rows {
+            assert!(seen.insert(row["id"].as_str().expect("an id").to_owned()), "{row} comes twice");
+        }
+        after = rows.last().map_or(Value::Null, |row| row["id"].clone());
+        if page["has_more"] == false {
+            break;
+        }
+    }
+    assert_eq!(seen.len(), count);
+    // A row more has a limit of its own on memory.
+    let mut child = Command::new("/bin/sh")
+        .args(["-c", "ulimit -v 30000; exec \"$0\"", env!("CARGO_BIN_EXE_gaoler-files")])
+        .current_dir(place.at(""))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("the program");
+    let question = json!({"what": "sessions", "limit": 100, "after": null, "disk_bytes": 0, "disk_files": 0, "ttl_days": 0});
+    child.stdin.take().expect("a pipe").write_all(format!("{question}\n").as_bytes()).expect("asked");
+    let output = child.wait_with_output().expect("an end");
+    let answer: Value = serde_json::from_slice(&output.stdout).expect("an answer");
+    assert_eq!(answer["done"]["data"].as_array().map(Vec::len), Some(100));
 }

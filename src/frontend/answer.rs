@@ -312,6 +312,11 @@ impl Answer {
         self.ending.get_or_insert(Ending::Failed(error));
     }
 
+    /// Says why it failed, where somebody knows more.
+    pub fn because(&mut self, error: ApiError) {
+        self.ending = Some(Ending::Failed(error));
+    }
+
     /// The run's end, after which nothing more can come: decides for an answer that has no ending yet.
     pub fn exited(&mut self, exit: Option<&Exit>) {
         if self.ending.is_some() {
@@ -622,7 +627,12 @@ pub fn exit_error(exit: Option<&Exit>) -> ApiError {
             ApiError::internal("output_limit", "The run wrote more output than it may.").final_word()
         }
         Some(Reason::Disk) => {
-            ApiError::internal("disk_limit", "The workspace is larger than it may be.").final_word()
+            ApiError::internal(
+                "disk_limit",
+                "Your workspaces and sessions take more of the disk than they may together: DELETE some, or files in them. GET \
+                 /v1/workspaces/default says how much it is.",
+            )
+            .final_word()
         }
         Some(Reason::Locks) => {
             ApiError::internal("lock_limit", "The run held more locks on files than it may.").final_word()

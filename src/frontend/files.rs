@@ -1,6 +1,7 @@
 //! A question to `gaoler-files`, in a cage of its tenant: bytes go in and come out in frames, and one line is the answer.
 //! It must never believe that answer further than its form: it is what a tenant's cage says.
 
+use std::collections::HashSet;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -10,12 +11,16 @@ use axum::body::Body;
 use bytes::{Buf, Bytes, BytesMut};
 use http::HeaderMap;
 use http_body_util::BodyExt;
-use serde_json::Value;
+use serde::Deserialize;
+use serde_json::value::RawValue;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout, timeout_at};
+use uuid::Uuid;
 use zeroize::Zeroizing;
 
-use gaoler_files::{ANSWER_BYTES_MAX, Answer as Said, Code, FRAME_BYTES_MAX, Question as Asked, What};
+use gaoler_files::{
+    ANSWER_BYTES_MAX, Answer as Said, Code, FRAME_BYTES_MAX, Question as Asked, Taken, Unreadable, What,
+};
 use gaoler_ledger_wire::{Answer, Proof, Question};
 use gaoler_protocol::{
     Conversation, Effort, Exit, Kind, LEASE_DONE, Level, Limits, Model, Refused, Spawn, Spawned, TenantKey,
@@ -42,6 +47,8 @@ const CLIENT_WAIT: Duration = Duration::from_secs(120);
 const SWEEP_WAIT: Duration = Duration::from_secs(5);
 /// How often a tenant's sessions are looked at for their age, at most.
 const SWEEP_EVERY: Duration = Duration::from_secs(3600);
+/// Runs that go on with one removal, at most: each takes seconds, and any later request goes on too.
+const CLEANS_MAX: u32 = 100;
 /// Tenants whose last look is remembered.
 const SWEPT_MAX: usize = 4096;
 
@@ -66,8 +73,8 @@ impl Asker {
 
 /// What came of it.
 pub enum Told {
-    /// An answer in one line.
-    Done(Value),
+    /// An answer in one line, as it came: whoever reads it says in which form.
+    Done(Box<RawValue>),
     /// Bytes, and how many where that is known.
     Bytes(Option<u64>, Body),
 }
@@ -111,13 +118,17 @@ pub async fn ask(
     }
     // A run like any other, so the tenant's rate counts it.
     frontend.live().rates.tenant(&tenant, &allowance)?;
+    let elsewhere = match what.needs_elsewhere() {
+        true => elsewhere(frontend, whose.clone(), kind).await?,
+        false => Taken::default(),
+    };
     let bounds = (way::level(frontend, headers, None)?, way::limits(headers, &Limits::NONE)?);
     // Servers come third, so that without a credential there are none.
     let remotes = credential.is_some().then_some(remotes).filter(|remotes| !remotes.is_empty());
     let secrets = [("credential", credential), ("remotes", remotes)];
     let secrets = secrets.into_iter().filter_map(|(name, bytes)| Some(sealed(name, &bytes?)));
     let secrets = secrets.collect::<Result<_, _>>()?;
-    begin(frontend, whose, bounds, kind, what, secrets, body).await
+    begin(frontend, whose, bounds, kind, (what, elsewhere), secrets, body).await
 }
 
 /// A tenant, as a run of its is known by.
@@ -133,13 +144,25 @@ pub struct Whose {
     pub most: Option<u64>,
 }
 
+/// What a tenant takes of the disk in the other of its two parts: no run over files sees both.
+async fn elsewhere(frontend: &App, whose: Whose, kind: Kind) -> Result<Taken, ApiError> {
+    let other = if kind == Kind::Sessions { Kind::Files } else { Kind::Sessions };
+    match on(frontend, whose, other, What::Usage).await {
+        Ok(Told::Done(taken)) => Ok(serde_json::from_str(taken.get()).unwrap_or_default()),
+        Ok(Told::Bytes(..)) => Ok(Taken::default()),
+        // One whom nobody has seen yet has nothing, and is vouched for by what comes next.
+        Err(error) if error.code == "credential_refused" => Ok(Taken::default()),
+        Err(error) => Err(error),
+    }
+}
+
 /// Begins such a run in a task of its own: it is told and counted to its end, also where nobody waits for it any more.
 async fn begin(
     frontend: &App,
     whose: Whose,
     (level, limits): (Level, Limits),
     kind: Kind,
-    what: What,
+    what: (What, Taken),
     secrets: Vec<OwnedFd>,
     body: Option<Sent>,
 ) -> Result<Told, ApiError> {
@@ -197,13 +220,41 @@ pub async fn forget_gone(frontend: &App, whose: Whose, proof: &Proof) -> Result<
     };
     let told = on_sessions(frontend, whose, What::Sweep { known: known.clone() }).await?;
     let Told::Done(told) = told else { return Ok(()) };
-    let gone = told["gone"].as_array().map_or(&[][..], Vec::as_slice);
+    let Swept { gone } = serde_json::from_str(told.get()).unwrap_or_default();
     // It is a cage's word: only what was asked for, and of its own tenant, can be meant.
-    let sessions: Vec<String> = known.into_iter().filter(|id| gone.iter().any(|it| it == id)).collect();
+    let gone: HashSet<String> = gone.into_iter().collect();
+    let sessions: Vec<String> = known.into_iter().filter(|id| gone.contains(id)).collect();
     if !sessions.is_empty() {
         frontend.ledger.ask(Some(proof.clone()), Question::DropServers { sessions }).await?;
     }
     Ok(())
+}
+
+/// What a sweep has found.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Swept {
+    gone: Vec<String>,
+}
+
+/// What a removal has left.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Left {
+    remains: bool,
+}
+
+/// Goes on with a removal that was too much for one request: nobody waits for it.
+pub fn clean(frontend: &App, whose: Whose, kind: Kind) {
+    let frontend = Arc::clone(frontend);
+    tokio::spawn(async move {
+        for _ in 0..CLEANS_MAX {
+            let Ok(Told::Done(told)) = on(&frontend, whose.clone(), kind, What::Clean).await else { return };
+            if !serde_json::from_str::<Left>(told.get()).unwrap_or_default().remains {
+                return;
+            }
+        }
+    });
 }
 
 /// A question about sessions that no client has asked.
@@ -211,8 +262,29 @@ pub async fn forget_gone(frontend: &App, whose: Whose, proof: &Proof) -> Result<
 /// # Errors
 /// Those of a run.
 pub async fn on_sessions(frontend: &App, whose: Whose, what: What) -> Result<Told, ApiError> {
+    on(frontend, whose, Kind::Sessions, what).await
+}
+
+/// Why a session whose turn has failed cannot be read, where that is so: its agent may have broken its transcript, and the
+/// CLI says no more than that it ended.
+pub async fn broken(frontend: &App, whose: Whose, session: Uuid) -> Option<ApiError> {
+    let what = What::Session { id: session.to_string() };
+    let told = timeout(SWEEP_WAIT, on_sessions(frontend, whose, what)).await.ok()?.ok()?;
+    let Told::Done(told) = told else { return None };
+    let why = serde_json::from_str::<Sound>(told.get()).ok()?.unreadable?;
+    let (status, code) = Code::Unreadable.told();
+    Some(ApiError::new(status, code, why.message()).final_word())
+}
+
+/// Whether a session can be read.
+#[derive(Deserialize)]
+struct Sound {
+    unreadable: Option<Unreadable>,
+}
+
+async fn on(frontend: &App, whose: Whose, kind: Kind, what: What) -> Result<Told, ApiError> {
     let level = way::level(frontend, &HeaderMap::new(), None).unwrap_or(Level::Paranoid);
-    begin(frontend, whose, (level, Limits::NONE), Kind::Sessions, what, Vec::new(), None).await
+    begin(frontend, whose, (level, Limits::NONE), kind, (what, Taken::default()), Vec::new(), None).await
 }
 
 fn sealed(name: &str, bytes: &[u8]) -> Result<OwnedFd, ApiError> {
@@ -225,7 +297,7 @@ async fn run(
     entry: Entry,
     (tenant, most, limits): (TenantKey, Option<u64>, Limits),
     note: Option<Note>,
-    what: What,
+    (what, elsewhere): (What, Taken),
     secrets: Vec<OwnedFd>,
     body: Option<Sent>,
 ) -> Result<Told, ApiError> {
@@ -272,6 +344,7 @@ async fn run(
         disk_bytes: u64::from(spawned.limits.disk_mib) << 20,
         disk_files: u64::from(spawned.limits.disk_kfiles) * 1000,
         ttl_days: frontend.settings().sessions.ttl_days,
+        elsewhere,
         what,
     };
     let mut talk = Talk::new(run, way::bounds(&frontend, level, true), None);
@@ -308,16 +381,28 @@ async fn run(
                 return Err(error);
             }
             let error = ApiError::new(status, code, repeatable(&failure.message));
-            Err(if failure.code == Code::Busy { error.final_word() } else { error })
+            let final_word = matches!(failure.code, Code::Busy | Code::Unreadable);
+            Err(if final_word { error.final_word() } else { error })
         }
         None => {
             let exit = ending.end(talk, None).await;
             if let Some(Err(error)) = finished(fed).await {
                 return Err(error);
             }
-            Err(answer::exit_error(exit.as_ref()))
+            Err(exit_error(exit.as_ref()))
         }
     }
+}
+
+/// What the end of such a run means. A full part of the disk is its tenant's, and has the code that the program itself has
+/// for it.
+fn exit_error(exit: Option<&Exit>) -> ApiError {
+    let error = answer::exit_error(exit);
+    if error.code != "disk_limit" {
+        return error;
+    }
+    let (status, code) = Code::Full.told();
+    ApiError::new(status, code, error.message).final_word()
 }
 
 /// The same of one that had to end.
@@ -349,7 +434,7 @@ impl<B: Send + 'static, P> Ending<B, P> {
         let &About { run, kind, level, .. } = entry.about();
         let (exit, egress) = talk.end().await;
         let (status, outcome) = told.unwrap_or_else(|| {
-            let error = answer::exit_error(exit.as_ref());
+            let error = exit_error(exit.as_ref());
             (error.status, error.code)
         });
         let reason = exit.as_ref().map_or("unknown", |exit| exit.reason.name());

@@ -18,6 +18,7 @@ mod entrance;
 mod error;
 mod files;
 mod filing;
+mod forms;
 mod http;
 mod id;
 pub mod identity;

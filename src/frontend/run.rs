@@ -13,6 +13,7 @@ use tokio::net::UnixStream;
 use tokio::net::unix::pipe;
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::{Instant, timeout_at};
+use uuid::Uuid;
 
 use gaoler_protocol::{
     Exit, FRAME_BYTES, LEASE_DONE, LEASE_IDLE, LEASE_OUTPUT, Level, Message, Refusal, Refused, RunId, Spawn,
@@ -33,6 +34,8 @@ use super::cli::decode::{Bound, Garbage};
 use super::cli::{decode, input};
 use super::counts::Counts;
 use super::error::ApiError;
+use super::files::{self, Whose};
+use super::http::App;
 use super::job::Block;
 use super::job::tools::Tool;
 use super::runs::{Share, Why, Writer};
@@ -57,6 +60,8 @@ const TOOL_EXTRA: Duration = Duration::from_secs(600);
 const EXIT_WAIT: Duration = Duration::from_secs(5);
 /// Output of one CLI run, MiB, whatever its level allows: no answer of a model comes near it.
 const OUTPUT_MIB_MAX: u32 = 64;
+/// How a run ends whose session its CLI could not read, among other reasons.
+const DOUBTFUL: [&str; 4] = ["cage_failed", "cli_exited", "cli_failed", "idle_limit"];
 /// Destinations in a log line, at most.
 const DESTINATIONS_MAX: usize = 32;
 
@@ -229,6 +234,28 @@ pub struct Exchange {
     trace: Trace,
     /// When it was launched.
     begun: Instant,
+    /// The session that it goes on with, which its agent may have broken.
+    resumed: Option<Resumed>,
+}
+
+/// A session that a run goes on with.
+pub struct Resumed {
+    /// The server.
+    pub frontend: App,
+    /// Whose it is.
+    pub whose: Whose,
+    /// Which.
+    pub session: Uuid,
+}
+
+impl Resumed {
+    /// The same failure, or that the session cannot be read, where that is why.
+    pub async fn explain(&self, error: &ApiError) -> Option<ApiError> {
+        match DOUBTFUL.contains(&error.code) {
+            true => files::broken(&self.frontend, self.whose.clone(), self.session).await,
+            false => None,
+        }
+    }
 }
 
 /// An answer that ends with calls for its client, not yet told.
@@ -273,7 +300,12 @@ impl Exchange {
         talk.say(lines);
         trace.runs(&spawned);
         let (told, begun) = (Usage::default(), Instant::now());
-        Exchange { talk, spawned, level, running, told, note, place, trace, begun }
+        Exchange { talk, spawned, level, running, told, note, place, trace, begun, resumed: None }
+    }
+
+    /// The same, of a session.
+    pub fn resumes(self, resumed: Option<Resumed>) -> Exchange {
+        Exchange { resumed, ..self }
     }
 
     /// One answer. Where it has calls for its client, the exchange goes on after them; otherwise the answer is written to
@@ -292,11 +324,21 @@ impl Exchange {
             }
             return Some(Calls { exchange: self, calls, answer, ending, writer });
         }
-        let Exchange { talk, spawned, level, running, note, place, trace, begun, .. } = self;
+        let Exchange { talk, spawned, level, running, note, place, trace, begun, resumed, .. } = self;
+        let mut place = Some(place);
         let teardown = trace.begin("teardown");
         let (exit, ledger) = talk.end().await;
         drop(teardown);
         answer.exited(exit.as_ref());
+        if let (Some(resumed), Some(Ending::Failed(error))) = (&resumed, answer.ending())
+            && DOUBTFUL.contains(&error.code)
+        {
+            // The look is a run of its own.
+            place = None;
+            if let Some(error) = resumed.explain(error).await {
+                answer.because(error);
+            }
+        }
         let (rest, ending) = answer.finish();
         if answer.begun() {
             // Where nobody is left to read it, the log keeps it for who comes back.

@@ -10,14 +10,16 @@ use axum::routing::{get, post, put};
 use http::{HeaderMap, StatusCode, Uri};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use serde_json::value::{RawValue, to_raw_value};
 use serde_json::{Map, Value};
 use uuid::Uuid;
 
-use gaoler_files::{PAGE_MAX, TITLE_CHARS_MAX, What};
+use gaoler_files::{PAGE_MAX, TITLE_CHARS_MAX, Unreadable, What};
 use gaoler_protocol::Kind;
 
 use super::error::ApiError;
-use super::files::{self, Asker, Told};
+use super::files::{self, Asker, Told, Whose};
+use super::forms::{Blocks, Rows};
 use super::http::{App, RequestId, failure, json};
 use super::json::Room;
 use super::sent::{Sent, WORDS_BYTES_MAX};
@@ -47,14 +49,17 @@ struct Session {
     last_used_at: String,
     turns: u64,
     bytes: u64,
+    disk_bytes: u64,
     running: bool,
+    unreadable: Option<Unreadable>,
 }
 
 /// A page of something.
 #[derive(Debug, Serialize, Deserialize)]
+#[serde(bound(deserialize = "T: Deserialize<'de>"))]
 pub struct Page<T> {
     /// Its rows.
-    pub data: Vec<T>,
+    pub data: Rows<T, { PAGE_MAX as usize }>,
     /// Whether another follows.
     pub has_more: bool,
 }
@@ -63,14 +68,14 @@ pub struct Page<T> {
 #[derive(Debug, Serialize, Deserialize)]
 struct Transcript {
     session_id: Uuid,
-    data: Vec<Message>,
+    data: Rows<Message, { PAGE_MAX as usize }>,
     has_more: bool,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
 struct Message {
     role: Role,
-    content: Vec<Map<String, Value>>,
+    content: Blocks,
     created_at: Option<String>,
 }
 
@@ -86,6 +91,22 @@ enum Role {
 pub struct Deleted {
     id: String,
     deleted: bool,
+    /// More is to be removed than a client waits for, and goes on without it.
+    #[serde(default, skip_serializing_if = "is_false")]
+    remains: bool,
+}
+
+impl Deleted {
+    /// It is gone, with all that it was.
+    pub fn whole(id: String) -> Deleted {
+        Deleted { id, deleted: true, remains: false }
+    }
+}
+
+/// Whether a field is left out.
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde wants a reference")]
+pub fn is_false(it: &bool) -> bool {
+    !it
 }
 
 /// An answer in its own form: a cage that says anything else has failed.
@@ -93,16 +114,16 @@ pub struct Deleted {
 /// # Errors
 /// 500 for another form.
 pub fn read<T: DeserializeOwned>(told: Told) -> Result<T, ApiError> {
-    let Told::Done(value) = told else { return Err(unreadable()) };
-    serde_json::from_value(value).map_err(|_| unreadable())
+    let Told::Done(text) = told else { return Err(unreadable()) };
+    serde_json::from_str(text.get()).map_err(|_| unreadable())
 }
 
 /// The same, for a client.
 ///
 /// # Errors
 /// As of reading it.
-pub fn form<T: DeserializeOwned + Serialize>(told: Told) -> Result<Value, ApiError> {
-    serde_json::to_value(read::<T>(told)?).map_err(|_| unreadable())
+pub fn form<T: DeserializeOwned + Serialize>(told: Told) -> Result<Box<RawValue>, ApiError> {
+    to_raw_value(&read::<T>(told)?).map_err(|_| unreadable())
 }
 
 fn unreadable() -> ApiError {
@@ -110,7 +131,7 @@ fn unreadable() -> ApiError {
 }
 
 /// The answer to a client.
-pub fn answer(status: StatusCode, result: Result<Value, ApiError>, id: &RequestId) -> Response {
+pub fn answer(status: StatusCode, result: Result<impl Serialize, ApiError>, id: &RequestId) -> Response {
     match result {
         Ok(value) => json(status, &value),
         Err(error) => failure(&error, id),
@@ -245,15 +266,37 @@ async fn remove(
     let result = async {
         let Named { asker, owner, session } = named(&frontend, &headers, &uri).await?;
         let _changing = Changing::begin(&owner, session)?;
+        let whose = asker.holder.whose();
         let what = What::DropSession { id: session.to_string() };
         let gone = files::ask(&frontend, &headers, asker, Kind::Sessions, what, None).await;
         // What was kept for it goes with it, also where an earlier attempt came no further.
         if gone.as_ref().map_or_else(|error| error.code == "session_not_found", |_| true) {
             servers::forget(&frontend, &owner, session).await?;
         }
-        form::<Deleted>(gone?)
+        gone_for::<Deleted>(&frontend, whose, Kind::Sessions, gone?)
     };
     answer(StatusCode::OK, result.await, &request)
+}
+
+/// What is gone, for a client; what remains of it is gone on with.
+pub fn gone_for<T: Gone>(frontend: &App, whose: Whose, kind: Kind, told: Told) -> Result<T, ApiError> {
+    let gone: T = read(told)?;
+    if gone.remains() {
+        files::clean(frontend, whose, kind);
+    }
+    Ok(gone)
+}
+
+/// The answer to a removal.
+pub trait Gone: DeserializeOwned + Serialize {
+    /// Whether more is to be removed.
+    fn remains(&self) -> bool;
+}
+
+impl Gone for Deleted {
+    fn remains(&self) -> bool {
+        self.remains
+    }
 }
 
 async fn fork(

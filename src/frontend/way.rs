@@ -33,7 +33,7 @@ use super::identity::{Caller, Shown};
 use super::job::mcp::Settled;
 use super::job::tools::settle;
 use super::job::{Block, Job, Shape};
-use super::run::{Bounds, Exchange};
+use super::run::{Bounds, Exchange, Resumed};
 use super::runs::{About, Asked, Entered, Writer, reply};
 use super::sent::Sent;
 use super::sessions::servers;
@@ -274,6 +274,10 @@ async fn conduct(
     let values: usize = values.map(weight_of_object).sum();
     let held = sealed + lines.len() + values + tools.iter().map(|tool| tool.description.len()).sum::<usize>();
     let (level, tenant, most) = (order.spawn.level, order.spawn.tenant, whose.most);
+    let resumed = job.session.map(|session| {
+        let (frontend, whose) = (Arc::clone(&frontend), whose.clone());
+        Resumed { frontend, whose, session }
+    });
     if job.session.is_some() {
         files::sweep(&frontend, whose, &proof).await;
     }
@@ -325,7 +329,11 @@ async fn conduct(
         Err(error) => {
             step.fail(&error);
             drop(place);
-            return writer.end(None, Ending::Failed(error), now_ms());
+            let explained = match &resumed {
+                Some(resumed) => resumed.explain(&error).await,
+                None => None,
+            };
+            return writer.end(None, Ending::Failed(explained.unwrap_or(error)), now_ms());
         }
     };
     step.launched(&run.spawned);
@@ -335,7 +343,7 @@ async fn conduct(
     let mut waited = place.waited.as_millis();
     let (guard, session) = (frontend.busy.subscribe(), job.session);
     let bounds = bounds(&frontend, level, session.is_none());
-    let mut exchange = Exchange::begin(run, lines, tools, bounds, note, place, trace);
+    let mut exchange = Exchange::begin(run, lines, tools, bounds, note, place, trace).resumes(resumed);
     loop {
         writer.running(now_ms(), head(&writer, &in_force, waited, &job.ignored));
         let (dialect, shape) = (writer.about().dialect, writer.about().shape);

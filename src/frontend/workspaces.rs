@@ -18,10 +18,13 @@ use zeroize::Zeroizing;
 
 use super::error::ApiError;
 use super::files::{self, Asker, Told};
+use super::forms::Rows;
 use super::http::{App, RequestId, failure};
 use super::repository::Repository;
 use super::sent::Sent;
-use super::sessions::{Deleted, Page, answer, asks, fields, form, number, part, title, word};
+use super::sessions::{
+    Deleted, Gone, Page, answer, asks, fields, form, gone_for, is_false, number, part, title, word,
+};
 
 /// The workspace that is always there.
 const DEFAULT: &str = "default";
@@ -80,12 +83,20 @@ struct Written {
 struct Removed {
     path: String,
     deleted: bool,
+    #[serde(default, skip_serializing_if = "is_false")]
+    remains: bool,
+}
+
+impl Gone for Removed {
+    fn remains(&self) -> bool {
+        self.remains
+    }
 }
 
 #[derive(Debug, Serialize, Deserialize)]
 struct Tree {
     path: String,
-    data: Vec<Entry>,
+    data: Rows<Entry, { TREE_MAX as usize }>,
     has_more: bool,
 }
 
@@ -137,7 +148,7 @@ struct Restored {
 #[derive(Debug, Serialize, Deserialize)]
 struct Diff {
     from: String,
-    data: Vec<Change>,
+    data: Rows<Change, { TREE_MAX as usize }>,
     has_more: bool,
 }
 
@@ -252,9 +263,23 @@ async fn remove(
     headers: HeaderMap,
     uri: Uri,
 ) -> Response {
-    asks!(frontend, headers, request, StatusCode::OK, Kind::Files, Deleted, {
-        What::DropWorkspace { id: workspace(part(&uri, 3))? }
-    })
+    let result = async {
+        let what = || Ok(What::DropWorkspace { id: workspace(part(&uri, 3))? });
+        removed::<Deleted>(&frontend, &headers, what).await
+    };
+    answer(StatusCode::OK, result.await, &request)
+}
+
+/// A removal, which goes on after its answer where there is more than a client waits for.
+async fn removed<T: Gone>(
+    frontend: &App,
+    headers: &HeaderMap,
+    what: impl FnOnce() -> Result<What, ApiError>,
+) -> Result<T, ApiError> {
+    let asker = files::asker(frontend, headers).await?;
+    let whose = asker.holder.whose();
+    let told = files::ask(frontend, headers, asker, Kind::Files, what()?, None).await?;
+    gone_for(frontend, whose, Kind::Files, told)
 }
 
 /// A tenant's bytes: a download, whatever they look like.
@@ -327,9 +352,11 @@ async fn remove_file(
     headers: HeaderMap,
     uri: Uri,
 ) -> Response {
-    asks!(frontend, headers, request, StatusCode::OK, Kind::Files, Removed, {
-        What::DropFile { id: workspace(part(&uri, 3))?, path: path_of(&uri) }
-    })
+    let result = async {
+        let what = || Ok(What::DropFile { id: workspace(part(&uri, 3))?, path: path_of(&uri) });
+        removed::<Removed>(&frontend, &headers, what).await
+    };
+    answer(StatusCode::OK, result.await, &request)
 }
 
 /// A path in a query, as one of an address: what is decoded there is encoded again.
@@ -462,9 +489,12 @@ async fn remove_snapshot(
     headers: HeaderMap,
     uri: Uri,
 ) -> Response {
-    asks!(frontend, headers, request, StatusCode::OK, Kind::Files, Deleted, {
-        What::DropSnapshot { id: workspace(part(&uri, 3))?, snapshot: snapshot(part(&uri, 5))? }
-    })
+    let result = async {
+        let what =
+            || Ok(What::DropSnapshot { id: workspace(part(&uri, 3))?, snapshot: snapshot(part(&uri, 5))? });
+        removed::<Deleted>(&frontend, &headers, what).await
+    };
+    answer(StatusCode::OK, result.await, &request)
 }
 
 async fn diff(
@@ -489,7 +519,7 @@ async fn diff(
             bytes(&frontend, &headers, &request, what, "text/x-diff").await
         }
         Some(_) => {
-            let wrong = files::asker(&frontend, &headers)
+            let wrong: Result<(), ApiError> = files::asker(&frontend, &headers)
                 .await
                 .and_then(|_| Err(ApiError::invalid("format: must be unified or json.")));
             answer(StatusCode::OK, wrong, &request)

@@ -288,6 +288,8 @@ impl Tenant {
                 }
                 private(&sessions, session, self.uid)?
             }
+            // Its agent may have taken every right to it away, and each later turn would forget what was said.
+            Ok(_) => opened(&sessions, session)?,
             other => other.doing("open a session")?,
         };
         Flock::lock(File::from(folder), FlockArg::LockExclusiveNonblock)

@@ -91,6 +91,7 @@ pub const MESSAGES: &[Known] = &[
     known(409, "idempotency_conflict", "the idempotency-key stands for another request: use a new one"),
     MCP_UNREADABLE,
     known(409, "session_busy", "the session has a run already: wait for its end"),
+    UNREADABLE,
     known(410, "events_gone", "the answer is not kept any more"),
     known(413, "request_too_large", "the request is larger than 32 MB"),
     known(413, "upstream_too_large", "the upstream API finds the request too large"),
@@ -177,6 +178,7 @@ pub const FILES: &[Known] = &[
     known(404, "snapshot_not_found", "the workspace has no such snapshot"),
     known(408, "body_timeout", "the body came too slowly"),
     known(409, "session_busy", "a run is in the session or the workspace: wait for its end"),
+    UNREADABLE,
     known(409, "path_conflict", "something else is in the way"),
     known(413, "request_too_large", "the request is larger than 32 MB"),
     known(413, "upload_too_large", "the upload is larger than 1 GiB"),
@@ -198,7 +200,6 @@ pub const FILES: &[Known] = &[
     known(500, "memory_limit", "the run hit its memory limit"),
     known(500, "task_limit", "the run hit its limit of processes"),
     known(500, "output_limit", "the run wrote more output than it may"),
-    known(500, "disk_limit", "your part of the disk is full"),
     known(500, "lock_limit", "the run held more locks on files than it may"),
     known(500, "cancelled", "the run was cancelled"),
     known(500, "cancelled_by_operator", "the operator ended the request"),
@@ -227,6 +228,11 @@ const MCP_UNAVAILABLE: Known =
     known(403, "mcp_unavailable", "on this host nothing would keep an MCP server apart from other tenants");
 const MCP_REMOTE: Known =
     known(403, "mcp_remote_refused", "remote MCP servers are not reached at this level, or from this server");
+const UNREADABLE: Known = known(
+    409,
+    "session_unreadable",
+    "nobody can read the session any more, as its agent broke its transcript; the message says how: DELETE the session",
+);
 const MCP_UNREADABLE: Known =
     known(409, "mcp_unreadable", "the session's MCP servers cannot be opened any more: set them again");
 const NO_CREDENTIAL: Known = known(401, "credential_missing", "no credential in a header");

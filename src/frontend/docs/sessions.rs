@@ -1,7 +1,7 @@
 //! What /openapi.json says of a tenant's sessions.
 //! It must never describe another form than `sessions.rs` lets through.
 
-use gaoler_files::{PAGE_MAX, TITLE_CHARS_MAX};
+use gaoler_files::{PAGE_MAX, TITLE_CHARS_MAX, Unreadable};
 use serde_json::{Value, json};
 
 use super::openapi::{Group, answers, schema};
@@ -112,7 +112,8 @@ fn list() -> Value {
             json!({"type": "string", "format": "uuid"}),
         ),
     ];
-    let about = "Those that were used last come first.";
+    let about = "Those that were used last come first. One that nobody can read any more is listed too, and says why. A page \
+        ends early where reading it would take long: `has_more` says whether another follows.";
     operation(
         "sessions",
         "Your sessions",
@@ -133,7 +134,8 @@ fn rename() -> Value {
 }
 
 fn remove() -> Value {
-    let about = "A session that has a run is not deleted: 409.";
+    let about =
+        "With all that its agent left there, readable or not. A session that has a run is not deleted: 409.";
     operation(
         "dropSession",
         "Delete a session",
@@ -241,9 +243,13 @@ fn transcript() -> Value {
 }
 
 fn session_schema() -> Value {
+    let words = Unreadable::ALL.iter().filter_map(|why| serde_json::to_value(why).ok());
+    let unreadable: Vec<Value> = words.chain([Value::Null]).collect();
     json!({
         "type": "object",
-        "required": ["id", "title", "workspace_id", "created_at", "last_used_at", "turns", "bytes", "running"],
+        "required": [
+            "id", "title", "workspace_id", "created_at", "last_used_at", "turns", "bytes", "disk_bytes", "running", "unreadable",
+        ],
         "additionalProperties": false,
         "properties": {
             "id": {"type": "string", "format": "uuid"},
@@ -253,7 +259,18 @@ fn session_schema() -> Value {
             "last_used_at": {"type": "string", "format": "date-time"},
             "turns": {"description": "What the user said, so many times.", "type": "integer", "minimum": 0},
             "bytes": {"description": "Of its transcript.", "type": "integer", "minimum": 0},
+            "disk_bytes": {
+                "description": "What all of it takes of the disk, whatever its agent left beside the transcript.",
+                "type": "integer",
+                "minimum": 0,
+            },
             "running": {"description": "Whether it has a run now.", "type": "boolean"},
+            "unreadable": {
+                "description": "Why nobody can read it any more; null for one that can be read. Its turns, its transcript and \
+                    copies of it are refused with 409 `session_unreadable`, and it can be deleted.",
+                "type": ["string", "null"],
+                "enum": unreadable,
+            },
         },
     })
 }
@@ -272,7 +289,16 @@ fn deleted() -> Value {
         "type": "object",
         "required": ["id", "deleted"],
         "additionalProperties": false,
-        "properties": {"id": {"type": "string"}, "deleted": {"const": true}},
+        "properties": {"id": {"type": "string"}, "deleted": {"const": true}, "remains": remains()},
+    })
+}
+
+/// Of an answer to a removal.
+pub fn remains() -> Value {
+    json!({
+        "description": "There was more than a client waits for. It is out of everybody's sight, counts as used, and is being \
+            removed by runs of yours that go on with it; later requests of the same kind go on too.",
+        "const": true,
     })
 }
 

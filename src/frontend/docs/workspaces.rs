@@ -5,7 +5,7 @@ use gaoler_files::{DEPTH_MAX, TITLE_CHARS_MAX, TREE_MAX};
 use serde_json::{Value, json};
 
 use super::openapi::{Group, answers, request_id, schema};
-use super::sessions::{in_path, in_query, operation, page, with_body};
+use super::sessions::{in_path, in_query, operation, page, remains, with_body};
 use crate::frontend::repository::SECRET_BYTES_MAX;
 
 /// The group.
@@ -232,10 +232,13 @@ fn time() -> Value {
 
 fn workspace_schema() -> Value {
     let usage = object(&["bytes", "files"], json!({"bytes": count(), "files": count()}));
-    let quota = object(
+    let mut quota = object(
         &["bytes", "files", "used_bytes", "used_files"],
         json!({"bytes": count(), "files": count(), "used_bytes": count(), "used_files": count()}),
     );
+    quota["description"] = "Your part of the disk, and what all of your workspaces, snapshots and sessions take of it together: \
+        every file and folder of any kind, and what was deleted and is still being removed."
+        .into();
     object(
         &["id", "title", "origin", "created_at"],
         json!({
@@ -288,7 +291,8 @@ fn written_schema() -> Value {
 }
 
 fn file_deleted_schema() -> Value {
-    object(&["path", "deleted"], json!({"path": {"type": "string"}, "deleted": {"const": true}}))
+    let fields = json!({"path": {"type": "string"}, "deleted": {"const": true}, "remains": remains()});
+    object(&["path", "deleted"], fields)
 }
 
 fn tree_schema() -> Value {

@@ -162,7 +162,7 @@ pub async fn remove(
         let _changing = Changing::begin(&owner, session)?;
         there(&frontend, &headers, asker, &owner, session).await?;
         forget(&frontend, &owner, session).await?;
-        Ok(serde_json::to_value(Deleted { id: session.to_string(), deleted: true }).unwrap_or_default())
+        Ok(Deleted::whole(session.to_string()))
     };
     answer(StatusCode::OK, result.await, &request)
 }

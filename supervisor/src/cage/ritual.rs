@@ -274,8 +274,13 @@ fn unpack(common: &Common, blueprint: &Blueprint, bytes: &[u8]) -> std::io::Resu
             }
         }
     }
-    // A session that was begun before is resumed; one whose first run wrote nothing is begun again.
-    wishes.resume = session.is_some_and(|path| fs::metadata(path).is_ok_and(|found| found.len() > 0));
+    // A session that was begun before is resumed; one whose first run wrote nothing is begun again. What its agent put in
+    // the transcript's place is none: the CLI would wait at a pipe, write through a link, or die of a folder.
+    let found = session.and_then(|path| fs::symlink_metadata(path).ok());
+    if found.as_ref().is_some_and(|found| !found.is_file()) {
+        return Err(Errno::EISDIR.into());
+    }
+    wishes.resume = found.is_some_and(|found| found.len() > 0);
     if let Command::Cli(invocation) = &blueprint.command
         && invocation.proof
     {
