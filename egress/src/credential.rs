@@ -11,10 +11,7 @@ use hyper::header::{AUTHORIZATION, HeaderValue};
 use zeroize::Zeroizing;
 
 use crate::placeholder::X_API_KEY;
-
-/// A token shorter than this cannot be told from ordinary text, and is no secret: answers are not searched
-/// for it.
-pub const SECRET_BYTES_MIN: usize = 16;
+use crate::scan::SECRET_BYTES_MIN;
 
 /// The real credential.
 pub struct Credential {

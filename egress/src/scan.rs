@@ -7,6 +7,9 @@ use bytes::{Bytes, BytesMut};
 use memchr::memmem;
 use zeroize::Zeroizing;
 
+/// What is shorter than this cannot be told from ordinary text, and is no secret: answers are not searched for it.
+pub const SECRET_BYTES_MIN: usize = 16;
+
 /// The credential was found.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Found;

@@ -15,8 +15,7 @@ use hyper::body::{Body, Frame};
 use zeroize::Zeroizing;
 
 use crate::answer::{Answer, Broken};
-use crate::credential::SECRET_BYTES_MIN;
-use crate::scan::{self, Scan};
+use crate::scan::{self, SECRET_BYTES_MIN, Scan};
 use crate::tally::Tally;
 
 /// Places of one server that are remembered, the newest ones; each of its sessions names one.
