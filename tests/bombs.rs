@@ -285,3 +285,217 @@ fn t08_the_bombs_of_the_real_cli_are_held_as_those_of_its_double() {
     assert_eq!(text, "[embedded] RUN ok:\n0");
     assert!(environment().commands);
 }
+
+/// Files of so many MiB each, held without a name in one of these ways, and then for so many seconds.
+const UNNAMED: &str = "import array, mmap, os, shutil, socket, subprocess, time
+kept = []
+def flood(fd):
+    for _ in range(MIB): os.write(fd, b\"x\" * 1048576)
+    return fd
+def unlinked(name):
+    fd = os.open(name, os.O_RDWR | os.O_CREAT)
+    os.unlink(name)
+    return flood(fd)
+def send(to, fd):
+    to.sendmsg([b\"x\"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array(\"i\", [fd]))])
+    os.close(fd)
+def running(name):
+    shutil.copy(\"/usr/bin/sleep\", name)
+    os.close(flood(os.open(name, os.O_WRONLY | os.O_APPEND)))
+    kept.append(subprocess.Popen([os.path.abspath(name), \"60\"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
+    os.unlink(name)
+for n in range(4):
+    for way in WAYS:
+        name = f\"z-{way}-{n}\"
+        pair = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+        if way == \"running\": running(name); continue
+        fd = flood(os.open(\".\", os.O_TMPFILE | os.O_RDWR)) if way == \"tmpfile\" else unlinked(name)
+        if way == \"mapped\": kept.append(mmap.mmap(fd, 4096))
+        if way == \"path\": kept.append(os.open(f\"/proc/self/fd/{fd}\", os.O_PATH))
+        if way == \"elsewhere\" and os.fork() == 0: os.close(1); os.close(2); time.sleep(60)
+        if way in (\"flying\", \"nested\"): send(pair[0], fd); kept.append(pair); fd = None
+        if way == \"nested\":
+            outer = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+            send(outer[0], os.dup(pair[1].fileno()))
+            pair[0].close(); pair[1].close(); kept.append(outer)
+        if way in (\"mapped\", \"path\", \"elsewhere\"): os.close(fd)
+time.sleep(SECONDS)
+print(\"held\")";
+
+/// The ways in which something is held without a name; the last ones where nobody can look.
+const WAYS: [&str; 8] = ["unlinked", "tmpfile", "mapped", "path", "elsewhere", "running", "flying", "nested"];
+
+fn unnamed(ways: &[&str], mib: u32, seconds: u32) -> String {
+    let ways = format!("{ways:?}");
+    let script = UNNAMED.replace("WAYS", &ways).replace("MIB", &mib.to_string());
+    python(&script.replace("SECONDS", &seconds.to_string()))
+}
+
+#[test]
+fn b02_a_flood_without_a_name_ends_its_run_however_it_is_held() {
+    let server = server();
+    // Below the bound each way works, for longer than two looks take.
+    for way in WAYS {
+        let held = asked(
+            &server.client(),
+            "wall_ms=60000",
+            &unnamed(&[way], 1, if way == "flying" { 12 } else { 0 }),
+        );
+        assert!(held.text().contains("held"), "{way}: {held:?}");
+        let blast = blast(&server, "disk_mib=64,wall_ms=60000", &unnamed(&[way], 50, 50));
+        assert_eq!((blast.reason(), blast.hit("disk")), ("disk", true), "{way}: {blast:?}");
+        assert_eq!(blast.line["quarantined"], false, "{way}: {blast:?}");
+        goes_on(&server);
+    }
+    // A session's folder is the tenant's as well.
+    let mut body = ask(&format!(
+        "RUN: cd ~/.claude/projects/*/ && {}",
+        &unnamed(&["unlinked"], 50, 50)["RUN: ".len()..]
+    ));
+    body["session_id"] = "0b2e7a5c-1f6d-4c0e-9a51-2f0c3d4e5f60".into();
+    let limits = ("x-gaoler-limits", "disk_mib=64,wall_ms=60000".to_owned());
+    let before = runs(&server).len();
+    let answer = server.client().post(&[bearer("a"), limits], body.to_string().as_bytes());
+    let line = until("the run's line", || runs(&server)[before..].first().cloned());
+    assert_eq!(line["reason"], "disk", "{line} {answer:?}");
+}
+
+#[test]
+fn b02_a_flood_of_files_without_names_ends_its_run() {
+    let server = server();
+    let flood = |files: u32, seconds: u32| {
+        python(&format!(
+            "import os, time
+for _ in range(8):
+    if os.fork() == 0:
+        for n in range({files}):
+            name = f\"{{os.getpid()}}-{{n}}\"
+            os.open(name, os.O_CREAT | os.O_RDWR); os.unlink(name)
+        os.close(1); os.close(2); time.sleep({seconds}); os._exit(0)
+for _ in range(8): os.wait()
+print(\"held\")"
+        ))
+    };
+    let limits = "disk_kfiles=5,wall_ms=60000";
+    let held = asked(&server.client(), limits, &flood(300, 7));
+    assert!(held.text().contains("held"), "{held:?}");
+    let blast = blast(&server, limits, &flood(1200, 50));
+    assert_eq!((blast.reason(), blast.hit("disk")), ("disk", true), "{blast:?}");
+    goes_on(&server);
+}
+
+#[test]
+fn b02_nothing_reserves_disk_without_writing_it() {
+    let server = server();
+    // posix_fallocate writes then, and giving back works.
+    let script = "import ctypes, errno, fcntl, os, struct
+libc = ctypes.CDLL(None, use_errno=True)
+fd = os.open(\"f\", os.O_RDWR | os.O_CREAT)
+def allocate(mode):
+    failed = libc.fallocate(fd, mode, ctypes.c_long(0), ctypes.c_long(1 << 20))
+    return errno.errorcode[ctypes.get_errno()] if failed else \"done\"
+print(*[allocate(mode) for mode in (0, 1, 16, 17, 32, 64, 128)])
+range_ = struct.pack(\"hhqqiI4i\", 0, 0, 0, 1 << 20, 0, 0, 0, 0, 0, 0)
+for call in (0x40305828, 0x4030582a, 0x40305839, 0x401c5820):
+    try: fcntl.ioctl(fd, call, range_); print(\"done\")
+    except OSError as why: print(errno.errorcode[why.errno])
+print(os.fstat(fd).st_blocks)
+os.posix_fallocate(fd, 0, 1 << 20)
+print(os.fstat(fd).st_blocks, allocate(3), os.fstat(fd).st_blocks)";
+    let text = asked(&server.client(), "wall_ms=60000", &python(script)).text();
+    let refused = ["ENOTSUP"; 7].join(" ");
+    let wanted = format!("[embedded] RUN ok:\n{refused}\nEPERM\nEPERM\nEPERM\nEPERM\n0\n2048 done 0");
+    assert_eq!(text, wanted);
+    // Outside of a cage the first of them has it at once.
+    let outside = tempfile::tempfile_in(env!("CARGO_TARGET_TMPDIR")).expect("a file");
+    nix::fcntl::fallocate(&outside, nix::fcntl::FallocateFlags::empty(), 0, 1 << 20).expect("reserved");
+}
+
+/// A file system of this many MiB, mounted for as long as this lives.
+struct Small {
+    folder: tempfile::TempDir,
+}
+
+impl Small {
+    fn new(mib: u64) -> Small {
+        let folder = tempfile::tempdir().expect("a folder");
+        let image = folder.path().join("image");
+        std::fs::File::create(&image).and_then(|file| file.set_len(mib << 20)).expect("an image");
+        std::fs::create_dir(folder.path().join("mount")).expect("a place");
+        let small = Small { folder };
+        small.does("mkfs.ext4", &["-q", "-m", "0", "image"]);
+        small.does("mount", &["-o", "loop", "image", "mount"]);
+        small
+    }
+
+    fn does(&self, program: &str, words: &[&str]) {
+        let status = std::process::Command::new(program).args(words).current_dir(&self.folder).status();
+        assert!(status.expect(program).success(), "{program} {words:?}");
+    }
+
+    fn state(&self) -> std::path::PathBuf {
+        let state = self.folder.path().join("mount/state");
+        std::fs::create_dir_all(&state).expect("a state");
+        state
+    }
+
+    fn free(&self) -> u64 {
+        let stat = nix::sys::statvfs::statvfs(&self.folder.path().join("mount")).expect("a file system");
+        stat.blocks_available() * stat.fragment_size()
+    }
+}
+
+impl Drop for Small {
+    fn drop(&mut self) {
+        self.does("umount", &["mount"]);
+    }
+}
+
+#[test]
+fn b02_whoever_would_take_the_reserve_is_ended_first_and_costs_nobody_else_a_turn() {
+    let disk = Small::new(2048);
+    let server = Server::start(Options { state: Some(disk.state()), ..Options::with_double() });
+    let client = Client { patience: BOMB_PATIENCE, ..server.client() };
+    let session = |n: u32, text: &str| {
+        let mut body = ask(text);
+        body["session_id"] = format!("0b2e7a5c-1f6d-4c0e-9a51-{n:012}").into();
+        client.messages("b", &body)
+    };
+    session(0, "remember the word owls");
+    // Its own bound is far above what there is. With room left, it may have what it takes.
+    let held = asked(&client, "wall_ms=60000", &unnamed(&["unlinked"], 100, 3));
+    assert!(held.text().contains("held"), "{held:?}");
+    for flood in [unnamed(&["unlinked"], 500, 50), unnamed(&["flying"], 500, 50), python(DISK_FLOOD)] {
+        let over = &AtomicBool::new(false);
+        let before = runs(&server).len();
+        let least = thread::scope(|scope| {
+            let watch = scope.spawn(|| {
+                let mut least = u64::MAX;
+                while !over.load(Ordering::Relaxed) {
+                    least = least.min(disk.free());
+                    thread::sleep(Duration::from_millis(5));
+                }
+                least
+            });
+            let beside = scope.spawn(|| {
+                for n in 1..=3 {
+                    let text = format!("RUN: echo turn {n}");
+                    assert_eq!(session(n, &text).text(), format!("[embedded] RUN ok:\nturn {n}"));
+                }
+            });
+            asked(&client, "wall_ms=60000", &flood);
+            over.store(true, Ordering::Relaxed);
+            beside.join().expect("every turn right");
+            watch.join().expect("a number")
+        });
+        let ended = runs(&server)[before..].iter().filter(|run| run["reason"] == "disk").count();
+        assert_eq!(ended, 1, "{:?}", &runs(&server)[before..]);
+        assert!(least > 0, "the disk was full");
+        println!("least free: {} MiB", least >> 20);
+    }
+    // What has a name stays, and the disk is as good as full: turns and their transcripts go on all the same.
+    assert!(session(0, "HISTORY?").text().contains("owls"));
+    assert!(session(0, "HISTORY?").text().contains("HISTORY"));
+    let cleaned = asked(&client, "wall_ms=60000", "RUN: rm -rf flood*; ls | grep -c flood");
+    assert!(cleaned.text().ends_with("\n0"), "{cleaned:?}");
+}

@@ -24,7 +24,7 @@ use nix::sys::stat::Mode as FileMode;
 
 use crate::cage::attest::{Posture, place, rights};
 use crate::cgroup::Cgroups;
-use crate::errand::{Deed, Errand};
+use crate::errand::{Deed, Errand, Usage};
 use crate::exporter::Exporter;
 use crate::fault::{Doing, Fault};
 use crate::level::Levels;
@@ -351,7 +351,7 @@ fn runs(state: &OwnedFd, plan: &Plan) -> Result<OwnedFd, Fault> {
     nix::sys::stat::fchmod(&folder, FileMode::from_bits_truncate(mode))
         .doing("set the mode of the runs' folder")?;
     for (dead, uid) in Folder::dead(&folder)? {
-        let errand = Errand::start(plan, Deed::Wipe, &*dead.lock, uid, || {})?;
+        let errand = Errand::start(plan, Deed::Wipe, &*dead.lock, uid, Usage::default)?;
         errand.child.reap_blocking().doing("wait for a folder to be wiped")?;
         let removed = dead.remove(&folder);
         crate::log::event("swept_folder", &[("folder", &dead.name), ("removed", &removed)]);

@@ -177,7 +177,7 @@ impl Cgroups {
 /// own locks: instances of different services share some of their parents and not others.
 fn sweep(parents: &[OwnedFd]) {
     for parent in parents {
-        for name in entries(parent.as_fd(), PREFIX) {
+        for name in entries(parent.as_fd(), ".", PREFIX) {
             // Held until it is removed, so that nobody takes it for theirs meanwhile.
             if let Ok(_dead) = locked(parent, &name) {
                 crate::log::event("swept_cgroup", &[("group", &name)]);
@@ -276,12 +276,16 @@ impl Leaf {
         Ok(())
     }
 
+    /// Its tasks, each thread by itself.
+    pub fn members(&self) -> Vec<i32> {
+        let file = if self.version == Version::Two { "cgroup.threads" } else { "tasks" };
+        let text = self.folders.first().and_then(|group| read_at(group.as_fd(), file).ok());
+        text.unwrap_or_default().lines().filter_map(|line| line.parse().ok()).collect()
+    }
+
     /// Whether no process is left in it.
     pub fn empty(&self) -> bool {
-        let file = match self.version {
-            Version::Two => "cgroup.procs",
-            Version::One => "tasks",
-        };
+        let file = if self.version == Version::Two { "cgroup.procs" } else { "tasks" };
         self.folders.iter().all(|group| read_at(group.as_fd(), file).is_ok_and(|text| text.is_empty()))
     }
 
@@ -372,9 +376,9 @@ fn hand_down(group: BorrowedFd<'_>) -> std::io::Result<()> {
     write_at(group, "cgroup.subtree_control", "+memory +pids +cpu")
 }
 
-/// What lies directly in this folder and begins so.
-fn entries(folder: BorrowedFd<'_>, prefix: &str) -> Vec<String> {
-    let list = Dir::openat(folder, ".", OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty());
+/// What lies directly in a folder of the kernel's and begins so.
+pub fn entries(folder: BorrowedFd<'_>, path: &str, prefix: &str) -> Vec<String> {
+    let list = Dir::openat(folder, path, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty());
     let names = list
         .into_iter()
         .flatten()
@@ -385,7 +389,7 @@ fn entries(folder: BorrowedFd<'_>, prefix: &str) -> Vec<String> {
 /// Kills and removes a group of a dead instance and its leaves. What cannot be removed now is found again.
 fn clear(parent: BorrowedFd<'_>, name: &str) {
     let Ok(group) = folder(parent, name) else { return };
-    let leaves = entries(group.as_fd(), "r");
+    let leaves = entries(group.as_fd(), ".", "r");
     for leaf in leaves {
         if let Ok(folder) = folder(&group, &leaf) {
             kill(folder.as_fd());

@@ -1,21 +1,24 @@
 //! Small deeds in folders that tenants write: done by a child with the folder's uid, as confined as a cage, and told
-//! in two numbers. Nothing there is ever listed, followed or removed with a right that its owner has not.
+//! in three numbers. Nothing there is ever listed, followed or removed with a right that its owner has not.
 
+use std::collections::BTreeSet;
 use std::ffi::{CStr, CString};
 use std::fs::File;
 use std::io::{Read, Write};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::mem::ManuallyDrop;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use gaoler_policy::landlock::{AccessClass, restrict_cage};
 use gaoler_policy::seccomp::{CAGE, Threads};
 use gaoler_sys::clone::{Child, Side, fork};
 use gaoler_sys::process;
-use nix::dir::{Dir, Type};
+use nix::dir::Dir;
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, openat, renameat};
 use nix::sys::stat::{Mode, fchmod, fstat, fstatat};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
+use crate::cgroup::{entries, read_at};
 use crate::fault::{Doing, Fault};
 use crate::plan::{Ids, Plan};
 use crate::uids::become_uid;
@@ -25,6 +28,14 @@ use crate::uids::become_uid;
 const DEPTH_MAX: usize = 500;
 /// Where it is moved to: the workspace or the session, below `<tenant>/workspaces` or `<tenant>/sessions`.
 const OWN: usize = 2;
+/// What its name begins with there.
+const RAISED: &str = ".gaoler-deep-";
+/// Bytes that an errand may take: it holds one piece of a list a level, whatever lies in the folders.
+const DATA_BYTES: u64 = 128 << 20;
+
+/// Descriptors and mappings that are looked at, at most: a second's work. More than any program known has; who has more
+/// counts as one who has too many files.
+const LOOKED_MAX: u32 = 500_000;
 
 /// What is to be done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,10 +63,34 @@ pub struct Usage {
     pub bytes: u64,
     /// Files and folders; the most there can be where folders nest too deep to count.
     pub files: u64,
+    /// Of those, such as are on their way in a socket, where nobody can look at them.
+    pub flying: u64,
+}
+
+impl Usage {
+    /// Of so many bytes and files.
+    pub const fn of(bytes: u64, files: u64) -> Usage {
+        Usage { bytes, files, flying: 0 }
+    }
+
+    /// Whether no more than so many times the reserve is left.
+    pub fn within(self, reserve: Usage, times: u64) -> bool {
+        self.bytes < reserve.bytes * times || self.files < reserve.files * times
+    }
+
+    /// The same with this.
+    fn and(self, other: Usage) -> Usage {
+        Usage {
+            bytes: self.bytes.saturating_add(other.bytes),
+            files: self.files.saturating_add(other.files),
+            flying: self.flying.saturating_add(other.flying),
+        }
+    }
 }
 
 impl Errand {
-    /// Sends a child into a folder whose owner is this uid.
+    /// Sends a child into a folder whose owner is this uid. What it does before it is confined is to overwrite what
+    /// is not its own, and may be to look at what the folder's runs hold: it is added to what it finds.
     ///
     /// # Errors
     /// Those of pipe(2) and clone(2).
@@ -64,21 +99,24 @@ impl Errand {
         deed: Deed,
         folder: impl AsFd,
         uid: u32,
-        wipe: impl FnOnce(),
+        first: impl FnOnce() -> Usage,
     ) -> Result<Errand, Fault> {
         let (answer, told) = nix::unistd::pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).doing("make a pipe")?;
         match fork(0, None).doing("fork for an errand")? {
             Side::Parent(child) => Ok(Errand { child, deed, answer }),
             Side::Child => {
-                wipe();
+                // Its parent's end is its own also while it is root.
+                let bounded =
+                    process::limit(libc::RLIMIT_DATA, DATA_BYTES).and_then(|()| process::die_with_parent());
+                let held = bounded.map_or_else(|_| process::exit(1), |()| first());
                 // On some hosts its owner can take every right from it, and would then never be measured nor wiped.
                 let opened = |()| Ok(fchmod(&folder, Mode::S_IRWXU)?);
                 let done = confine(plan, &folder, uid, &told).and_then(opened).and_then(|()| match deed {
                     Deed::Wipe => wiped(&folder).map(|()| Usage::default()),
                     Deed::Measure(files_max) => measured(&folder, files_max),
                 });
-                let Ok(usage) = done else { process::exit(1) };
-                let words = [usage.bytes.to_le_bytes(), usage.files.to_le_bytes()].concat();
+                let Ok(usage) = done.map(|usage| usage.and(held)) else { process::exit(1) };
+                let words = [usage.bytes, usage.files, usage.flying].map(u64::to_le_bytes).concat();
                 process::exit(u8::from(File::from(told).write_all(&words).is_err()))
             }
         }
@@ -86,11 +124,50 @@ impl Errand {
 
     /// What it found, once its child has ended; `None` where it could not.
     pub fn answer(self) -> Option<Usage> {
-        let mut words = [0; 16];
+        let mut words = [0; 24];
         File::from(self.answer).read_exact(&mut words).ok()?;
         let number = |at: usize| u64::from_le_bytes(words[at..at + 8].try_into().unwrap_or_default());
-        Some(Usage { bytes: number(0), files: number(8) })
+        Some(Usage { bytes: number(0), files: number(8), flying: number(16) })
     }
+}
+
+/// What these tasks hold on this device that has no name: open or mapped files, the folders that they are in, the
+/// programs that they run. Each counts once, whoever else holds it.
+pub fn held(proc_fd: BorrowedFd<'_>, tasks: &[i32], device: u64) -> Usage {
+    let (mut usage, mut met, mut looked) = (Usage::default(), BTreeSet::new(), 0);
+    let mut look = |path: &str| {
+        looked += 1;
+        let Ok(found) = fstatat(proc_fd, path, AtFlags::empty()) else { return looked };
+        let unnamed = found.st_dev == device && found.st_nlink == 0;
+        // Only a unix socket's line tells this. It also holds the place that it was bound to, which may have no name.
+        let is_socket = found.st_mode & libc::S_IFMT == libc::S_IFSOCK;
+        let told = is_socket.then(|| read_at(proc_fd, &path.replace("/fd/", "/fdinfo/")).unwrap_or_default());
+        let line = told.as_ref().and_then(|told| told.lines().find_map(|line| line.strip_prefix("scm_fds:")));
+        let socket: Option<u64> = line.and_then(|number| number.trim().parse().ok());
+        if (unnamed || socket.is_some()) && met.insert((found.st_dev, found.st_ino)) {
+            let bytes = if unnamed { found.st_blocks.max(0) as u64 * 512 } else { 0 };
+            let flying = socket.unwrap_or(0);
+            usage = usage.and(Usage { bytes, files: 1 + flying, flying });
+        }
+        looked
+    };
+    for (at, task) in tasks.iter().enumerate() {
+        look(&format!("{task}/cwd"));
+        look(&format!("{task}/exe"));
+        for (part, what) in [("fd", 2), ("map_files", 1)] {
+            // The threads of a program come one after another, and what they have in common is looked at once.
+            if at > 0 && process::share(tasks[at - 1], *task, what) {
+                continue;
+            }
+            let folder = format!("{task}/{part}");
+            for name in entries(proc_fd, &folder, "") {
+                if look(&format!("{folder}/{name}")) > LOOKED_MAX {
+                    return Usage::of(0, u64::MAX);
+                }
+            }
+        }
+    }
+    usage
 }
 
 fn confine(plan: &Plan, folder: &impl AsFd, uid: u32, told: &OwnedFd) -> std::io::Result<()> {
@@ -110,15 +187,21 @@ fn confine(plan: &Plan, folder: &impl AsFd, uid: u32, told: &OwnedFd) -> std::io
     CAGE.install(Threads::One)
 }
 
-/// A folder's entries but itself and its parent.
-fn entries(folder: &impl AsFd) -> nix::Result<Vec<(CString, bool)>> {
-    let mut list = Dir::openat(folder.as_fd(), ".", OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?;
-    let entry = |entry: nix::Result<nix::dir::Entry>| {
-        let entry = entry.ok()?;
-        let name: &CStr = entry.file_name();
-        (name != c"." && name != c"..").then(|| (name.into(), entry.file_type() == Some(Type::Directory)))
-    };
-    Ok(list.iter().filter_map(entry).collect())
+/// Opens a folder's list. Its owner may, and does, without a trace: nobody is to see how far a measurement has come.
+fn list(folder: &impl AsFd) -> nix::Result<Dir> {
+    let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NOATIME;
+    Dir::openat(folder.as_fd(), ".", flags, Mode::empty())
+}
+
+/// The next entry but the folder itself and its parent.
+fn next(list: &mut Dir) -> Option<CString> {
+    loop {
+        // The list goes on where it was: an iterator that is dropped winds it back.
+        let entry = ManuallyDrop::new(list.iter()).next()?.ok()?;
+        if ![c".", c".."].contains(&entry.file_name()) {
+            return Some(entry.file_name().into());
+        }
+    }
 }
 
 /// Opens a folder that we own, whatever its mode says.
@@ -151,23 +234,23 @@ fn enter(parent: &impl AsFd, name: &CStr) -> nix::Result<OwnedFd> {
 fn wiped(top: &impl AsFd) -> std::io::Result<()> {
     let mut moved = 0u64;
     loop {
-        let here = entries(top)?;
-        if here.is_empty() {
-            return Ok(());
-        }
-        for (name, _) in here {
+        // A list may pass over what comes or goes meanwhile, so lists are read until there is nothing in one.
+        let (mut here, mut empty) = (list(top)?, true);
+        while let Some(name) = next(&mut here) {
+            empty = false;
             if unlinkat(top.as_fd(), &*name, UnlinkatFlags::NoRemoveDir).is_ok() {
                 continue;
             }
             match unlinkat(top.as_fd(), &*name, UnlinkatFlags::RemoveDir) {
-                Ok(()) => continue,
+                Ok(()) | Err(Errno::ENOENT) => continue,
                 Err(Errno::ENOTEMPTY | Errno::EEXIST | Errno::EACCES) => {}
                 Err(errno) => return Err(errno.into()),
             }
             let folder = enter(top, &name)?;
             // Its owner may have made it read-only.
             fchmod(&folder, Mode::S_IRWXU)?;
-            for (inner, _) in entries(&folder)? {
+            let mut inners = list(&folder)?;
+            while let Some(inner) = next(&mut inners) {
                 if unlinkat(&folder, &*inner, UnlinkatFlags::NoRemoveDir).is_err() {
                     // To move a folder takes the right to write into it: its parent entry changes.
                     let _ = enter(&folder, &inner).and_then(|it| fchmod(&it, Mode::S_IRWXU));
@@ -176,7 +259,9 @@ fn wiped(top: &impl AsFd) -> std::io::Result<()> {
                     renameat(&folder, &*inner, top.as_fd(), name.as_str())?;
                 }
             }
-            unlinkat(top.as_fd(), &*name, UnlinkatFlags::RemoveDir)?;
+        }
+        if empty {
+            return Ok(());
         }
     }
 }
@@ -184,49 +269,62 @@ fn wiped(top: &impl AsFd) -> std::io::Result<()> {
 /// Sums what lies below a folder. What goes away meanwhile is not counted, and what cannot be looked at is not ours.
 fn measured(top: &impl AsFd, files_max: u64) -> std::io::Result<Usage> {
     let mut usage = Usage::default();
-    let mut open: Vec<(OwnedFd, Vec<(CString, bool)>)> =
-        vec![(top.as_fd().try_clone_to_owned()?, entries(top)?)];
-    while let Some((folder, left)) = open.last_mut() {
-        let Some((name, is_folder)) = left.pop() else {
-            open.pop();
-            continue;
+    let mut raised = BTreeSet::new();
+    let mut open = vec![list(top)?];
+    loop {
+        let at_own = open.len() == OWN + 1;
+        let Some(folder) = open.last_mut() else { return Ok(usage) };
+        let name = match next(folder) {
+            // Those have their turn when the list is at its end, once each.
+            Some(name) if at_own && name.to_bytes().starts_with(RAISED.as_bytes()) => {
+                raised.insert(name);
+                continue;
+            }
+            Some(name) => name,
+            None => match at_own.then(|| raised.pop_first()).flatten() {
+                Some(name) => name,
+                None => {
+                    open.pop();
+                    continue;
+                }
+            },
         };
         usage.files += 1;
         if usage.files > files_max {
             return Ok(Usage { files: u64::MAX, ..usage });
         }
-        if let Ok(found) = fstatat(&*folder, &*name, AtFlags::AT_SYMLINK_NOFOLLOW) {
-            // A file with several names is counted once for each: never too little.
-            usage.bytes += found.st_blocks.max(0) as u64 * 512;
-        }
-        if is_folder && let Ok(inner) = enter(folder, &name) {
+        let Ok(found) = fstatat(&*folder, &*name, AtFlags::AT_SYMLINK_NOFOLLOW) else { continue };
+        // A file with several names is counted once for each: never too little. A folder counts as it is, also where
+        // it has grown and is empty again.
+        usage.bytes += found.st_blocks.max(0) as u64 * 512;
+        if found.st_mode & libc::S_IFMT == libc::S_IFDIR
+            && let Ok(inner) = enter(folder, &name)
+        {
             if open.len() < DEPTH_MAX {
-                let list = entries(&inner).unwrap_or_default();
-                open.push((inner, list));
-            } else if let Some(raised) = raise(&open, &name, &inner)
-                && let Some((_, left)) = open.get_mut(OWN)
-            {
-                left.push((raised, true));
+                open.extend(list(&inner));
+            } else if let Some(name) = raise(&open, &name, &inner) {
+                raised.insert(name);
             } else {
                 return Ok(Usage { files: u64::MAX, ..usage });
             }
         }
     }
-    Ok(usage)
 }
 
 /// Moves a folder of the lowest open one up; its new name.
-fn raise(open: &[(OwnedFd, Vec<(CString, bool)>)], name: &CStr, inner: &OwnedFd) -> Option<CString> {
-    let ((own, _), (folder, _)) = (open.get(OWN)?, open.last()?);
-    let raised = CString::new(format!(".gaoler-deep-{}", fstat(inner).ok()?.st_ino)).ok()?;
+fn raise(open: &[Dir], name: &CStr, inner: &OwnedFd) -> Option<CString> {
+    let (own, folder) = (open.get(OWN)?, open.last()?);
+    let raised = CString::new(format!("{RAISED}{}", fstat(inner).ok()?.st_ino)).ok()?;
     // To move a folder takes the right to write into it, and into the one that it is in.
-    [inner, folder].into_iter().try_for_each(|it| fchmod(it, Mode::S_IRWXU)).ok()?;
+    [inner.as_fd(), folder.as_fd()].into_iter().try_for_each(|it| fchmod(it, Mode::S_IRWXU)).ok()?;
     renameat(folder, name, own, &*raised).ok()?;
     Some(raised)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::MetadataExt;
+
     use super::*;
 
     #[test]
@@ -257,7 +355,61 @@ mod tests {
         assert!(raised.len() == 2 && raised.iter().any(|it| it.starts_with(".gaoler-deep-")), "{raised:?}");
         closed(0o000).unwrap();
         wiped(&top).unwrap();
-        assert!(entries(&top).unwrap().is_empty());
+        assert_eq!(next(&mut list(&top).unwrap()), None);
         assert!(std::path::Path::new("/etc/passwd").exists());
+    }
+
+    #[test]
+    fn t02_what_a_process_holds_without_a_name_counts_once_and_what_has_one_does_not() {
+        let dir = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
+        let device = std::fs::metadata(dir.path()).unwrap().dev();
+        let proc = File::open("/proc").unwrap();
+        let own = std::process::id().cast_signed();
+        let held = || held(proc.as_fd(), &[own, own], device);
+        let before = held();
+        let path = dir.path().join("file");
+        std::fs::write(&path, vec![1; 1 << 20]).unwrap();
+        let file = File::open(&path).unwrap();
+        let again = file.try_clone().unwrap();
+        assert_eq!(held().files, before.files, "it has a name");
+        std::fs::remove_file(&path).unwrap();
+        assert_eq!(held(), before.and(Usage { bytes: 1 << 20, files: 1, flying: 0 }));
+        // A folder that has been large, and has neither entries nor a name.
+        let folder = dir.path().join("folder");
+        std::fs::create_dir(&folder).unwrap();
+        let names = || (0..2000).map(|n| folder.join(format!("{n:0200}")));
+        names().for_each(|name| std::fs::write(name, "").unwrap());
+        names().for_each(|name| std::fs::remove_file(name).unwrap());
+        let large = measured(&File::open(dir.path()).unwrap(), 5000).unwrap();
+        assert!(large.files == 1 && large.bytes > 200_000, "{large:?}");
+        let open = File::open(&folder).unwrap();
+        std::fs::remove_dir(&folder).unwrap();
+        assert!(held().bytes >= before.bytes + (1 << 20) + large.bytes, "{:?} {large:?}", held());
+        drop((file, again, open));
+        assert_eq!(held(), before);
+        // On its way, also where its socket is on its way as well.
+        let (one, other) = std::os::unix::net::UnixDatagram::pair().unwrap();
+        let quiet = held();
+        gaoler_sys::channel::send(one.as_fd(), b"x", &[proc.as_fd(), dir_fd(dir.path()).as_fd()]).unwrap();
+        assert_eq!(held(), quiet.and(Usage { bytes: 0, files: 2, flying: 2 }));
+        drop(other);
+    }
+
+    fn dir_fd(path: &std::path::Path) -> File {
+        File::open(path).unwrap()
+    }
+
+    #[test]
+    fn p05_a_folder_of_many_names_is_measured_and_wiped_piece_by_piece() {
+        let dir = tempfile::tempdir().unwrap();
+        let top = File::open(dir.path()).unwrap();
+        let names = 3000;
+        std::fs::create_dir(dir.path().join("many")).unwrap();
+        for n in 0..names {
+            std::fs::write(dir.path().join(format!("many/{n:0200}")), "").unwrap();
+        }
+        assert_eq!(measured(&top, 5000).unwrap().files, names as u64 + 1);
+        wiped(&top).unwrap();
+        assert_eq!(next(&mut list(&top).unwrap()), None);
     }
 }

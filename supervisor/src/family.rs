@@ -4,13 +4,10 @@
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd};
 
-use nix::dir::Dir;
-use nix::fcntl::OFlag;
 use nix::sys::signal::{Signal, kill};
-use nix::sys::stat::Mode;
 use nix::unistd::Pid;
 
-use crate::cgroup::read_at;
+use crate::cgroup::{entries, read_at};
 
 /// Looks before a family that goes on forking is given up for this time. Each one stops all that it sees.
 const LOOKS_MAX: u32 = 1_000;
@@ -30,11 +27,8 @@ pub struct Member {
 
 /// Every process that has not ended.
 pub fn everybody(proc_fd: BorrowedFd<'_>) -> Vec<Member> {
-    let list = Dir::openat(proc_fd, ".", OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty());
-    let names = list
+    let names = entries(proc_fd, ".", "")
         .into_iter()
-        .flatten()
-        .filter_map(|entry| entry.ok()?.file_name().to_str().map(String::from).ok())
         .filter(|name| name.starts_with(|first: char| first.is_ascii_digit()));
     names.filter_map(|name| member(&read_at(proc_fd, &format!("{name}/stat")).ok()?)).collect()
 }

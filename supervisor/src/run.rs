@@ -11,8 +11,9 @@ use gaoler_protocol::{
 use gaoler_sys::clone::{Child, Ended};
 use nix::fcntl::Flock;
 
-use crate::cgroup::Peaks;
+use crate::cgroup::{Leaf, Peaks};
 use crate::errand::Errand;
+use crate::family::{self, Member};
 use crate::monitor::Disk;
 use crate::pool::Set;
 use crate::spawn::Attended;
@@ -205,6 +206,16 @@ impl Run {
             self.egress.as_ref().map(|egress| egress.process.child.pid),
             self.errand.as_ref().map(|errand| errand.child.pid),
         ]
+    }
+
+    /// Whoever may hold something of the run's: its tasks, and its egress, to which they can send descriptors. Without a
+    /// group they are found among these.
+    pub fn tasks(&self, all: &[Member]) -> Vec<i32> {
+        let leaf = self.set.as_ref().and_then(|set| set.leaf.as_ref());
+        let below = |init: &Child| family::below(all, init.pid).iter().map(|it| it.pid).collect();
+        let mut tasks = leaf.map_or_else(|| self.init.as_ref().map_or(Vec::new(), below), Leaf::members);
+        tasks.extend(self.egress.as_ref().map(|egress| egress.process.child.pid));
+        tasks
     }
 
     /// Notes a cause of the end; the first one stays.

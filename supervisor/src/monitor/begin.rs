@@ -242,6 +242,7 @@ impl Monitor {
                 session_path = run.session.as_ref().map(|_| tenants.join("sessions").join(&name));
             }
             run.folder_of_tenant = Some(tenant);
+            run.disk.begun = self.free().0;
         }
         let places = match (plan.root, &self.host.folders) {
             (Root::Own, _) => Places::own(),

@@ -7,7 +7,7 @@ use gaoler_protocol::{Empty, Message, Reason, Refusal};
 
 use super::{LAUNCH, Monitor, Stage, TEARDOWN, VOUCH};
 use crate::cage::word::Step;
-use crate::errand::{Deed, Errand};
+use crate::errand::{Deed, Errand, Usage};
 use crate::fault::Fault;
 use crate::log::event;
 use crate::run::{Phase, Run};
@@ -128,7 +128,8 @@ impl Monitor {
         run.wiped = false;
         let (runs, placeholder) = (&mut self.runs, &mut run.placeholder);
         let sent = Errand::start(&self.plan, Deed::Wipe, &*folder.lock, run.uid, || {
-            Run::wipe_all(placeholder, runs)
+            Run::wipe_all(placeholder, runs);
+            Usage::default()
         });
         match sent {
             Ok(errand) => run.errand = Some(errand),
