@@ -275,7 +275,7 @@ impl Remote {
         if self.needles.is_empty() && announced.is_none() {
             return Ok(response);
         }
-        Ok(response.map(|body| Search::new(body, &self.needles, announced, tally.clone())))
+        Ok(response.map(|body| Search::of(body, &self.needles, announced, tally.clone())))
     }
 
     async fn over_tls(

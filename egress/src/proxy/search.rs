@@ -151,7 +151,7 @@ pub struct Search {
 
 impl Search {
     /// Searches a body; with `announced`, reads where a stream that was asked for at that path wants to be spoken to.
-    pub fn new(
+    pub fn of(
         body: Answer,
         needles: &Needles,
         announced: Option<(Arc<Announced>, String)>,
@@ -238,7 +238,7 @@ mod tests {
     async fn searched(pieces: Vec<&'static str>, secrets: &[&str]) -> (String, bool) {
         let body = Pieces(pieces.into()).boxed_unsync();
         let needles = Needles::new(secrets.iter().map(|secret| secret.as_bytes()));
-        let mut body = Search::new(body, &needles, None, Arc::new(Tally::new(RunId([1; 16]))));
+        let mut body = Search::of(body, &needles, None, Arc::new(Tally::new(RunId([1; 16]))));
         let mut text = String::new();
         while let Some(frame) = body.frame().await {
             let Ok(frame) = frame else { return (text, false) };
