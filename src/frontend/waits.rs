@@ -285,7 +285,13 @@ mod tests {
         let waits = Arc::new(Waits::<u32>::default());
         let mut waiting = Vec::new();
         for (tenant, run) in [(1, 1), (2, 2), (2, 3), (1, 4), (2, 5)] {
-            waiting.push(waits.add(&TenantKey([tenant; 32]), None, RunId([run; 16]), vec![run.to_string()]));
+            waiting.push(waits.add(
+                &TenantKey([tenant; 32]),
+                None,
+                RunId([run; 16]),
+                vec![run.to_string()],
+                terms(),
+            ));
         }
         let now = Instant::now();
         let next = |tenant: Option<u8>, now: Instant| {
