@@ -164,7 +164,7 @@ impl Crowd {
             }
             let since = |first: &Option<Candidate<'_>>| first.map(|(stage, at, ..)| (stage, at));
             let loudest =
-                of_addresses.into_values().max_by_key(|(count, first)| (*count, Reverse(since(first))));
+                of_addresses.into_values().max_by_key(|(count, first)| (*count, since(first).map(Reverse)));
             let (_, _, state, connection) = loudest?.1?;
             Some((Arc::clone(connection), state))
         };
