@@ -240,6 +240,8 @@ fn confined(control: OwnedFd, settings: Settings, secrets: Secrets) -> Result<In
     // The supervisor alone decides when to stop: it sends Drain, and a signal to the group means it, not us.
     let signals: SigSet = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP].into_iter().collect();
     signals.thread_block().map_err(|e| ("block signals", e.into()))?;
+    // One large body, or many connections, must not cost memory for good.
+    gaoler_sys::process::keep_little();
     confine::before_threads(Files::None).map_err(|e| (e.step, e.error))?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(WORKERS)
