@@ -267,6 +267,8 @@ const IN_QUERY: Known = known(400, "key_in_query", "the address holds a key or c
 const RATE: Known = known(429, "rate_limited", "your address sent more requests a minute than allowed");
 const BUSY_ADDRESS: Known =
     known(429, "address_busy", "your address has as many requests under way as it may have at a time");
+const TOO_SLOW: Known = known(408, "body_timeout", "the body came too slowly");
+const BODIES_FULL: Known = known(529, "bodies_full", "the server is reading too many requests");
 const TOO_LARGE: Known = known(413, "request_too_large", "the body is larger than it may be here");
 
 /// Of whatever needs somebody.
@@ -290,7 +292,7 @@ pub const USAGE: &[Known] = rows![INVALID; HOLDER];
 /// Of a stored credential that is looked at or forgotten.
 pub const STORED: &[Known] = rows![NOT_STORED; HOLDER];
 /// Of one that is given.
-pub const GIVEN: &[Known] = rows![INVALID, TOO_LARGE, NOT_SEALED; HOLDER];
+pub const GIVEN: &[Known] = rows![INVALID, TOO_SLOW, BODIES_FULL, TOO_LARGE, NOT_SEALED; HOLDER];
 const NOTHING: Known = known(404, "not_found", "there is no such thing");
 const NOT_LIVE: Known = known(404, "run_not_found", "there is no such run that waits or runs");
 
@@ -316,13 +318,14 @@ pub const OPERATOR_UNDRAINS: &[Known] = rows![FINAL; HOLDER];
 /// Of a reload.
 pub const OPERATOR_RELOADS: &[Known] = rows![SETTINGS_WRONG, RELOAD_UNAVAILABLE, DRAINING; HOLDER];
 /// Of what the operator names and changes.
-pub const OPERATOR_CHANGES: &[Known] = rows![INVALID, NOTHING, TOO_LARGE; HOLDER];
+pub const OPERATOR_CHANGES: &[Known] = rows![INVALID, NOTHING, TOO_SLOW, BODIES_FULL, TOO_LARGE; HOLDER];
 /// Of what the operator makes.
-pub const OPERATOR_MAKES: &[Known] = rows![INVALID, NOTHING, CONFLICT, TOO_LARGE; HOLDER];
+pub const OPERATOR_MAKES: &[Known] =
+    rows![INVALID, NOTHING, CONFLICT, TOO_SLOW, BODIES_FULL, TOO_LARGE; HOLDER];
 /// Of a link.
-pub const LINK: &[Known] = rows![INVALID, LINKED, LINKS_FULL, TOO_LARGE; HOLDER];
+pub const LINK: &[Known] = rows![INVALID, LINKED, LINKS_FULL, TOO_SLOW, BODIES_FULL, TOO_LARGE; HOLDER];
 /// Of its end.
-pub const UNLINK: &[Known] = rows![INVALID, NOT_LINKED, TOO_LARGE; HOLDER];
+pub const UNLINK: &[Known] = rows![INVALID, NOT_LINKED, TOO_SLOW, BODIES_FULL, TOO_LARGE; HOLDER];
 
 /// Of `GET /v1/models`.
 pub const MODELS: &[Known] = rows![INVALID; SOMEBODY];
