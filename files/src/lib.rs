@@ -138,7 +138,6 @@ impl What {
     pub fn needs_elsewhere(&self) -> bool {
         match self {
             What::ForkSession { .. }
-            | What::CloneWorkspace { .. }
             | What::Workspace { .. }
             | What::WriteFile { .. }
             | What::Unpack { .. }
@@ -154,6 +153,8 @@ impl What {
             | What::Transcript { .. }
             | What::Workspaces
             | What::MakeWorkspace { .. }
+            // What git fetches is bounded by the supervisor's look alone.
+            | What::CloneWorkspace { .. }
             | What::DropWorkspace { .. }
             | What::ReadFile { .. }
             | What::DropFile { .. }

@@ -124,7 +124,6 @@ fn carried_out(top: &Folder, question: Question, input: &mut impl Read) -> Resul
         What::Workspaces => workspaces::list(top),
         What::MakeWorkspace { id, title } => workspaces::make(top, &id, title),
         What::CloneWorkspace { id, title, url, reference, depth, via } => {
-            budget(top)?;
             let wanted =
                 clone::Wanted { url: &url, reference: reference.as_deref(), depth, via: via.as_deref() };
             clone::clone(top, &id, title, &wanted)

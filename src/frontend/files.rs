@@ -118,11 +118,11 @@ pub async fn ask(
     }
     // A run like any other, so the tenant's rate counts it.
     frontend.live().rates.tenant(&tenant, &allowance)?;
+    let bounds = (way::level(frontend, headers, None)?, way::limits(headers, &Limits::NONE)?);
     let elsewhere = match what.needs_elsewhere() {
         true => elsewhere(frontend, whose.clone(), kind).await?,
         false => Taken::default(),
     };
-    let bounds = (way::level(frontend, headers, None)?, way::limits(headers, &Limits::NONE)?);
     // Servers come third, so that without a credential there are none.
     let remotes = credential.is_some().then_some(remotes).filter(|remotes| !remotes.is_empty());
     let secrets = [("credential", credential), ("remotes", remotes)];
@@ -150,7 +150,7 @@ async fn elsewhere(frontend: &App, whose: Whose, kind: Kind) -> Result<Taken, Ap
     match on(frontend, whose, other, What::Usage).await {
         Ok(Told::Done(taken)) => Ok(serde_json::from_str(taken.get()).unwrap_or_default()),
         Ok(Told::Bytes(..)) => Ok(Taken::default()),
-        // One whom nobody has seen yet has nothing, and is vouched for by what comes next.
+        // One who has a folder yet to be made has nothing in it.
         Err(error) if error.code == "credential_refused" => Ok(Taken::default()),
         Err(error) => Err(error),
     }
