@@ -327,9 +327,10 @@ impl Exchange {
         let Exchange { talk, spawned, level, running, note, place, trace, begun, resumed, .. } = self;
         let mut place = Some(place);
         let teardown = trace.begin("teardown");
-        let (exit, ledger) = talk.end().await;
+        let (exit, ledger, late) = talk.end_in_time().await;
         drop(teardown);
-        answer.exited(exit.as_ref());
+        // That its lease was ended is no word of the run's, nor of anybody who cancelled it.
+        answer.exited(exit.as_ref().filter(|_| !late));
         if let (Some(resumed), Some(Ending::Failed(error))) = (&resumed, answer.ending())
             && DOUBTFUL.contains(&error.code)
         {
@@ -749,16 +750,23 @@ impl Talk {
     }
 
     /// Lets the CLI end, and waits until nothing of the run is left. Beside its Exit comes its ledger.
-    pub async fn end(mut self) -> (Option<Exit>, Ledger) {
-        let exit = self.exited().await;
-        (exit, self.counts.end().await)
+    pub async fn end(self) -> (Option<Exit>, Ledger) {
+        let (exit, ledger, _) = self.end_in_time().await;
+        (exit, ledger)
     }
 
-    async fn exited(&mut self) -> Option<Exit> {
+    /// The same, and whether it had to be ended, as it did not end in time.
+    async fn end_in_time(mut self) -> (Option<Exit>, Ledger, bool) {
+        let (exit, late) = self.exited().await;
+        (exit, self.counts.end().await, late)
+    }
+
+    async fn exited(&mut self) -> (Option<Exit>, bool) {
         self.stdin = None;
         if let Some(exit) = self.exit {
-            return exit;
+            return (exit, false);
         }
+        let mut late = false;
         let mut deadline = Instant::now() + EXIT_WAIT;
         let mut rest = BytesMut::with_capacity(READ_BYTES);
         let mut open = true;
@@ -767,7 +775,7 @@ impl Talk {
         loop {
             rest.clear();
             tokio::select! {
-                exit = self.report.exit() => return exit,
+                exit = self.report.exit() => return (exit, late),
                 read = self.stdout.read_buf(&mut rest), if open => open = read.is_ok_and(|n| n > 0),
                 // A session's run that is let end by itself, and does not.
                 _ = &mut spent, if self.lease.is_some() => self.lease = None,
@@ -775,10 +783,11 @@ impl Talk {
                     if self.lease.take().is_some() {
                         // It was let end, and did not. Until it is gone it uses what its tenant pays for, and that counts.
                         deadline = Instant::now() + EXIT_WAIT;
+                        late = true;
                         continue;
                     }
                     log::line("exit_late", &[("run", self.id.to_string().into())]);
-                    return None;
+                    return (None, true);
                 }
             }
         }
