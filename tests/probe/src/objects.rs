@@ -86,10 +86,14 @@ pub fn hold(kind: &str, count: &str) -> Outcome {
             std::fs::create_dir("/tmp/o").map_err(errno)?;
             numbered(count, |n| File::create(format!("/tmp/o/{n}")).map(drop).map_err(errno))
         }
-        "negative-dentry" => numbered(count, |n| match std::fs::metadata(format!("/usr/{n:0>200}")) {
-            Ok(_) => Err(Errno::EEXIST),
-            Err(_) => Ok(()),
-        }),
+        "negative-dentry" => {
+            // Names that nobody has asked for: one that is remembered is counted for who asked first.
+            let now = std::time::UNIX_EPOCH.elapsed().map_or(0, |since| since.as_nanos());
+            numbered(count, |n| match std::fs::metadata(format!("/usr/{now}-{n:0>160}")) {
+                Ok(_) => Err(Errno::EEXIST),
+                Err(_) => Ok(()),
+            })
+        }
         "process" => each(count, child),
         "page-table" => sparse(count),
         "io-context" => each(count, || {
