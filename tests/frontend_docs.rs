@@ -390,7 +390,7 @@ async fn d12_every_answer_about_files_is_in_the_form_of_the_document() {
     let time = "2026-01-02T03:04:05Z";
     let session = json!({
         "id": ID, "title": null, "workspace_id": "default", "created_at": time, "last_used_at": time, "turns": 1,
-        "bytes": 2, "running": false, "a field of tomorrow": 1,
+        "bytes": 2, "disk_bytes": 4096, "running": false, "unreadable": null, "a field of tomorrow": 1,
     });
     let workspace = json!({"id": "default", "title": "t", "origin": null, "created_at": time});
     let whole = json!({

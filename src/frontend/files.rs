@@ -131,6 +131,11 @@ pub async fn ask(
     begin(frontend, whose, bounds, kind, (what, elsewhere), secrets, body).await
 }
 
+/// What a run over files said is not what it was asked for.
+pub fn unreadable() -> ApiError {
+    ApiError::internal("files_failed", "The run over your files gave no answer that can be read.")
+}
+
 /// A tenant, as a run of its is known by.
 #[derive(Clone)]
 pub struct Whose {
@@ -148,8 +153,8 @@ pub struct Whose {
 async fn elsewhere(frontend: &App, whose: Whose, kind: Kind) -> Result<Taken, ApiError> {
     let other = if kind == Kind::Sessions { Kind::Files } else { Kind::Sessions };
     match on(frontend, whose, other, What::Usage).await {
-        Ok(Told::Done(taken)) => Ok(serde_json::from_str(taken.get()).unwrap_or_default()),
-        Ok(Told::Bytes(..)) => Ok(Taken::default()),
+        Ok(Told::Done(taken)) => serde_json::from_str(taken.get()).map_err(|_| unreadable()),
+        Ok(Told::Bytes(..)) => Err(unreadable()),
         // One who has a folder yet to be made has nothing in it.
         Err(error) if error.code == "credential_refused" => Ok(Taken::default()),
         Err(error) => Err(error),

@@ -114,8 +114,8 @@ pub fn is_false(it: &bool) -> bool {
 /// # Errors
 /// 500 for another form.
 pub fn read<T: DeserializeOwned>(told: Told) -> Result<T, ApiError> {
-    let Told::Done(text) = told else { return Err(unreadable()) };
-    serde_json::from_str(text.get()).map_err(|_| unreadable())
+    let Told::Done(text) = told else { return Err(files::unreadable()) };
+    serde_json::from_str(text.get()).map_err(|_| files::unreadable())
 }
 
 /// The same, for a client.
@@ -123,11 +123,7 @@ pub fn read<T: DeserializeOwned>(told: Told) -> Result<T, ApiError> {
 /// # Errors
 /// As of reading it.
 pub fn form<T: DeserializeOwned + Serialize>(told: Told) -> Result<Box<RawValue>, ApiError> {
-    to_raw_value(&read::<T>(told)?).map_err(|_| unreadable())
-}
-
-fn unreadable() -> ApiError {
-    ApiError::internal("files_failed", "The run over your files gave no answer that can be read.")
+    to_raw_value(&read::<T>(told)?).map_err(|_| files::unreadable())
 }
 
 /// The answer to a client.

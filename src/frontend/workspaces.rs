@@ -285,10 +285,7 @@ async fn removed<T: Gone>(
 /// A tenant's bytes: a download, whatever they look like.
 fn download(told: Told, kind: &'static str) -> Result<Response, ApiError> {
     let Told::Bytes(length, body) = told else {
-        return Err(ApiError::internal(
-            "files_failed",
-            "The run over your files gave no answer that can be read.",
-        ));
+        return Err(files::unreadable());
     };
     let mut response = body.into_response();
     let fields: [(HeaderName, &'static str); 5] = [

@@ -37,7 +37,7 @@ use crate::spawn::{self, Attended, Network};
 use crate::template::Views;
 use crate::tenants::{self, Folder, Tenants};
 use crate::uids::{self, Uids};
-use crate::{inside, layers, template, tiers};
+use crate::{inside, layers, namespaces, template, tiers};
 
 /// Bytes of a certificate chain and its key, at most.
 const TLS_BYTES_MAX: usize = 256 * 1024;
@@ -74,6 +74,8 @@ pub struct Host {
     pub folders: Option<OwnedFd>,
     /// The host's /proc.
     pub proc_fd: OwnedFd,
+    /// The folder of the kernel's settings, where cages' networks are made ahead.
+    pub network: Option<OwnedFd>,
     /// Read anew for each egress, for it changes.
     resolver: Option<Resolver>,
     /// The egress program.
@@ -201,6 +203,7 @@ pub fn run(mode: Mode, inside: bool) -> Result<u8, Fault> {
     uids.release(tried);
 
     let proc_fd = folder("/proc")?;
+    let network = plan.ahead.then(namespaces::settings).transpose()?;
     let resolver = Resolver::find();
     let cgroups = if plan.cgroup { Some(Cgroups::open(proc_fd.as_fd())?) } else { None };
     let egress_uids = Uids::open(&uids_file, settings.uids.egress).doing("open the state's uids")?;
@@ -239,6 +242,7 @@ pub fn run(mode: Mode, inside: bool) -> Result<u8, Fault> {
         folders,
         levels,
         proc_fd,
+        network,
         resolver,
         egress: None,
         files: None,
@@ -286,6 +290,7 @@ pub fn run(mode: Mode, inside: bool) -> Result<u8, Fault> {
         said: 0,
         pool: Pool::default(),
         locks: None,
+        locks_unseen: 0,
         next_look: std::time::Instant::now(),
         far_over: std::collections::BTreeMap::new(),
         measured: std::collections::BTreeMap::new(),
@@ -351,7 +356,7 @@ fn runs(state: &OwnedFd, plan: &Plan) -> Result<OwnedFd, Fault> {
     nix::sys::stat::fchmod(&folder, FileMode::from_bits_truncate(mode))
         .doing("set the mode of the runs' folder")?;
     for (dead, uid) in Folder::dead(&folder)? {
-        let errand = Errand::start(plan, Deed::Wipe, &*dead.lock, uid, Usage::default)?;
+        let errand = Errand::start(plan, Deed::Wipe, &*dead.lock, uid, || Ok(Usage::default()))?;
         errand.child.reap_blocking().doing("wait for a folder to be wiped")?;
         let removed = dead.remove(&folder);
         crate::log::event("swept_folder", &[("folder", &dead.name), ("removed", &removed)]);

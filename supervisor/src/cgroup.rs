@@ -2,7 +2,7 @@
 //! A limit must never be believed: each is written, read back and compared, or the leaf is refused.
 
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
@@ -135,7 +135,12 @@ impl Cgroups {
     pub fn leaf(&mut self, limits: Limits) -> Result<Leaf, Fault> {
         let name = format!("r{}", self.next);
         self.next += 1;
-        let swap = has_swap(&read_at(self.proc_fd.as_fd(), "swaps").unwrap_or_default());
+        // A kernel without swap has no such list.
+        let swaps = match read_at(self.proc_fd.as_fd(), "swaps") {
+            Err(error) if error.kind() == ErrorKind::NotFound => String::new(),
+            read => read.doing("read /proc/swaps")?,
+        };
+        let swap = has_swap(&swaps);
         let mut leaf =
             Leaf { version: self.version, name, folders: Vec::new(), tasks: Vec::new(), limits, swap };
         let ready = self.fill(&mut leaf);
@@ -378,12 +383,18 @@ fn hand_down(group: BorrowedFd<'_>) -> std::io::Result<()> {
 
 /// What lies directly in a folder of the kernel's and begins so.
 pub fn entries(folder: BorrowedFd<'_>, path: &str, prefix: &str) -> Vec<String> {
-    let list = Dir::openat(folder, path, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty());
-    let names = list
-        .into_iter()
-        .flatten()
-        .filter_map(|entry| entry.ok()?.file_name().to_str().map(String::from).ok());
-    names.filter(|name| name.starts_with(prefix)).collect()
+    let names = listed(folder, path).unwrap_or_default();
+    names.into_iter().filter(|name| name.starts_with(prefix)).collect()
+}
+
+/// What lies directly in a folder of the kernel's.
+///
+/// # Errors
+/// Those of open(2) and getdents64(2). A list that cannot be read has its error again at each try: it ends there.
+pub fn listed(folder: BorrowedFd<'_>, path: &str) -> nix::Result<Vec<String>> {
+    let list = Dir::openat(folder, path, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?;
+    let names = list.into_iter().map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()));
+    names.collect()
 }
 
 /// Kills and removes a group of a dead instance and its leaves. What cannot be removed now is found again.

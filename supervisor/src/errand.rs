@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::ffi::{CStr, CString};
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
@@ -18,7 +18,7 @@ use nix::fcntl::{AtFlags, OFlag, openat, renameat};
 use nix::sys::stat::{Mode, fchmod, fstat, fstatat};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
-use crate::cgroup::{entries, read_at};
+use crate::cgroup::{listed, read_at};
 use crate::fault::{Doing, Fault};
 use crate::plan::{Ids, Plan};
 use crate::uids::become_uid;
@@ -36,6 +36,9 @@ const DATA_BYTES: u64 = 128 << 20;
 /// Descriptors and mappings that are looked at, at most: a second's work. More than any program known has; who has more
 /// counts as one who has too many files.
 const LOOKED_MAX: u32 = 500_000;
+/// What kcmp(2) calls what two tasks may have in common.
+const KCMP_VM: i32 = 1;
+const KCMP_FILES: i32 = 2;
 
 /// What is to be done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -79,7 +82,7 @@ impl Usage {
     }
 
     /// The same with this.
-    fn and(self, other: Usage) -> Usage {
+    pub fn and(self, other: Usage) -> Usage {
         Usage {
             bytes: self.bytes.saturating_add(other.bytes),
             files: self.files.saturating_add(other.files),
@@ -90,7 +93,8 @@ impl Usage {
 
 impl Errand {
     /// Sends a child into a folder whose owner is this uid. What it does before it is confined is to overwrite what
-    /// is not its own, and may be to look at what the folder's runs hold: it is added to what it finds.
+    /// is not its own, and may be to look at what the folder's runs hold: it is added to what it finds. Where root may
+    /// not look at another's processes (a container's), it looks as their owner.
     ///
     /// # Errors
     /// Those of pipe(2) and clone(2).
@@ -99,7 +103,7 @@ impl Errand {
         deed: Deed,
         folder: impl AsFd,
         uid: u32,
-        first: impl FnOnce() -> Usage,
+        mut first: impl FnMut() -> nix::Result<Usage>,
     ) -> Result<Errand, Fault> {
         let (answer, told) = nix::unistd::pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).doing("make a pipe")?;
         match fork(0, None).doing("fork for an errand")? {
@@ -108,13 +112,22 @@ impl Errand {
                 // Its parent's end is its own also while it is root.
                 let bounded =
                     process::limit(libc::RLIMIT_DATA, DATA_BYTES).and_then(|()| process::die_with_parent());
-                let held = bounded.map_or_else(|_| process::exit(1), |()| first());
+                let mut root = plan.ids != Ids::Same;
+                let looked = bounded.and_then(|()| {
+                    Ok(first().or_else(|_| {
+                        std::mem::take(&mut root).then(|| become_uid(uid)).transpose().and_then(|_| first())
+                    })?)
+                });
+                let Ok(held) = looked else { process::exit(1) };
                 // On some hosts its owner can take every right from it, and would then never be measured nor wiped.
                 let opened = |()| Ok(fchmod(&folder, Mode::S_IRWXU)?);
-                let done = confine(plan, &folder, uid, &told).and_then(opened).and_then(|()| match deed {
-                    Deed::Wipe => wiped(&folder).map(|()| Usage::default()),
-                    Deed::Measure(files_max) => measured(&folder, files_max),
-                });
+                let done =
+                    confine(plan, &folder, root.then_some(uid), &told).and_then(opened).and_then(|()| {
+                        match deed {
+                            Deed::Wipe => wiped(&folder).map(|()| Usage::default()),
+                            Deed::Measure(files_max) => measured(&folder, files_max),
+                        }
+                    });
                 let Ok(usage) = done.map(|usage| usage.and(held)) else { process::exit(1) };
                 let words = [usage.bytes, usage.files, usage.flying].map(u64::to_le_bytes).concat();
                 process::exit(u8::from(File::from(told).write_all(&words).is_err()))
@@ -133,11 +146,17 @@ impl Errand {
 
 /// What these tasks hold on this device that has no name: open or mapped files, the folders that they are in, the
 /// programs that they run. Each counts once, whoever else holds it.
-pub fn held(proc_fd: BorrowedFd<'_>, tasks: &[i32], device: u64) -> Usage {
+///
+/// # Errors
+/// A task that may not be looked at.
+pub fn held(proc_fd: BorrowedFd<'_>, tasks: &[i32], device: u64) -> nix::Result<Usage> {
     let (mut usage, mut met, mut looked) = (Usage::default(), BTreeSet::new(), 0);
-    let mut look = |path: &str| {
+    let mut look = |path: &str, usage: &mut Usage| {
         looked += 1;
-        let Ok(found) = fstatat(proc_fd, path, AtFlags::empty()) else { return looked };
+        if looked > LOOKED_MAX {
+            return Err(Errno::EOVERFLOW);
+        }
+        let Some(found) = unless_gone(fstatat(proc_fd, path, AtFlags::empty()))? else { return Ok(()) };
         let unnamed = found.st_dev == device && found.st_nlink == 0;
         // Only a unix socket's line tells this. It also holds the place that it was bound to, which may have no name.
         let is_socket = found.st_mode & libc::S_IFMT == libc::S_IFSOCK;
@@ -147,34 +166,55 @@ pub fn held(proc_fd: BorrowedFd<'_>, tasks: &[i32], device: u64) -> Usage {
         if (unnamed || socket.is_some()) && met.insert((found.st_dev, found.st_ino)) {
             let bytes = if unnamed { found.st_blocks.max(0) as u64 * 512 } else { 0 };
             let flying = socket.unwrap_or(0);
-            usage = usage.and(Usage { bytes, files: 1 + flying, flying });
+            *usage = usage.and(Usage { bytes, files: 1 + flying, flying });
         }
-        looked
+        Ok(())
     };
-    for (at, task) in tasks.iter().enumerate() {
-        look(&format!("{task}/cwd"));
-        look(&format!("{task}/exe"));
-        for (part, what) in [("fd", 2), ("map_files", 1)] {
+    let mut all = || {
+        for (at, task) in tasks.iter().enumerate() {
+            look(&format!("{task}/cwd"), &mut usage)?;
+            look(&format!("{task}/exe"), &mut usage)?;
             // The threads of a program come one after another, and what they have in common is looked at once.
-            if at > 0 && process::share(tasks[at - 1], *task, what) {
-                continue;
+            let is_new = |what| at == 0 || !process::share(tasks[at - 1], *task, what);
+            let mut each = |part: &str, usage: &mut Usage| -> nix::Result<()> {
+                let names = unless_gone(listed(proc_fd, &format!("{task}/{part}")))?.unwrap_or_default();
+                names.iter().try_for_each(|name| look(&format!("{task}/{part}/{name}"), usage))
+            };
+            if is_new(KCMP_FILES) {
+                each("fd", &mut usage)?;
             }
-            let folder = format!("{task}/{part}");
-            for name in entries(proc_fd, &folder, "") {
-                if look(&format!("{folder}/{name}")) > LOOKED_MAX {
-                    return Usage::of(0, u64::MAX);
-                }
+            if is_new(KCMP_VM) && matches!(each("map_files", &mut usage), Err(Errno::EPERM)) {
+                let flying = mapped(proc_fd, *task)?;
+                usage = usage.and(Usage { bytes: 0, files: flying, flying });
             }
         }
+        Ok(())
+    };
+    match all() {
+        Err(Errno::EOVERFLOW) => Ok(Usage::of(0, u64::MAX)),
+        done => done.map(|()| usage),
     }
-    usage
 }
 
-fn confine(plan: &Plan, folder: &impl AsFd, uid: u32, told: &OwnedFd) -> std::io::Result<()> {
+/// Files without a name that a task has mapped, where only the host's root may follow a mapping: how large they are nobody
+/// can say.
+fn mapped(proc_fd: BorrowedFd<'_>, task: i32) -> nix::Result<u64> {
+    let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
+    let Some(maps) = unless_gone(openat(proc_fd, format!("{task}/maps").as_str(), flags, Mode::empty()))?
+    else {
+        return Ok(0);
+    };
+    let lines = BufReader::new(File::from(maps)).split(b'\n').map_while(std::result::Result::ok);
+    // Memory that is shared has a name of the kernel's.
+    let ours = |line: &Vec<u8>| line.ends_with(b" (deleted)") && !line.ends_with(b" /dev/zero (deleted)");
+    Ok(lines.filter(ours).count() as u64)
+}
+
+fn confine(plan: &Plan, folder: &impl AsFd, uid: Option<u32>, told: &OwnedFd) -> std::io::Result<()> {
     let mut keep = [folder.as_fd().as_raw_fd(), told.as_raw_fd()];
     keep.sort_unstable();
     process::close_all_but(&keep)?;
-    if plan.ids != Ids::Same {
+    if let Some(uid) = uid {
         become_uid(uid)?;
     }
     process::die_with_parent()?;
@@ -266,7 +306,8 @@ fn wiped(top: &impl AsFd) -> std::io::Result<()> {
     }
 }
 
-/// Sums what lies below a folder. What goes away meanwhile is not counted, and what cannot be looked at is not ours.
+/// Sums what lies below a folder. What goes away meanwhile is not counted; where something is kept from being looked
+/// at, there is no sum.
 fn measured(top: &impl AsFd, files_max: u64) -> std::io::Result<Usage> {
     let mut usage = Usage::default();
     let mut raised = BTreeSet::new();
@@ -293,21 +334,37 @@ fn measured(top: &impl AsFd, files_max: u64) -> std::io::Result<Usage> {
         if usage.files > files_max {
             return Ok(Usage { files: u64::MAX, ..usage });
         }
-        let Ok(found) = fstatat(&*folder, &*name, AtFlags::AT_SYMLINK_NOFOLLOW) else { continue };
+        let look = |folder: &Dir| fstatat(folder, &*name, AtFlags::AT_SYMLINK_NOFOLLOW);
+        let found = match look(folder) {
+            // Its owner has shut the folder meanwhile.
+            Err(Errno::EACCES) => fchmod(&*folder, Mode::S_IRWXU).and_then(|()| look(folder)),
+            found => found,
+        };
+        let Some(found) = unless_gone(found)? else { continue };
         // A file with several names is counted once for each: never too little. A folder counts as it is, also where
         // it has grown and is empty again.
         usage.bytes += found.st_blocks.max(0) as u64 * 512;
         if found.st_mode & libc::S_IFMT == libc::S_IFDIR
-            && let Ok(inner) = enter(folder, &name)
+            && let Some(inner) = unless_gone(enter(folder, &name))?
         {
             if open.len() < DEPTH_MAX {
-                open.extend(list(&inner));
+                open.extend(unless_gone(list(&inner))?);
+            } else if list(&inner).is_ok_and(|mut list| next(&mut list).is_none()) {
+                // There is nothing deeper, and somebody may be about to enter it by its name.
             } else if let Some(name) = raise(&open, &name, &inner) {
                 raised.insert(name);
             } else {
                 return Ok(Usage { files: u64::MAX, ..usage });
             }
         }
+    }
+}
+
+/// What was found, if there was anything: another may stand where a folder was, and a task may have ended.
+fn unless_gone<T>(found: nix::Result<T>) -> nix::Result<Option<T>> {
+    match found {
+        Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP | Errno::ESRCH) => Ok(None),
+        found => found.map(Some),
     }
 }
 
@@ -365,7 +422,7 @@ mod tests {
         let device = std::fs::metadata(dir.path()).unwrap().dev();
         let proc = File::open("/proc").unwrap();
         let own = std::process::id().cast_signed();
-        let held = || held(proc.as_fd(), &[own, own], device);
+        let held = || held(proc.as_fd(), &[own, own], device).unwrap();
         let before = held();
         let path = dir.path().join("file");
         std::fs::write(&path, vec![1; 1 << 20]).unwrap();

@@ -5,8 +5,11 @@ use std::fs::File;
 use std::io::Write;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
+use gaoler_sys::channel;
 use gaoler_sys::clone::{Side, fork};
+use nix::errno::Errno;
 use nix::fcntl::{OFlag, openat};
+use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::stat::{FchmodatFlags, Mode, fchmodat};
 
@@ -15,15 +18,50 @@ use crate::fault::{Doing, Fault};
 /// What a network of a cage's own is set to. No group counts a connection that nobody has accepted, nor a closed one that
 /// waits for its time: the first may hold 256 KiB, which loopback is as fast with, and of the others there are 1 MiB.
 const SETTINGS: [(&str, &str); 3] = [
-    ("sys/net/ipv4/tcp_rmem", "4096 131072 262144"),
-    ("sys/net/ipv4/tcp_wmem", "4096 65536 262144"),
-    ("sys/net/ipv4/tcp_max_tw_buckets", "4096"),
+    ("net/ipv4/tcp_rmem", "4096 131072 262144"),
+    ("net/ipv4/tcp_wmem", "4096 65536 262144"),
+    ("net/ipv4/tcp_max_tw_buckets", "4096"),
 ];
+/// Where they are: it shows each who looks those of its own network, as the folders below it do not, once they are open.
+const PLACE: &str = "/proc/sys";
 
-/// Sets the network that this process is in, as /proc shows whoever looks its own.
-fn settle(proc_fd: BorrowedFd<'_>) -> Result<(), Fault> {
+/// The folder of all settings. Containers have it read-only: there it is one of a /proc that nobody else ever sees.
+///
+/// # Errors
+/// Those of mount(2), where that is needed.
+pub fn settings() -> Result<OwnedFd, Fault> {
+    let open =
+        || nix::fcntl::open(PLACE, OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty());
+    let own = open().doing(format!("open {PLACE}"))?;
+    let written = openat(&own, SETTINGS[0].0, OFlag::O_WRONLY | OFlag::O_CLOEXEC, Mode::empty());
+    if written.err() != Some(Errno::EROFS) {
+        return Ok(own);
+    }
+    let (ours, theirs) = channel::pair().doing("make a channel")?;
+    let fresh = || -> std::io::Result<()> {
+        let none: Option<&str> = None;
+        mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)?;
+        let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+        mount(Some("proc"), "/proc", Some("proc"), flags, none)?;
+        channel::send(theirs.as_fd(), b"x", &[open()?.as_fd()])
+    };
+    match fork(libc::CLONE_NEWNS, None).doing("fork for a /proc")? {
+        Side::Child => {
+            gaoler_sys::process::exit(fresh().map_or_else(|e| e.raw_os_error().unwrap_or(1) as u8, |()| 0))
+        }
+        Side::Parent(child) => {
+            let ended = child.reap_blocking().doing("reap the maker of a /proc")?;
+            let sent = channel::receive::<1>(ours.as_fd()).ok().and_then(|mut it| it.fds.pop());
+            let errno = ended.and_then(|it| it.code).map_or(libc::EIO, i32::from);
+            sent.ok_or(Errno::from_raw(errno)).doing("mount a /proc whose settings can be written")
+        }
+    }
+}
+
+/// Sets the network that this process is in.
+fn settle(settings: BorrowedFd<'_>) -> Result<(), Fault> {
     for (name, value) in SETTINGS {
-        let file = openat(proc_fd, name, OFlag::O_WRONLY | OFlag::O_CLOEXEC, Mode::empty());
+        let file = openat(settings, name, OFlag::O_WRONLY | OFlag::O_CLOEXEC, Mode::empty());
         let file = file.doing(format!("open {name} of a cage's network"))?;
         nix::unistd::write(file, value.as_bytes()).doing(format!("set {name} of a cage's network"))?;
     }
@@ -83,7 +121,7 @@ fn shut(proc_fd: BorrowedFd<'_>) {
 ///
 /// # Errors
 /// Those of unshare(2), of bringing loopback up, and of coming back, after which nothing may go on.
-pub fn network(proc_fd: BorrowedFd<'_>, inside: bool) -> Result<OwnedFd, Fault> {
+pub fn network(proc_fd: BorrowedFd<'_>, settings: BorrowedFd<'_>, inside: bool) -> Result<OwnedFd, Fault> {
     let open = |of: &str| {
         let path = format!("{of}/ns/net");
         let opened = openat(proc_fd, path.as_str(), OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty());
@@ -94,7 +132,7 @@ pub fn network(proc_fd: BorrowedFd<'_>, inside: bool) -> Result<OwnedFd, Fault> 
         let (ends, held) = nix::unistd::pipe2(OFlag::O_CLOEXEC).doing("make a pipe")?;
         let child = match fork(libc::CLONE_NEWNET, None).doing("make a network namespace")? {
             Side::Child => {
-                let up = settle(proc_fd).is_ok() && gaoler_sys::process::loopback_up().is_ok();
+                let up = settle(settings).is_ok() && gaoler_sys::process::loopback_up().is_ok();
                 shut(proc_fd);
                 let _ = nix::unistd::write(&told, &[u8::from(up)]);
                 until_its_end(ends)
@@ -118,7 +156,7 @@ pub fn network(proc_fd: BorrowedFd<'_>, inside: bool) -> Result<OwnedFd, Fault> 
     }
     let home = open("self")?;
     unshare(CloneFlags::CLONE_NEWNET).doing("make a network namespace")?;
-    let made = settle(proc_fd)
+    let made = settle(settings)
         .and_then(|()| gaoler_sys::process::loopback_up().doing("bring loopback up"))
         .and_then(|()| open("self"));
     shut(proc_fd);

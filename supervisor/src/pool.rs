@@ -41,12 +41,12 @@ pub struct Pool {
 pub struct Source<'a> {
     /// The host's /proc.
     pub proc_fd: BorrowedFd<'a>,
+    /// The folder of the kernel's settings, where namespaces are made ahead.
+    pub network: Option<BorrowedFd<'a>>,
     /// Uids of runs.
     pub uids: &'a mut Uids,
     /// Groups, where a leaf is wanted.
     pub cgroups: Option<&'a mut Cgroups>,
-    /// Namespaces are made ahead.
-    pub ahead: bool,
     /// All runs have the uid of this process.
     pub same: bool,
     /// Root is an ordinary user's, in a user namespace.
@@ -123,9 +123,9 @@ fn make(source: Source<'_>) -> Result<Set, Fault> {
     let parts = || -> Result<_, Fault> {
         let mut identities = Vec::new();
         let mut ahead = None;
-        if source.ahead {
+        if let Some(settings) = source.network {
             let user = namespaces::user(source.proc_fd, INSIDE, uid)?;
-            let network = namespaces::network(source.proc_fd, source.inside)?;
+            let network = namespaces::network(source.proc_fd, settings, source.inside)?;
             for (name, namespace) in [("user", &user), ("net", &network)] {
                 identities
                     .push((name, namespaces::identity(namespace.as_fd()).doing("look at a namespace")?));

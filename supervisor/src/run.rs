@@ -208,14 +208,11 @@ impl Run {
         ]
     }
 
-    /// Whoever may hold something of the run's: its tasks, and its egress, to which they can send descriptors. Without a
-    /// group they are found among these.
+    /// Its tasks. Without a group they are found among these.
     pub fn tasks(&self, all: &[Member]) -> Vec<i32> {
         let leaf = self.set.as_ref().and_then(|set| set.leaf.as_ref());
         let below = |init: &Child| family::below(all, init.pid).iter().map(|it| it.pid).collect();
-        let mut tasks = leaf.map_or_else(|| self.init.as_ref().map_or(Vec::new(), below), Leaf::members);
-        tasks.extend(self.egress.as_ref().map(|egress| egress.process.child.pid));
-        tasks
+        leaf.map_or_else(|| self.init.as_ref().map_or(Vec::new(), below), Leaf::members)
     }
 
     /// Notes a cause of the end; the first one stays.

@@ -145,7 +145,10 @@ impl Client {
         body: &[u8],
     ) -> std::io::Result<()> {
         let mut head = format!("{method} {path} HTTP/1.1\r\nhost: {}\r\nconnection: close\r\n", self.address);
-        head += &format!("content-type: application/json\r\ncontent-length: {}\r\n", body.len());
+        head += &format!("content-length: {}\r\n", body.len());
+        if !headers.iter().any(|(name, _)| name.eq_ignore_ascii_case("content-type")) {
+            head += "content-type: application/json\r\n";
+        }
         for (name, value) in headers {
             head += &format!("{name}: {value}\r\n");
         }

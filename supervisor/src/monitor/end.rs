@@ -129,7 +129,7 @@ impl Monitor {
         let (runs, placeholder) = (&mut self.runs, &mut run.placeholder);
         let sent = Errand::start(&self.plan, Deed::Wipe, &*folder.lock, run.uid, || {
             Run::wipe_all(placeholder, runs);
-            Usage::default()
+            Ok(Usage::default())
         });
         match sent {
             Ok(errand) => run.errand = Some(errand),

@@ -6,10 +6,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::time::{Duration, Instant};
 
 use gaoler_protocol::{Reason, RunId};
 use gaoler_sys::clone::{Child, Side, fork};
 use gaoler_sys::process;
+use nix::errno::Errno;
 use nix::fcntl::{OFlag, openat};
 use nix::sys::stat::Mode;
 
@@ -27,25 +29,60 @@ const HOST_MAX: usize = 8_192;
 /// A line of the list has fewer bytes, and is read twice where locks come while it is read.
 const LINE_BYTES: usize = 2 * 96;
 
+/// A look that takes longer is ended, and after so many in turn that said nothing every run is: locks that nobody counts
+/// have no bound.
+const LOOK_LATEST: Duration = Duration::from_secs(20);
+const UNANSWERED_MAX: u8 = 5;
+
 /// A look under way.
 pub struct Look {
     /// Who looks.
     pub child: Child,
     answer: OwnedFd,
+    since: Instant,
 }
 
 impl Monitor {
     /// Sends somebody to look, where nobody does.
     pub(super) fn look_at_locks(&mut self) {
-        if self.locks.is_none() {
-            self.locks = self.sent().map_err(|fault| event("locks_failed", &[("fault", &fault)])).ok();
+        match &self.locks {
+            Some(look) if look.since.elapsed() > LOOK_LATEST => look.child.kill(),
+            Some(_) => {}
+            None => match self.sent() {
+                Ok(look) => self.locks = Some(look),
+                Err(fault) => {
+                    event("locks_failed", &[("fault", &fault)]);
+                    self.unlooked();
+                }
+            },
         }
+    }
+
+    /// A look has said nothing.
+    fn unlooked(&mut self) {
+        self.locks_unseen += 1;
+        if self.locks_unseen >= UNANSWERED_MAX {
+            event("locks_unseen", &[("looks", &self.locks_unseen)]);
+            self.locks_unseen = 0;
+            let running: Vec<RunId> = self.runs.iter().map(Run::id).collect();
+            running.into_iter().for_each(|id| self.too_many(id));
+        }
+    }
+
+    fn too_many(&mut self, id: RunId) {
+        self.with(id, |_, run| {
+            if run.phase == Phase::Running {
+                event("locks_limit", &[("run", &run.id())]);
+                run.ends(Reason::Locks, 0, libc::SIGKILL as u8);
+                end(run);
+            }
+        });
     }
 
     fn sent(&mut self) -> Result<Look, Fault> {
         let (answer, told) = nix::unistd::pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).doing("make a pipe")?;
         match fork(0, None).doing("fork for a look at locks")? {
-            Side::Parent(child) => Ok(Look { child, answer }),
+            Side::Parent(child) => Ok(Look { child, answer, since: Instant::now() }),
             Side::Child => {
                 self.runs.iter_mut().for_each(Run::wipe);
                 let told = File::from(told);
@@ -62,9 +99,10 @@ impl Monitor {
     /// ends meanwhile would have to come round again before it could be taken for another's.
     fn most_locks(&self, told: &File) -> std::io::Result<Option<RunId>> {
         let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
-        // Some hosts have no such list.
-        let Ok(list) = openat(self.host.proc_fd.as_fd(), "locks", flags, Mode::empty()) else {
-            return Ok(None);
+        let list = match openat(self.host.proc_fd.as_fd(), "locks", flags, Mode::empty()) {
+            // Some hosts have no such list.
+            Err(Errno::ENOENT) => return Ok(None),
+            list => list?,
         };
         let all = if self.plan.cgroup { Vec::new() } else { family::everybody(self.host.proc_fd.as_fd()) };
         let running = self.runs.iter().filter(|run| run.phase == Phase::Running);
@@ -88,20 +126,17 @@ impl Monitor {
         Ok(most.filter(|(sum, _)| *sum > LOCKS_MAX).map(|(_, id)| id))
     }
 
-    /// Somebody has looked.
-    pub(super) fn on_locks(&mut self) {
+    /// Somebody has looked, and said so or not.
+    pub(super) fn on_locks(&mut self, succeeded: bool) {
         let Some(look) = self.locks.take() else { return };
-        let mut id = [0; 16];
-        if File::from(look.answer).read_exact(&mut id).is_err() {
-            return;
+        if !succeeded {
+            return self.unlooked();
         }
-        self.with(RunId(id), |_, run| {
-            if run.phase == Phase::Running {
-                event("locks_limit", &[("run", &run.id())]);
-                run.ends(Reason::Locks, 0, libc::SIGKILL as u8);
-                end(run);
-            }
-        });
+        self.locks_unseen = 0;
+        let mut id = [0; 16];
+        if File::from(look.answer).read_exact(&mut id).is_ok() {
+            self.too_many(RunId(id));
+        }
     }
 }
 

@@ -110,6 +110,8 @@ pub struct Monitor {
     pub pool: Pool,
     /// Who looks at locks.
     pub locks: Option<locks::Look>,
+    /// Looks at them in turn that said nothing.
+    pub locks_unseen: u8,
     /// When the watchdog looks again.
     pub next_look: Instant,
     /// How often a run of these tenants was ended far over its bound of the disk, since they were last seen below.
@@ -209,9 +211,9 @@ impl Monitor {
     fn source(&mut self, limits: Limits) -> (&mut Pool, Source<'_>) {
         let source = Source {
             proc_fd: self.host.proc_fd.as_fd(),
+            network: self.host.network.as_ref().map(AsFd::as_fd),
             uids: &mut self.uids,
             cgroups: self.cgroups.as_mut(),
-            ahead: self.plan.ahead,
             same: self.plan.ids == Ids::Same,
             inside: self.plan.inside,
             limits,
@@ -315,7 +317,7 @@ impl Monitor {
             return;
         }
         if self.locks.as_ref().is_some_and(|look| look.child.pid == pid) {
-            return self.on_locks();
+            return self.on_locks(ended.code == Some(0));
         }
         let Some(run) = self.runs.iter().find(|run| run.children().contains(&Some(pid))) else {
             // Somebody whom the end of a cage has left to us.

@@ -1,6 +1,7 @@
 //! The sockets of a run that has a network of its own, counted where no group counts what they hold.
 //! It must never look into a queue: how much one may hold is bounded by the network's settings and by the filter.
 
+use std::io::ErrorKind;
 use std::os::fd::AsFd;
 
 use gaoler_protocol::Reason;
@@ -22,7 +23,19 @@ impl Monitor {
     pub(super) fn count_sockets(&self, run: &mut Run) {
         let (Some(init), true) = (&run.init, self.plan.network) else { return };
         let path = format!("{}/net/sockstat", init.pid);
-        let sockets = used(&read_at(self.host.proc_fd.as_fd(), &path).unwrap_or_default());
+        let sockets = match read_at(self.host.proc_fd.as_fd(), &path) {
+            Ok(sockstat) => used(&sockstat),
+            // It has ended; or this host's networks have no such file.
+            Err(error)
+                if error.kind() == ErrorKind::NotFound || error.raw_os_error() == Some(libc::ESRCH) =>
+            {
+                0
+            }
+            Err(error) => {
+                event("sockets_unseen", &[("run", &run.id()), ("error", &error)]);
+                u32::MAX
+            }
+        };
         let most = (run.limits.memory_mib / MIB_PER_SOCKET).max(SOCKETS_LEAST);
         if sockets > most {
             event("socket_limit", &[("run", &run.id()), ("sockets", &sockets), ("most", &most)]);

@@ -172,13 +172,18 @@ impl Monitor {
         }
         let proc_fd = self.host.proc_fd.as_fd();
         let tasks: Vec<i32> = runs().chain([&*run]).flat_map(|it| it.tasks(all)).collect();
+        // They can send descriptors to their egress. Where root may not look at it, what waits there goes uncounted.
+        let egress = runs().chain([&*run]).filter_map(|it| Some(it.egress.as_ref()?.process.child.pid));
+        let egress: Vec<i32> = egress.collect();
         let kfiles = runs().map(|it| it.limits.disk_kfiles).fold(run.limits.disk_kfiles, u32::max);
         let deed = Deed::Measure(u64::from(kfiles) * 1000 * FILES_TIMES_MAX);
         let (runs, placeholder) = (&mut self.runs, &mut run.placeholder);
         let folder = &tenant.folder;
         let sent = Errand::start(&self.plan, deed, folder, tenant.uid, || {
             Run::wipe_all(placeholder, runs);
-            fstat(folder).map_or(Usage::default(), |it| errand::held(proc_fd, &tasks, it.st_dev))
+            let device = fstat(folder)?.st_dev;
+            let waits = errand::held(proc_fd, &egress, device).unwrap_or_default();
+            Ok(errand::held(proc_fd, &tasks, device)?.and(waits))
         });
         match sent {
             Ok(errand) => (run.errand, run.disk.seen) = (Some(errand), Some((Instant::now(), free))),
@@ -210,8 +215,11 @@ impl Monitor {
     /// Tells each run of a tenant what was found.
     fn measured(&mut self, run: &mut Run, usage: Usage) {
         let Some(id) = run.tenant.clone() else { return };
-        // What was there before this run is what was seen last: a first look at it may come after its first flood.
-        let before = self.measured.insert(id, usage).unwrap_or(usage);
+        // What was there before this run is what was seen last, or all but what the disk has lost since: a first look at
+        // it may come after its first flood.
+        let lost = run.disk.begun.bytes.saturating_sub(self.free().0.bytes);
+        let unseen = Usage { bytes: usage.bytes.saturating_sub(lost), ..usage };
+        let before = self.measured.insert(id, usage).unwrap_or(unseen);
         let seen = run.disk.seen;
         let rests = seen.map(|(at, _)| Instant::now() + at.elapsed() * (MEASURED_PART - 1));
         let others = self.runs.iter().filter(|it| it.tenant == run.tenant && it.phase == Phase::Running);
