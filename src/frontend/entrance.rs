@@ -15,7 +15,7 @@ use tower::Service;
 
 use super::crowd::{self, Connection};
 use super::error::ApiError;
-use super::http::{self, App, RequestId, failed, failure};
+use super::http::{self, App, RequestId, failed};
 use super::metrics::{Timed, TimedBody};
 use super::rates::UnderWay;
 use super::wire::Heads;
@@ -42,7 +42,7 @@ pub async fn pass(
     // An answer and a log line can be brought together by it.
     let id = RequestId(id::request(), timed.trace());
     let place = frontend.live().rates.place_of(connection.address, request.headers());
-    let refused = heads.serve().map(|(dialect, error)| failed(&error, &dialect.failure(&error, &id.0)));
+    let refused = heads.serve().map(|(path, error)| failed(error, &error.body_at(path, &id.0)));
     let known = match refused {
         Some(mut response) => {
             // What follows the head is not read.
@@ -54,11 +54,11 @@ pub async fn pass(
                 timed.holds(under_way);
                 http::at_once(frontend, &request)
             }
-            Err(error) => Some(failure(&error, &id)),
+            Err(error) => Some(failed(&error, &error.body_at(request.uri().path().as_bytes(), &id.0))),
         },
     };
     let known = match known {
-        None if !is_text(request.uri().path()) => Some(unreadable(frontend, request.headers(), &id).await),
+        None if !is_text(request.uri().path()) => Some(unreadable(frontend, &request, &id).await),
         known => known,
     };
     let mut response = match known {
@@ -95,7 +95,7 @@ fn without_prefix<B>(mut request: Request<B>) -> Request<B> {
     request
 }
 
-/// Whether a path is text, where it is percent-encoded too.
+/// Whether a path is text, where it is percent-encoded too. The name of a file may be any bytes.
 fn is_text(path: &str) -> bool {
     let mut bytes = Vec::with_capacity(path.len());
     let mut rest = path.as_bytes();
@@ -111,16 +111,17 @@ fn is_text(path: &str) -> bool {
         bytes.push(byte);
         rest = &after[2..];
     }
-    std::str::from_utf8(&bytes).is_ok()
+    let names_a_file = path.starts_with("/v1/workspaces/") && path.contains("/files/");
+    names_a_file || std::str::from_utf8(&bytes).is_ok()
 }
 
 /// 400 for who may know of the route, whichever it is.
-async fn unreadable(frontend: &Frontend, headers: &HeaderMap, id: &RequestId) -> Response<Body> {
-    let error = match identity::recognized(frontend, headers).await {
+async fn unreadable<B>(frontend: &Frontend, request: &Request<B>, id: &RequestId) -> Response<Body> {
+    let error = match identity::recognized(frontend, request.headers()).await {
         Ok(()) => ApiError::invalid("The path must be percent-encoded UTF-8.").final_word(),
         Err(error) => error,
     };
-    failure(&error, id)
+    failed(&error, &error.body_at(request.uri().path().as_bytes(), &id.0))
 }
 
 /// An answer is its asker's, unless its route says another thing of it: a cache in front of us must not give it to

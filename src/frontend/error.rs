@@ -204,6 +204,16 @@ impl ApiError {
         body
     }
 
+    /// The body in the form that clients of this path read.
+    pub fn body_at(&self, path: &[u8], request_id: &str) -> Value {
+        match path {
+            b"/v1/chat/completions" => self.completions_body(),
+            b"/v1/models" => self.body_for_both(request_id),
+            path if path.starts_with(b"/v1/models/") => self.body_for_both(request_id),
+            _ => self.body(request_id),
+        }
+    }
+
     /// The field that is wrong: every message about one begins with its path.
     fn param(&self) -> Option<&str> {
         let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"_-.[]".contains(&b);

@@ -12,7 +12,6 @@ use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep, sleep_until};
 
-use super::dialect::Dialect;
 use super::error::ApiError;
 
 /// Bytes of a request's head, at most.
@@ -28,6 +27,8 @@ const PIECE_BYTES: usize = 4 * 1024;
 /// Bytes of the line before a chunk, which nobody needs to be longer, and of all that follows the last one.
 const CHUNK_LINE_BYTES_MAX: usize = 256;
 const TRAILER_BYTES_MAX: usize = 8 * 1024;
+/// Bytes of a refused head's path that are kept.
+const PATH_BYTES: usize = 64;
 /// Bytes after a head that was refused which are read and dropped.
 const DROPPED_BYTES_MAX: usize = 256 * 1024;
 
@@ -67,16 +68,16 @@ pub struct Heads {
     judged: AtomicU64,
     /// How many were served.
     served: AtomicU64,
-    /// Which was refused, with whom it asked and why. It is the last.
-    refused: OnceLock<(u64, Dialect, ApiError)>,
+    /// Which was refused, with what it asked for and why. It is the last.
+    refused: OnceLock<(u64, Vec<u8>, ApiError)>,
 }
 
 impl Heads {
     /// A request is served: why it is refused, where its head was.
-    pub fn serve(&self) -> Option<(Dialect, ApiError)> {
+    pub fn serve(&self) -> Option<(&[u8], &ApiError)> {
         let number = self.served.fetch_add(1, Ordering::Relaxed);
-        let (of, dialect, error) = self.refused.get()?;
-        (*of == number).then(|| (*dialect, error.clone()))
+        let (of, path, error) = self.refused.get()?;
+        (*of == number).then_some((path, error))
     }
 }
 
@@ -261,12 +262,11 @@ impl<S> Wire<S> {
 
     fn refuse(&mut self, error: ApiError) {
         let target = self.held[..].split(|&byte| byte == b' ').nth(1).unwrap_or_default();
-        let dialect = match target.split(|&byte| byte == b'?').next() {
-            Some(path) if path == Dialect::Completions.path().as_bytes() => Dialect::Completions,
-            _ => Dialect::Messages,
-        };
+        let path = target.split(|&byte| byte == b'?').next().unwrap_or_default();
+        // None that any form is decided by is longer.
+        let path = path[..path.len().min(PATH_BYTES)].to_vec();
         let number = self.heads.judged.load(Ordering::Relaxed);
-        let _ = self.heads.refused.set((number, dialect, error));
+        let _ = self.heads.refused.set((number, path, error));
         self.held = BytesMut::new();
         self.phase = Phase::Instead(0, DROPPED_BYTES_MAX);
     }

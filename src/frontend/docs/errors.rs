@@ -262,7 +262,11 @@ const INSUFFICIENT: Known =
 const DRAINING: Known = known(503, "draining", "the server is shutting down: ask another one, or later");
 const UNAVAILABLE: Known =
     known(503, "ledger_unavailable", "keys and usage cannot be looked up at the moment");
-const INVALID: Known = known(400, "invalid_request", "the message names what is wrong");
+const INVALID: Known = known(
+    400,
+    "invalid_request",
+    "the message names what is wrong: in the head of the request, which could be read in two ways, or in what it asks for",
+);
 const IN_QUERY: Known = known(400, "key_in_query", "the address holds a key or credential");
 const RATE: Known = known(429, "rate_limited", "your address sent more requests a minute than allowed");
 const BUSY_ADDRESS: Known =
@@ -273,6 +277,7 @@ const TOO_LARGE: Known = known(413, "request_too_large", "the body is larger tha
 
 /// Of whatever needs somebody.
 pub const SOMEBODY: &[Known] = &[
+    INVALID,
     IN_QUERY,
     NO_CREDENTIAL,
     NO_TOKEN,
@@ -288,18 +293,18 @@ pub const SOMEBODY: &[Known] = &[
 pub const HOLDER: &[Known] = rows![INSUFFICIENT; SOMEBODY];
 
 /// Of `GET /v1/usage`.
-pub const USAGE: &[Known] = rows![INVALID; HOLDER];
+pub const USAGE: &[Known] = HOLDER;
 /// Of a stored credential that is looked at or forgotten.
 pub const STORED: &[Known] = rows![NOT_STORED; HOLDER];
 /// Of one that is given.
-pub const GIVEN: &[Known] = rows![INVALID, TOO_SLOW, BODIES_FULL, TOO_LARGE, NOT_SEALED; HOLDER];
+pub const GIVEN: &[Known] = rows![TOO_SLOW, BODIES_FULL, TOO_LARGE, NOT_SEALED; HOLDER];
 const NOTHING: Known = known(404, "not_found", "there is no such thing");
 const NOT_LIVE: Known = known(404, "run_not_found", "there is no such run that waits or runs");
 
 /// Of the operator's lists.
 pub const OPERATOR: &[Known] = USAGE;
 /// Of what the operator names.
-pub const OPERATOR_FINDS: &[Known] = rows![INVALID, NOTHING; HOLDER];
+pub const OPERATOR_FINDS: &[Known] = rows![NOTHING; HOLDER];
 /// Of a run that the operator ends.
 pub const OPERATOR_ENDS: &[Known] = rows![NOT_LIVE; HOLDER];
 /// Of the operator's routes, and of no other.
@@ -318,17 +323,16 @@ pub const OPERATOR_UNDRAINS: &[Known] = rows![FINAL; HOLDER];
 /// Of a reload.
 pub const OPERATOR_RELOADS: &[Known] = rows![SETTINGS_WRONG, RELOAD_UNAVAILABLE, DRAINING; HOLDER];
 /// Of what the operator names and changes.
-pub const OPERATOR_CHANGES: &[Known] = rows![INVALID, NOTHING, TOO_SLOW, BODIES_FULL, TOO_LARGE; HOLDER];
+pub const OPERATOR_CHANGES: &[Known] = rows![NOTHING, TOO_SLOW, BODIES_FULL, TOO_LARGE; HOLDER];
 /// Of what the operator makes.
-pub const OPERATOR_MAKES: &[Known] =
-    rows![INVALID, NOTHING, CONFLICT, TOO_SLOW, BODIES_FULL, TOO_LARGE; HOLDER];
+pub const OPERATOR_MAKES: &[Known] = rows![NOTHING, CONFLICT, TOO_SLOW, BODIES_FULL, TOO_LARGE; HOLDER];
 /// Of a link.
-pub const LINK: &[Known] = rows![INVALID, LINKED, LINKS_FULL, TOO_SLOW, BODIES_FULL, TOO_LARGE; HOLDER];
+pub const LINK: &[Known] = rows![LINKED, LINKS_FULL, TOO_SLOW, BODIES_FULL, TOO_LARGE; HOLDER];
 /// Of its end.
-pub const UNLINK: &[Known] = rows![INVALID, NOT_LINKED, TOO_SLOW, BODIES_FULL, TOO_LARGE; HOLDER];
+pub const UNLINK: &[Known] = rows![NOT_LINKED, TOO_SLOW, BODIES_FULL, TOO_LARGE; HOLDER];
 
 /// Of `GET /v1/models`.
-pub const MODELS: &[Known] = rows![INVALID; SOMEBODY];
+pub const MODELS: &[Known] = SOMEBODY;
 
 /// Of `GET /v1/models/{id}`.
 pub const MODEL: &[Known] = rows![NO_MODEL; SOMEBODY];
