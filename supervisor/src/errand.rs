@@ -7,6 +7,7 @@ use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 
 use gaoler_policy::landlock::{AccessClass, restrict_cage};
 use gaoler_policy::seccomp::{CAGE, Threads};
@@ -14,7 +15,7 @@ use gaoler_sys::clone::{Child, Side, fork};
 use gaoler_sys::process;
 use nix::dir::Dir;
 use nix::errno::Errno;
-use nix::fcntl::{AtFlags, OFlag, openat, renameat};
+use nix::fcntl::{AtFlags, OFlag, openat, readlinkat, renameat};
 use nix::sys::stat::{Mode, fchmod, fstat, fstatat};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
@@ -120,7 +121,11 @@ impl Errand {
                 });
                 let Ok(held) = looked else { process::exit(1) };
                 // On some hosts its owner can take every right from it, and would then never be measured nor wiped.
-                let opened = |()| Ok(fchmod(&folder, Mode::S_IRWXU)?);
+                // gVisor takes its owner for another before it has been asked about it.
+                let opened = |()| match fstat(&folder)?.st_mode & libc::S_IRWXU {
+                    libc::S_IRWXU => Ok(()),
+                    _ => Ok(fchmod(&folder, Mode::S_IRWXU)?),
+                };
                 let done =
                     confine(plan, &folder, root.then_some(uid), &told).and_then(opened).and_then(|()| {
                         match deed {
@@ -157,7 +162,9 @@ pub fn held(proc_fd: BorrowedFd<'_>, tasks: &[i32], device: u64) -> nix::Result<
             return Err(Errno::EOVERFLOW);
         }
         let Some(found) = unless_gone(fstatat(proc_fd, path, AtFlags::empty()))? else { return Ok(()) };
-        let unnamed = found.st_dev == device && found.st_nlink == 0;
+        // gVisor tells it in the name alone.
+        let deleted = || readlinkat(proc_fd, path).is_ok_and(|name| name.as_bytes().ends_with(b" (deleted)"));
+        let unnamed = found.st_dev == device && (found.st_nlink == 0 || deleted());
         // Only a unix socket's line tells this. It also holds the place that it was bound to, which may have no name.
         let is_socket = found.st_mode & libc::S_IFMT == libc::S_IFSOCK;
         let told = is_socket.then(|| read_at(proc_fd, &path.replace("/fd/", "/fdinfo/")).unwrap_or_default());
