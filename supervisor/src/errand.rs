@@ -190,9 +190,14 @@ pub fn held(proc_fd: BorrowedFd<'_>, tasks: &[i32], device: u64) -> nix::Result<
             if is_new(KCMP_FILES) {
                 each("fd", &mut usage)?;
             }
-            if is_new(KCMP_VM) && matches!(each("map_files", &mut usage), Err(Errno::EPERM)) {
-                let flying = mapped(proc_fd, *task)?;
-                usage = usage.and(Usage { bytes: 0, files: flying, flying });
+            if is_new(KCMP_VM) {
+                match each("map_files", &mut usage) {
+                    Err(Errno::EPERM) => {
+                        let flying = mapped(proc_fd, *task)?;
+                        usage = usage.and(Usage { bytes: 0, files: flying, flying });
+                    }
+                    looked => looked?,
+                }
             }
         }
         Ok(())

@@ -1,7 +1,6 @@
 //! The sockets of a run that has a network of its own, counted where no group counts what they hold.
 //! It must never look into a queue: how much one may hold is bounded by the network's settings and by the filter.
 
-use std::io::ErrorKind;
 use std::os::fd::AsFd;
 
 use gaoler_protocol::Reason;
@@ -26,11 +25,7 @@ impl Monitor {
         let sockets = match read_at(self.host.proc_fd.as_fd(), &path) {
             Ok(sockstat) => used(&sockstat),
             // It has ended; or this host's networks have no such file.
-            Err(error)
-                if error.kind() == ErrorKind::NotFound || error.raw_os_error() == Some(libc::ESRCH) =>
-            {
-                0
-            }
+            Err(error) if [Some(libc::ENOENT), Some(libc::ESRCH)].contains(&error.raw_os_error()) => 0,
             Err(error) => {
                 event("sockets_unseen", &[("run", &run.id()), ("error", &error)]);
                 u32::MAX
