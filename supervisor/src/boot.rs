@@ -294,6 +294,7 @@ pub fn run(mode: Mode, inside: bool) -> Result<u8, Fault> {
         next_look: std::time::Instant::now(),
         far_over: std::collections::BTreeMap::new(),
         measured: std::collections::BTreeMap::new(),
+        grown: 0,
         alone: true,
         runs: Vec::new(),
         status: None,

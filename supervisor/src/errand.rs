@@ -12,11 +12,11 @@ use std::os::unix::ffi::OsStrExt;
 use gaoler_policy::landlock::{AccessClass, restrict_cage};
 use gaoler_policy::seccomp::{CAGE, Threads};
 use gaoler_sys::clone::{Child, Side, fork};
-use gaoler_sys::process;
+use gaoler_sys::{channel, memfd, process};
 use nix::dir::Dir;
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, openat, readlinkat, renameat};
-use nix::sys::stat::{Mode, fchmod, fstat, fstatat};
+use nix::sys::stat::{FileStat, Mode, fchmod, fstat, fstatat, major, minor};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
 use crate::cgroup::{listed, read_at};
@@ -40,6 +40,8 @@ const LOOKED_MAX: u32 = 500_000;
 /// What kcmp(2) calls what two tasks may have in common.
 const KCMP_VM: i32 = 1;
 const KCMP_FILES: i32 = 2;
+/// Where in a line of /proc/<pid>/maps the device begins, at the latest: after two addresses, the rights and the offset.
+const MAPS_DEVICE_WITHIN: usize = 60;
 
 /// What is to be done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -156,36 +158,44 @@ impl Errand {
 /// A task that may not be looked at.
 pub fn held(proc_fd: BorrowedFd<'_>, tasks: &[i32], device: u64) -> nix::Result<Usage> {
     let (mut usage, mut met, mut looked) = (Usage::default(), BTreeSet::new(), 0);
-    let mut look = |path: &str, usage: &mut Usage| {
+    let mut look = |task: i32, part: &str, usage: &mut Usage| {
         looked += 1;
         if looked > LOOKED_MAX {
             return Err(Errno::EOVERFLOW);
         }
-        let Some(found) = unless_gone(fstatat(proc_fd, path, AtFlags::empty()))? else { return Ok(()) };
+        let path = format!("{task}/{part}");
+        let Some(found) = unless_gone(fstatat(proc_fd, path.as_str(), AtFlags::empty()))? else {
+            return Ok(());
+        };
         // gVisor tells it in the name alone.
-        let deleted = || readlinkat(proc_fd, path).is_ok_and(|name| name.as_bytes().ends_with(b" (deleted)"));
-        let unnamed = found.st_dev == device && (found.st_nlink == 0 || deleted());
+        let deleted =
+            || readlinkat(proc_fd, path.as_str()).is_ok_and(|name| name.as_bytes().ends_with(b" (deleted)"));
+        let mut is_new = |it: &FileStat| met.insert((it.st_dev, it.st_ino));
+        let is_unnamed = |it: &FileStat| it.st_dev == device && it.st_nlink == 0;
+        let bytes = |it: &FileStat| it.st_blocks.max(0) as u64 * 512;
+        let unnamed = is_unnamed(&found) || (found.st_dev == device && deleted());
         // Only a unix socket's line tells this. It also holds the place that it was bound to, which may have no name.
         let is_socket = found.st_mode & libc::S_IFMT == libc::S_IFSOCK;
-        let told = is_socket.then(|| read_at(proc_fd, &path.replace("/fd/", "/fdinfo/")).unwrap_or_default());
-        let line = told.as_ref().and_then(|told| told.lines().find_map(|line| line.strip_prefix("scm_fds:")));
-        let socket: Option<u64> = line.and_then(|number| number.trim().parse().ok());
-        if (unnamed || socket.is_some()) && met.insert((found.st_dev, found.st_ino)) {
-            let bytes = if unnamed { found.st_blocks.max(0) as u64 * 512 } else { 0 };
-            let flying = socket.unwrap_or(0);
-            *usage = usage.and(Usage { bytes, files: 1 + flying, flying });
+        let flying = is_socket.then(|| scm_fds(proc_fd, task, &part.replace("fd/", "fdinfo/"))).flatten();
+        if (!unnamed && flying.is_none()) || !is_new(&found) {
+            return Ok(());
         }
+        let (own, files) = (if unnamed { bytes(&found) } else { 0 }, flying.unwrap_or(0));
+        let waits = if files > 0 { on_their_way(proc_fd, task, part, files) } else { Some(Vec::new()) };
+        let seen = waits.iter().flatten().filter(|it| is_unnamed(it) && is_new(it)).map(bytes).sum::<u64>();
+        let flying = if waits.is_some() { 0 } else { files };
+        *usage = usage.and(Usage { bytes: own.saturating_add(seen), files: 1 + files, flying });
         Ok(())
     };
     let mut all = || {
         for (at, task) in tasks.iter().enumerate() {
-            look(&format!("{task}/cwd"), &mut usage)?;
-            look(&format!("{task}/exe"), &mut usage)?;
+            look(*task, "cwd", &mut usage)?;
+            look(*task, "exe", &mut usage)?;
             // The threads of a program come one after another, and what they have in common is looked at once.
             let is_new = |what| at == 0 || !process::share(tasks[at - 1], *task, what);
             let mut each = |part: &str, usage: &mut Usage| -> nix::Result<()> {
                 let names = unless_gone(listed(proc_fd, &format!("{task}/{part}")))?.unwrap_or_default();
-                names.iter().try_for_each(|name| look(&format!("{task}/{part}/{name}"), usage))
+                names.iter().try_for_each(|name| look(*task, &format!("{part}/{name}"), usage))
             };
             if is_new(KCMP_FILES) {
                 each("fd", &mut usage)?;
@@ -208,18 +218,41 @@ pub fn held(proc_fd: BorrowedFd<'_>, tasks: &[i32], device: u64) -> nix::Result<
     }
 }
 
-/// Files without a name that a task has mapped, where only the host's root may follow a mapping: how large they are nobody
-/// can say.
+/// How many descriptors are on their way to a unix socket; `None` of anything else.
+fn scm_fds(proc_fd: BorrowedFd<'_>, task: i32, info: &str) -> Option<u64> {
+    let told = read_at(proc_fd, &format!("{task}/{info}")).ok()?;
+    told.lines().find_map(|line| line.strip_prefix("scm_fds:"))?.trim().parse().ok()
+}
+
+/// What is on its way to a task's socket, where all of it was seen: so many different files as there are descriptors,
+/// and nothing to which more is on its way.
+fn on_their_way(proc_fd: BorrowedFd<'_>, task: i32, part: &str, number: u64) -> Option<Vec<FileStat>> {
+    let socket = process::copy_of(task, part.strip_prefix("fd/")?.parse().ok()?).ok()?;
+    let fds = channel::on_their_way(socket.as_fd(), usize::try_from(number).ok()?).ok()?;
+    let found: Vec<FileStat> = fds.iter().filter_map(|fd| fstat(fd).ok()).collect();
+    let different: BTreeSet<_> = found.iter().map(|it| (it.st_dev, it.st_ino)).collect();
+    let own = std::process::id().cast_signed();
+    let more = fds
+        .iter()
+        .any(|fd| scm_fds(proc_fd, own, &format!("fdinfo/{}", fd.as_raw_fd())).is_some_and(|it| it > 0));
+    (different.len() as u64 == number && !more).then_some(found)
+}
+
+/// Files without a name that a task has mapped, where only the host's root may follow a mapping: how large they are nobody can
+/// say. What the kernel keeps of shared memory is none.
 fn mapped(proc_fd: BorrowedFd<'_>, task: i32) -> nix::Result<u64> {
     let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
     let Some(maps) = unless_gone(openat(proc_fd, format!("{task}/maps").as_str(), flags, Mode::empty()))?
     else {
         return Ok(0);
     };
+    // Its name could be anybody's; its device is the kernel's own.
+    let memory = fstat(memfd::sealed("maps", b"").map_err(|_| Errno::ENOMEM)?)?.st_dev;
+    let memory = format!(" {:02x}:{:02x} ", major(memory), minor(memory));
+    let is_memory =
+        |line: &[u8]| line.windows(memory.len()).take(MAPS_DEVICE_WITHIN).any(|it| it == memory.as_bytes());
     let lines = BufReader::new(File::from(maps)).split(b'\n').map_while(std::result::Result::ok);
-    // Memory that is shared has a name of the kernel's.
-    let ours = |line: &Vec<u8>| line.ends_with(b" (deleted)") && !line.ends_with(b" /dev/zero (deleted)");
-    Ok(lines.filter(ours).count() as u64)
+    Ok(lines.filter(|line| line.ends_with(b" (deleted)") && !is_memory(line)).count() as u64)
 }
 
 fn confine(plan: &Plan, folder: &impl AsFd, uid: Option<u32>, told: &OwnedFd) -> std::io::Result<()> {
@@ -456,12 +489,75 @@ mod tests {
         assert!(held().bytes >= before.bytes + (1 << 20) + large.bytes, "{:?} {large:?}", held());
         drop((file, again, open));
         assert_eq!(held(), before);
-        // On its way, also where its socket is on its way as well.
-        let (one, other) = std::os::unix::net::UnixDatagram::pair().unwrap();
+    }
+
+    #[test]
+    fn t03_what_is_on_its_way_is_looked_at_where_it_waits_and_goes_on_waiting() {
+        use std::os::unix::net::{UnixDatagram, UnixStream};
+        let dir = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
+        let device = std::fs::metadata(dir.path()).unwrap().dev();
+        let proc = File::open("/proc").unwrap();
+        let own = std::process::id().cast_signed();
+        let held = || held(proc.as_fd(), &[own, own], device).unwrap();
+        let nameless = |mib: usize| {
+            let path = dir.path().join("file");
+            std::fs::write(&path, vec![1; mib << 20]).unwrap();
+            let file = File::open(&path).unwrap();
+            std::fs::remove_file(&path).unwrap();
+            file
+        };
+        let found = |bytes: u64, files| Usage::of(bytes << 20, files);
+        let send = |to: BorrowedFd<'_>, fds: &[BorrowedFd<'_>]| channel::send(to, b"x", fds).unwrap();
+
+        // Packets: what has a name weighs nothing, the rest what it is, however often it is looked at.
+        let (one, other) = UnixDatagram::pair().unwrap();
         let quiet = held();
-        gaoler_sys::channel::send(one.as_fd(), b"x", &[proc.as_fd(), dir_fd(dir.path()).as_fd()]).unwrap();
-        assert_eq!(held(), quiet.and(Usage { bytes: 0, files: 2, flying: 2 }));
+        send(one.as_fd(), &[proc.as_fd(), dir_fd(dir.path()).as_fd()]);
+        send(one.as_fd(), &[]);
+        send(one.as_fd(), &[nameless(2).as_fd()]);
+        assert_eq!(held(), quiet.and(found(2, 3)));
+        assert_eq!(held(), quiet.and(found(2, 3)));
+        // Everything is still there, in order.
+        let received: Vec<usize> =
+            (0..3).map(|_| channel::receive::<8>(other.as_fd()).unwrap().fds.len()).collect();
+        assert_eq!(received, [2, 0, 1]);
+        assert_eq!(held(), quiet);
+        // One file twice: whether something was passed over nobody can tell.
+        let file = nameless(1);
+        let open = held();
+        send(one.as_fd(), &[file.as_fd(), file.as_fd()]);
+        assert_eq!(held(), open.and(Usage { bytes: 0, files: 2, flying: 2 }));
+        drop((one, other, file));
+
+        // A stream, behind as much as it holds.
+        let (one, other) = UnixStream::pair().unwrap();
+        one.set_nonblocking(true).unwrap();
+        let quiet = held();
+        send(one.as_fd(), &[nameless(1).as_fd()]);
+        (&one).write_all(&[0; 50_000]).unwrap();
+        send(one.as_fd(), &[nameless(1).as_fd()]);
+        while (&one).write(&[0; 4096]).is_ok() {}
+        assert_eq!(held(), quiet.and(found(2, 2)));
+        assert_eq!(channel::receive::<8>(other.as_fd()).unwrap().fds.len(), 1);
+        assert_eq!(held(), quiet.and(found(1, 1)));
+        drop((one, other));
+
+        // In a socket that is on its way itself, and where nobody has accepted yet, nobody looks.
+        let (one, other) = UnixDatagram::pair().unwrap();
+        let (outer, end) = UnixDatagram::pair().unwrap();
+        let quiet = held();
+        send(one.as_fd(), &[nameless(1).as_fd()]);
+        send(outer.as_fd(), &[other.as_fd()]);
         drop(other);
+        let nested = held();
+        assert_eq!((nested.flying, nested.bytes), (1, quiet.bytes), "{nested:?}");
+        drop((one, outer, end));
+        let path = dir.path().join("listens");
+        let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        let one = UnixStream::connect(&path).unwrap();
+        send(one.as_fd(), &[nameless(1).as_fd()]);
+        assert_eq!(held().flying, 1, "{:?}", held());
+        drop(listener);
     }
 
     fn dir_fd(path: &std::path::Path) -> File {

@@ -242,7 +242,7 @@ impl Monitor {
                 session_path = run.session.as_ref().map(|_| tenants.join("sessions").join(&name));
             }
             run.folder_of_tenant = Some(tenant);
-            run.disk.begun = self.free().0;
+            (run.disk.begun, run.disk.begun_grown) = (self.free().0, self.grown);
         }
         let places = match (plan.root, &self.host.folders) {
             (Root::Own, _) => Places::own(),

@@ -118,6 +118,8 @@ pub struct Monitor {
     pub far_over: BTreeMap<TenantId, u8>,
     /// What each tenant's folder took when it was measured last.
     pub measured: BTreeMap<TenantId, Usage>,
+    /// Bytes by which all tenants' folders have grown, one measurement after the other.
+    pub grown: i64,
     /// Nobody has come to us whom the end of a cage left without a parent.
     pub alone: bool,
     /// Every run that has not been forgotten.

@@ -56,6 +56,8 @@ const UNANSWERED_MAX: u8 = 3;
 pub struct Disk {
     /// What was free when it began.
     pub begun: Usage,
+    /// What tenants were known to have grown by then.
+    pub begun_grown: i64,
     /// When it was measured last, and what was free then.
     seen: Option<(Instant, Usage)>,
     /// Not to be measured again before.
@@ -69,7 +71,7 @@ pub struct Disk {
     /// What its tenant's files weighed while there was room, and how much more they have weighed since.
     base: Option<u64>,
     grown: u64,
-    /// Descriptors that were on their way in sockets at the last look.
+    /// What nobody could look at when it was measured last.
     flying: u64,
 }
 
@@ -220,6 +222,7 @@ impl Monitor {
         let lost = run.disk.begun.bytes.saturating_sub(self.free().0.bytes);
         let unseen = Usage { bytes: usage.bytes.saturating_sub(lost), ..usage };
         let before = self.measured.insert(id, usage).unwrap_or(unseen);
+        self.grown += usage.bytes.cast_signed() - before.bytes.cast_signed();
         let seen = run.disk.seen;
         let rests = seen.map(|(at, _)| Instant::now() + at.elapsed() * (MEASURED_PART - 1));
         let others = self.runs.iter().filter(|it| it.tenant == run.tenant && it.phase == Phase::Running);
@@ -238,9 +241,11 @@ impl Monitor {
     fn judge(&mut self, run: &mut Run, mut usage: Usage, before: Usage) {
         let Some(id) = &run.tenant else { return };
         let (free, reserve) = self.free();
-        // What stays on its way, where nobody can look, is taken for all that the disk has lost since this run began.
+        // What stays where nobody can look is taken for all that the disk has lost since this run began and that no tenant is
+        // known to have taken.
         if usage.flying.min(std::mem::replace(&mut run.disk.flying, usage.flying)) > 0 {
-            let hidden = run.disk.begun.bytes.saturating_sub(free.bytes);
+            let lost = run.disk.begun.bytes.cast_signed() - free.bytes.cast_signed();
+            let hidden = u64::try_from(lost - (self.grown - run.disk.begun_grown)).unwrap_or(0);
             usage.bytes = usage.bytes.saturating_add(hidden);
         }
         run.disk.unanswered = 0;

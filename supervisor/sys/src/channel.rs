@@ -12,6 +12,8 @@ use nix::sys::socket::{
 
 /// The descriptor of a child's control socket.
 pub const CONTROL_FD: RawFd = 3;
+/// More than the queue of a unix socket holds where nobody may enlarge it: one look goes on to the next descriptors.
+const QUEUE_BYTES: usize = 512 << 10;
 
 /// One received frame: its bytes, its descriptors, and whether the kernel cut any of it.
 #[derive(Debug)]
@@ -62,11 +64,64 @@ pub fn send(to: BorrowedFd<'_>, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> Result<
 /// Those of recvmsg(2); `WouldBlock` where nothing is there.
 pub fn receive<const N: usize>(from: BorrowedFd<'_>) -> Result<Received> {
     let mut buffer = [0u8; N];
+    let received = take(from, &mut buffer, MsgFlags::empty())?;
+    // Whoever closes a socket with SO_LINGER last waits for its peer, for as long as the sender chose (tcp(7)). Whatever came
+    // unasked is closed by who receives it, so nothing that was received lingers; what is no socket says ENOTSOCK.
+    let at_once = libc::linger { l_onoff: 0, l_linger: 0 };
+    for fd in &received.fds {
+        let _ = nix::sys::socket::setsockopt(fd, nix::sys::socket::sockopt::Linger, &at_once);
+    }
+    Ok(received)
+}
+
+/// Copies of the descriptors that are on their way to a unix socket, at most a few more than `most`: what waits there
+/// goes on waiting. Whoever reads at the socket meanwhile, or says itself where to peek, may have some of them passed
+/// over and others met twice.
+///
+/// # Errors
+/// Those of setsockopt(2) and recvmsg(2).
+pub fn on_their_way(socket: BorrowedFd<'_>, most: usize) -> Result<Vec<OwnedFd>> {
+    let mut buffer = vec![0; QUEUE_BYTES];
+    let mut fds = Vec::new();
+    peek_at(socket, 0)?;
+    let end = loop {
+        match take(socket, &mut buffer, MsgFlags::MSG_PEEK) {
+            Ok(received) => {
+                // Nothing at all is the end of a stream.
+                let at_end = received.bytes.is_empty() && received.fds.is_empty();
+                fds.extend(received.fds);
+                if at_end || fds.len() > most {
+                    break Ok(());
+                }
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => break Ok(()),
+            Err(error) => break Err(error),
+        }
+    };
+    peek_at(socket, -1).and(end).map(|()| fds)
+}
+
+/// From where in the queue MSG_PEEK begins, and that it goes on; -1: it always begins at the first byte.
+fn peek_at(socket: BorrowedFd<'_>, offset: libc::c_int) -> Result<()> {
+    // SAFETY: the number is a live local of the length that is told.
+    let set = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_PEEK_OFF,
+            (&raw const offset).cast(),
+            size_of::<libc::c_int>() as libc::socklen_t,
+        )
+    };
+    if set == 0 { Ok(()) } else { Err(Error::last_os_error()) }
+}
+
+fn take(from: BorrowedFd<'_>, buffer: &mut [u8], more: MsgFlags) -> Result<Received> {
     // Room for SCM_MAX_FD (253) descriptors, so that a hostile peer can never have some of them cut: cut
     // control messages are not listed by nix, and what did fit would leak.
     let mut space = nix::cmsg_space!([RawFd; 253], nix::sys::socket::UnixCredentials);
-    let mut slices = [IoSliceMut::new(&mut buffer)];
-    let flags = MsgFlags::MSG_CMSG_CLOEXEC | MsgFlags::MSG_DONTWAIT;
+    let mut slices = [IoSliceMut::new(buffer)];
+    let flags = MsgFlags::MSG_CMSG_CLOEXEC | MsgFlags::MSG_DONTWAIT | more;
     let (length, truncated, fds, pid) = {
         let message = recvmsg::<()>(from.as_raw_fd(), &mut slices, Some(&mut space), flags)?;
         let (mut fds, mut pid) = (Vec::new(), None);
@@ -86,12 +141,6 @@ pub fn receive<const N: usize>(from: BorrowedFd<'_>) -> Result<Received> {
         }
         (message.bytes, cut, fds, pid)
     };
-    // Whoever closes a socket with SO_LINGER last waits for its peer, for as long as the sender chose (tcp(7)). Whatever came
-    // unasked is closed by who receives it, so nothing that was received lingers; what is no socket says ENOTSOCK.
-    let at_once = libc::linger { l_onoff: 0, l_linger: 0 };
-    for fd in &fds {
-        let _ = nix::sys::socket::setsockopt(fd, nix::sys::socket::sockopt::Linger, &at_once);
-    }
     Ok(Received { bytes: buffer[..length].to_vec(), fds, pid, truncated })
 }
 

@@ -176,6 +176,19 @@ pub fn share(one: i32, other: i32, what: i32) -> bool {
     unsafe { libc::syscall(libc::SYS_kcmp, one, other, what, 0, 0) == 0 }
 }
 
+/// A copy of a descriptor of another process's, of which both then are owners.
+///
+/// # Errors
+/// Those of pidfd_open(2) and pidfd_getfd(2).
+pub fn copy_of(pid: i32, fd: i32) -> Result<OwnedFd> {
+    // SAFETY: both calls take integers only, and what they return is new and nobody else's.
+    unsafe {
+        let process = OwnedFd::from_raw_fd(check(libc::syscall(libc::SYS_pidfd_open, pid, 0))? as i32);
+        let copy = check(libc::syscall(libc::SYS_pidfd_getfd, process.as_raw_fd(), fd, 0))?;
+        Ok(OwnedFd::from_raw_fd(copy as i32))
+    }
+}
+
 /// Pointers to C strings with the null at the end that execve(2) wants.
 pub struct Strings {
     pointers: Vec<*const libc::c_char>,
