@@ -12,16 +12,24 @@ use std::process::{Command, Stdio};
 /// anything but what the cage must say, and `-` is not tried because it would harm this machine.
 pub type Row<'a> = (&'a str, &'a str, &'a str);
 
+/// One of the tree's programs, or where a suite runs elsewhere, of the kit's.
+fn program(name: &str) -> PathBuf {
+    match std::env::var_os("GAOLER_TEST_KIT") {
+        Some(kit) => Path::new(&kit).join(name),
+        None => Path::new(env!("CARGO_BIN_EXE_gaoler")).with_file_name(name),
+    }
+}
+
 /// The probe's program, beside gaoler's.
 pub fn probe() -> PathBuf {
-    let path = Path::new(env!("CARGO_BIN_EXE_gaoler")).with_file_name("gaoler-probe");
+    let path = program("gaoler-probe");
     assert!(path.exists(), "{} is missing: cargo build --workspace --bins", path.display());
     path
 }
 
 /// `gaoler exec` on this state, with nothing of the suite's environment.
 pub fn exec(state: &Path, words: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_gaoler"));
+    let mut command = Command::new(program("gaoler"));
     command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
     command.args(["exec", "--state"]).arg(state).args(words);
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
