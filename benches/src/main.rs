@@ -34,6 +34,9 @@ struct Flags {
     /// Idle streams that are held at the same time, over runs of the CLI's double; 0 = none
     #[arg(long, default_value_t = 0)]
     streams: usize,
+    /// An earlier build's programs: its server takes part in the whole requests
+    #[arg(long, value_name = "FOLDER")]
+    before: Option<PathBuf>,
     /// The CLI's double
     #[arg(long, default_value = "tests/double/claude")]
     double: PathBuf,
@@ -64,6 +67,8 @@ fn main() -> ExitCode {
 }
 
 fn measure(asked: &Flags) -> Result<(), String> {
+    // Strangers hold ten thousand connections.
+    gaoler_sys::process::raise_open_files().map_err(|error| format!("open files: {error}"))?;
     let mut tables = Vec::new();
     if asked.launches > 0 {
         tables.push(launch::back_to_back(asked.launches)?);
@@ -71,8 +76,8 @@ fn measure(asked: &Flags) -> Result<(), String> {
     }
     let mut memory = None;
     if asked.requests > 0 {
-        let (table, rss_kib) = request::whole(asked.requests, &asked.cli)?;
-        tables.push(table);
+        let (requests, rss_kib) = request::whole(asked.requests, &asked.cli, asked.before.as_deref())?;
+        tables.extend(requests);
         memory = Some(rss_kib);
     }
     let bombs = (asked.bombs > 0).then(|| bombs::beside(asked.bombs, &asked.cli)).transpose()?;

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use gaoler_policy::level::BALANCED;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use rand::seq::SliceRandom;
 
 use crate::table::{Row, Table};
 
@@ -27,23 +28,35 @@ const MARK: &str = "[embedded]";
 const PROMPT: &str = "ECHO: hello";
 const MODEL: &str = "claude-sonnet-5";
 
-/// Whole requests of both, interleaved, and the supervisor's resident memory after them, KiB.
+/// Whole requests of all, in random order, and the supervisor's resident memory after them, KiB. Where an earlier build
+/// takes part, also how long the launches of both took and the teardowns, by their own word.
 ///
 /// # Errors
 /// Whatever could not be started, or answered wrongly.
-pub fn whole(rounds: u32, cli: &Path) -> Result<(Table, u64), String> {
+pub fn whole(rounds: u32, cli: &Path, before: Option<&Path>) -> Result<(Vec<Table>, u64), String> {
     let folder = tempfile::tempdir().map_err(|error| format!("a folder: {error}"))?;
     let cli = std::fs::canonicalize(cli).map_err(|error| format!("{}: {error}", cli.display()))?;
     let server = Server::start(folder.path(), &cli, &[])?;
+    let earlier = before.map(|programs| {
+        let folder = folder.path().join("before");
+        std::fs::create_dir(&folder).map_err(|error| format!("a folder: {error}"))?;
+        Server::start_from(programs, &folder, &cli, &[])
+    });
+    let earlier = earlier.transpose()?;
     let upstream = Upstream::start()?;
     let bare = Bare::new(folder.path(), cli, &upstream.address)?;
     let asked = Asked { tenant: "whole", limits: None, prompt: PROMPT };
-    let mut rows = [Row::new("gaoler, over HTTP"), Row::new("bare CLI")];
+    let mut rows = vec![Row::new("gaoler, over HTTP"), Row::new("bare CLI")];
+    rows.extend(earlier.as_ref().map(|_| Row::new("gaoler before")));
     for round in 0..rounds + WARM_UP {
-        // Two contenders: a coin says who begins.
-        let ours_first = rand::random::<bool>();
-        for contender in if ours_first { [0, 1] } else { [1, 0] } {
-            let (first, end) = if contender == 0 { server.request(asked)? } else { bare.run()? };
+        let mut order: Vec<usize> = (0..rows.len()).collect();
+        order.shuffle(&mut rand::rng());
+        for contender in order {
+            let (first, end) = match (contender, &earlier) {
+                (0, _) => server.request(asked)?,
+                (2, Some(earlier)) => earlier.request(asked)?,
+                _ => bare.run()?,
+            };
             if round >= WARM_UP {
                 rows[contender].first.push(first);
                 rows[contender].end.push(end);
@@ -51,8 +64,17 @@ pub fn whole(rounds: u32, cli: &Path) -> Result<(Table, u64), String> {
         }
     }
     let rss_kib = server.rss_kib()?;
+    let mut tables = vec![Table { title: format!("whole request, streamed: {rounds} rounds"), rows }];
+    if let Some(earlier) = earlier {
+        let rows = vec![server.own_times("gaoler", rounds)?, earlier.own_times("gaoler before", rounds)?];
+        tables.push(Table {
+            title: "their launches (first) and teardowns (end), as each says itself".into(),
+            rows,
+        });
+        earlier.end()?;
+    }
     server.end()?;
-    Ok((Table { title: format!("whole request, streamed: {rounds} rounds"), rows: rows.into() }, rss_kib))
+    Ok((tables, rss_kib))
 }
 
 /// One request.
@@ -70,6 +92,7 @@ pub struct Asked<'a> {
 pub struct Server {
     child: Child,
     address: String,
+    log: PathBuf,
 }
 
 impl Server {
@@ -78,10 +101,20 @@ impl Server {
     /// # Errors
     /// Why it did not start.
     pub fn start(folder: &Path, cli: &Path, settings: &[(&str, &str)]) -> Result<Server, String> {
+        Server::start_from(&beside("")?, folder, cli, settings)
+    }
+
+    /// The same, of the programs in a folder.
+    fn start_from(
+        programs: &Path,
+        folder: &Path,
+        cli: &Path,
+        settings: &[(&str, &str)],
+    ) -> Result<Server, String> {
         // Its log is of interest only where it does not start.
         let log = folder.join("serve.log");
         let complaints = std::fs::File::create(&log).map_err(|error| format!("a log: {error}"))?;
-        let mut child = Command::new(beside("gaoler")?)
+        let mut child = Command::new(programs.join("gaoler"))
             .args(["serve", "--upstream", "embedded", "--listen", "127.0.0.1:0"])
             .arg("--state")
             .arg(folder.join("state"))
@@ -100,7 +133,20 @@ impl Server {
         let address = address.map_err(|why| {
             format!("gaoler serve: {why}\n{}", std::fs::read_to_string(&log).unwrap_or_default())
         })?;
-        Ok(Server { child, address })
+        Ok(Server { child, address, log })
+    }
+
+    /// What its log says of the last so many runs of the CLI: how long each took to launch, and to clean up.
+    fn own_times(&self, name: &'static str, runs: u32) -> Result<Row, String> {
+        let log = std::fs::read_to_string(&self.log).map_err(|error| format!("its log: {error}"))?;
+        let lines: Vec<serde_json::Value> =
+            log.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+        let last = |event: &str, field: &str| {
+            let of = |line: &&serde_json::Value| line["event"] == event && line["kind"] != "sessions";
+            let took = lines.iter().rev().filter(of).filter_map(|line| line[field].as_str()?.parse().ok());
+            took.take(runs as usize).map(Duration::from_micros).collect()
+        };
+        Ok(Row { name, first: last("spawned", "launch_us"), end: last("exit", "teardown_us") })
     }
 
     /// Where it listens.

@@ -11,6 +11,16 @@ use tokio::time::{interval, sleep, timeout};
 
 /// Where they call from: not 127.0.0.1, which is the neighbour's.
 const ADDRESS: [u8; 4] = [127, 0, 0, 66];
+/// Addresses of whoever has many: 127.0.7.0 and those after it.
+const ADDRESSES: usize = 256;
+/// Connections of whoever has many.
+const CONNECTIONS: usize = 10_000;
+/// Clients that each do something odd, again and again.
+const ODD_CLIENTS: usize = 100;
+/// How long a client that got no further waits before its next attempt.
+const AGAIN: Duration = Duration::from_millis(500);
+/// Requests in one piece, of a client that reads no answer.
+const PIPELINED: usize = 200;
 /// Connections that each have a body of their own: more than a process of 1,024 descriptors, which a service manager
 /// gives by default, can hold beside its own.
 const SLOW_BODIES: u32 = 710;
@@ -32,6 +42,16 @@ pub enum Stranger {
     TinyChunks,
     /// Small requests, each with a token of its own that the embedded upstream refuses.
     InventedCredentials,
+    /// Thousands of connections of one address that say nothing.
+    Connections,
+    /// As many, of 256 addresses.
+    ConnectionsOfMany,
+    /// Heads that never end, a byte every few seconds.
+    SlowHeads,
+    /// Answers, many and large, that nobody reads.
+    SlowReaders,
+    /// HTTP/1.0, the sending half closed, and trailers that never end.
+    Oddities,
 }
 
 impl Stranger {
@@ -51,6 +71,11 @@ impl Stranger {
                     Stranger::SlowBodies => slow_bodies(server).await,
                     Stranger::TinyChunks => tiny_chunks(server).await,
                     Stranger::InventedCredentials => invented_credentials(server).await,
+                    Stranger::Connections => connections(server, 1).await,
+                    Stranger::ConnectionsOfMany => connections(server, ADDRESSES).await,
+                    Stranger::SlowHeads => slow_heads(server).await,
+                    Stranger::SlowReaders => slow_readers(server).await,
+                    Stranger::Oddities => oddities(server).await,
                 }
             };
             // It goes on until its time is over.
@@ -61,8 +86,12 @@ impl Stranger {
 }
 
 async fn connect(server: SocketAddr) -> Result<TcpStream, String> {
+    connect_from(ADDRESS, server).await
+}
+
+async fn connect_from(address: [u8; 4], server: SocketAddr) -> Result<TcpStream, String> {
     let socket = TcpSocket::new_v4().map_err(|error| format!("a socket: {error}"))?;
-    socket.bind(SocketAddr::from((ADDRESS, 0))).map_err(|error| format!("bind: {error}"))?;
+    socket.bind(SocketAddr::from((address, 0))).map_err(|error| format!("bind: {error}"))?;
     socket.connect(server).await.map_err(|error| format!("connect: {error}"))
 }
 
@@ -104,6 +133,90 @@ async fn tiny_chunks(server: SocketAddr) {
         }
         sleep(Duration::from_millis(100)).await;
     }
+}
+
+/// Each comes again when it was ended.
+async fn connections(server: SocketAddr, addresses: usize) {
+    let mut all = JoinSet::new();
+    for n in 0..CONNECTIONS {
+        let address = if addresses == 1 { ADDRESS } else { [127, 0, 7, (n % addresses) as u8] };
+        all.spawn(async move {
+            loop {
+                if let Ok(mut stream) = connect_from(address, server).await {
+                    let _ = stream.read_to_end(&mut Vec::new()).await;
+                }
+                sleep(AGAIN).await;
+            }
+        });
+    }
+    all.join_all().await;
+}
+
+/// Some clients that do this again and again.
+async fn clients<F: Future<Output = Result<(), std::io::Error>> + Send + 'static>(
+    server: SocketAddr,
+    number: usize,
+    act: impl Fn(TcpStream) -> F + Copy + Send + 'static,
+) {
+    let mut all = JoinSet::new();
+    for _ in 0..number {
+        all.spawn(async move {
+            loop {
+                if let Ok(stream) = connect(server).await {
+                    // However it ends, the next one begins.
+                    let _ = act(stream).await;
+                }
+                sleep(AGAIN).await;
+            }
+        });
+    }
+    all.join_all().await;
+}
+
+async fn slow_heads(server: SocketAddr) {
+    clients(server, SLOW_BODIES as usize, |mut stream| async move {
+        stream.write_all(b"GET /health HTTP/1.1\r\nx-slow: ").await?;
+        loop {
+            sleep(SLOW_PAUSE).await;
+            stream.write_all(b"a").await?;
+        }
+    })
+    .await;
+}
+
+async fn slow_readers(server: SocketAddr) {
+    clients(server, ODD_CLIENTS, |mut stream| async move {
+        let request = b"GET /openapi.json HTTP/1.1\r\nhost: localhost\r\n\r\n";
+        stream.write_all(&request.repeat(PIPELINED)).await?;
+        loop {
+            sleep(SLOW_PAUSE).await;
+            stream.read_u8().await?;
+        }
+    })
+    .await;
+}
+
+async fn oddities(server: SocketAddr) {
+    let old = clients(server, ODD_CLIENTS, |mut stream| async move {
+        stream.write_all(b"GET /v1/models HTTP/1.0\r\n\r\n").await?;
+        stream.read_to_end(&mut Vec::new()).await.map(drop)
+    });
+    let half = clients(server, ODD_CLIENTS, |mut stream| async move {
+        stream
+            .write_all(b"POST /v1/messages HTTP/1.1\r\nhost: localhost\r\ncontent-length: 9\r\n\r\n{")
+            .await?;
+        stream.shutdown().await?;
+        stream.read_to_end(&mut Vec::new()).await.map(drop)
+    });
+    let trailers = clients(server, ODD_CLIENTS, |mut stream| async move {
+        let head = b"POST /v1/messages HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\n1\r\n{\r\n0\r\n";
+        stream.write_all(head).await?;
+        loop {
+            stream.write_all(b"x-trailer: more of it\r\n").await?;
+            sleep(Duration::from_millis(50)).await;
+        }
+    });
+    tokio::join!(old, half, trailers);
 }
 
 async fn invented_credentials(server: SocketAddr) {
