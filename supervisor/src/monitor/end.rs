@@ -125,6 +125,9 @@ impl Monitor {
             run.folder = None;
             return true;
         }
+        if run.disk.rests.is_some_and(|until| Instant::now() < until) {
+            return false;
+        }
         run.wiped = false;
         let (runs, placeholder) = (&mut self.runs, &mut run.placeholder);
         let sent = Errand::start(&self.plan, Deed::Wipe, &*folder.lock, run.uid, || {
@@ -179,6 +182,7 @@ pub(super) fn end(run: &mut Run) {
         return;
     }
     run.phase = Phase::Ending(Instant::now());
+    run.disk.rests = None;
     run.lease = None;
     run.stdio = None;
     run.gate = None;

@@ -1,6 +1,7 @@
 //! The sockets of a run that has a network of its own, counted where no group counts what they hold.
 //! It must never look into a queue: how much one may hold is bounded by the network's settings and by the filter.
 
+use std::io::ErrorKind;
 use std::os::fd::AsFd;
 
 use gaoler_protocol::Reason;
@@ -23,14 +24,14 @@ impl Monitor {
         let (Some(init), true) = (&run.init, self.plan.network) else { return };
         let path = format!("{}/net/sockstat", init.pid);
         let sockets = match read_at(self.host.proc_fd.as_fd(), &path) {
-            Ok(sockstat) => used(&sockstat),
             // It has ended; or this host's networks have no such file.
-            Err(error) if [Some(libc::ENOENT), Some(libc::ESRCH)].contains(&error.raw_os_error()) => 0,
-            Err(error) => {
-                event("sockets_unseen", &[("run", &run.id()), ("error", &error)]);
-                u32::MAX
-            }
+            Err(error) if [Some(libc::ENOENT), Some(libc::ESRCH)].contains(&error.raw_os_error()) => Ok(0),
+            sockstat => sockstat.and_then(|text| used(&text).ok_or(ErrorKind::InvalidData.into())),
         };
+        let sockets = sockets.unwrap_or_else(|error| {
+            event("sockets_unseen", &[("run", &run.id()), ("error", &error)]);
+            u32::MAX
+        });
         let most = (run.limits.memory_mib / MIB_PER_SOCKET).max(SOCKETS_LEAST);
         if sockets > most {
             event("socket_limit", &[("run", &run.id()), ("sockets", &sockets), ("most", &most)]);
@@ -41,8 +42,8 @@ impl Monitor {
 }
 
 /// All sockets of the network, closed ones that still send or wait included: the first line of its sockstat.
-fn used(sockstat: &str) -> u32 {
-    sockstat.lines().find_map(|line| line.strip_prefix("sockets: used ")?.parse().ok()).unwrap_or(0)
+fn used(sockstat: &str) -> Option<u32> {
+    sockstat.lines().find_map(|line| line.strip_prefix("sockets: used ")?.parse().ok())
 }
 
 #[cfg(test)]
@@ -51,8 +52,8 @@ mod tests {
 
     #[test]
     fn the_sockets_of_a_network_are_the_first_line_of_its_sockstat() {
-        assert_eq!(used("sockets: used 1203\nTCP: inuse 2 orphan 0 tw 0 alloc 2 mem 1\n"), 1203);
-        assert_eq!(used("TCP: inuse 2\n"), 0);
-        assert_eq!(used(""), 0);
+        assert_eq!(used("sockets: used 1203\nTCP: inuse 2 orphan 0 tw 0 alloc 2 mem 1\n"), Some(1203));
+        assert_eq!(used("TCP: inuse 2\n"), None);
+        assert_eq!(used(""), None);
     }
 }

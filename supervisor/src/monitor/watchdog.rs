@@ -60,8 +60,8 @@ pub struct Disk {
     pub begun_grown: i64,
     /// When it was measured last, and what was free then.
     seen: Option<(Instant, Usage)>,
-    /// Not to be measured again before.
-    rests: Option<Instant>,
+    /// Not to be measured again before, nor wiped.
+    pub rests: Option<Instant>,
     /// What it may take: the bound, or what it had before.
     allowed: Option<Usage>,
     /// Measurements without an answer since the last one.
@@ -205,6 +205,9 @@ impl Monitor {
             // The next look tries again, but not for ever: an unmeasured run is an unbounded one.
             (_, None) => {
                 event("errand_failed", &[("run", &run.id())]);
+                if deed == Deed::Wipe || run.phase == Phase::Running {
+                    run.disk.rests = Some(Instant::now() + LOOK);
+                }
                 run.disk.unanswered = run.disk.unanswered.saturating_add(1);
                 if run.phase == Phase::Running && run.disk.unanswered >= UNANSWERED_MAX {
                     run.ends(Reason::Disk, 0, libc::SIGKILL as u8);
