@@ -1256,3 +1256,47 @@ fn t279_an_address_has_no_more_requests_at_a_time_than_the_operator_allows() {
     // An answer that has ended makes room.
     assert_eq!(says(&client, &loud, "hello"), "[embedded] hello");
 }
+
+#[test]
+fn r11_a_body_that_stops_coming_ends_its_request_on_every_route() {
+    let server = Server::start(Options::with_double());
+    // Longer than the pace of an upload lets a piece take.
+    let client = Client { patience: std::time::Duration::from_secs(90), ..server.client() };
+    let admin = said(&server, &["key", "create", "--admin"])["key"].as_str().expect("a key").to_owned();
+    let keyed = key(&server, "acme");
+    let stored = json!({ "credential": token("acme") }).to_string();
+    let stored = client.request("PUT", "/v1/credential", &[bearer(&keyed)], stored.as_bytes());
+    assert_eq!(stored.status, 200, "{stored:?}");
+    // Every route that the document gives a body.
+    let document: Value = serde_json::from_str(include_str!("../docs/openapi.json")).expect("JSON");
+    let mut routes = Vec::new();
+    for (path, methods) in document["paths"].as_object().expect("paths") {
+        let session = path.starts_with("/v1/sessions");
+        let id = if session { "6f1c0f0e-8d2b-4c7e-9a51-0c2d3e4f5a6b" } else { "default" };
+        let path = path.replace("{id}", id).replace("{tenant}", "acme").replace("{path}", "file");
+        for (method, route) in methods.as_object().expect("methods") {
+            if let Some(content) = route["requestBody"]["content"].as_object() {
+                let kind = content.keys().next().expect("a kind of body").clone();
+                routes.push((method.to_uppercase(), path.clone(), kind));
+            }
+        }
+    }
+    assert!(routes.len() >= 17, "{routes:?}");
+    let ask = |(method, path, kind): &(String, String, String)| {
+        let key = if path.starts_with("/admin") { &admin } else { &keyed };
+        let mut stream = client.connect().expect("a connection");
+        let head = format!(
+            "{method} {path} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {key}\r\n\
+             content-type: {kind}\r\ncontent-length: 1000\r\n\r\n{{"
+        );
+        stream.write_all(head.as_bytes()).expect("sent");
+        let answer = support::client::head(&mut BufReader::new(&stream));
+        format!("{method} {path} {}", answer.map_or(0, |answer| answer.status))
+    };
+    let said: Vec<String> = std::thread::scope(|scope| {
+        let asking: Vec<_> = routes.iter().map(|route| scope.spawn(|| ask(route))).collect();
+        asking.into_iter().map(|it| it.join().expect("an answer")).collect()
+    });
+    let other: Vec<_> = said.iter().filter(|it| !it.ends_with(" 408")).collect();
+    assert!(other.is_empty(), "{other:#?}");
+}
