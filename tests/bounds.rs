@@ -4,6 +4,7 @@
 
 mod support;
 
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use serde_json::Value;
@@ -13,6 +14,13 @@ use support::{Client, Options, Response, Server, ask, bearer, environment, until
 const PATIENCE: Duration = Duration::from_secs(180);
 /// What a bound of the disk's is here, MiB, and what is written above it.
 const DISK_MIB: u32 = 64;
+
+/// Where nobody can look, the whole disk's loss counts: one test at a time writes much.
+static DISK: Mutex<()> = Mutex::new(());
+
+fn alone_on_the_disk() -> MutexGuard<'static, ()> {
+    DISK.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// What became of a run: the answer, and the server's line about it.
 #[derive(Debug)]
@@ -134,6 +142,7 @@ print(\"held\", len(kept))"
 
 #[test]
 fn b02_disk_that_has_no_name_counts_wherever_it_is_held() {
+    let _alone = alone_on_the_disk();
     let Some(server) = server() else { return };
     let hold = |way: &str, mib: u32, seconds: u32| {
         format!(
@@ -187,6 +196,7 @@ print(\"held\")"
 
 #[test]
 fn b02_what_a_neighbour_writes_is_not_taken_for_a_runs_own() {
+    let _alone = alone_on_the_disk();
     if !environment().together {
         return;
     }
@@ -207,7 +217,7 @@ print(\"held\")";
             std::thread::sleep(Duration::from_secs(2));
             let text = format!(
                 "RUN: head -c {}M /dev/zero > big && sleep 6 && rm big && echo written",
-                DISK_MIB * 3
+                DISK_MIB * 2
             );
             client.post(&[bearer("b")], ask(&text).to_string().as_bytes())
         });
@@ -224,6 +234,7 @@ print(\"held\")";
 
 #[test]
 fn b02_nobody_hides_files_by_shutting_their_folder_again_and_again() {
+    let _alone = alone_on_the_disk();
     let Some(server) = server() else { return };
     let script = format!(
         "import os, time

@@ -16,6 +16,7 @@ use gaoler_sys::{channel, memfd, process};
 use nix::dir::Dir;
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, openat, readlinkat, renameat};
+use nix::sys::socket::{UnixAddr, getsockname};
 use nix::sys::stat::{FileStat, Mode, fchmod, fstat, fstatat, major, minor};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
@@ -232,9 +233,12 @@ fn on_their_way(proc_fd: BorrowedFd<'_>, task: i32, part: &str, number: u64) -> 
     let found: Vec<FileStat> = fds.iter().filter_map(|fd| fstat(fd).ok()).collect();
     let different: BTreeSet<_> = found.iter().map(|it| (it.st_dev, it.st_ino)).collect();
     let own = std::process::id().cast_signed();
-    let more = fds
-        .iter()
-        .any(|fd| scm_fds(proc_fd, own, &format!("fdinfo/{}", fd.as_raw_fd())).is_some_and(|it| it > 0));
+    // A unix socket that does not tell may hold anything.
+    let empty = |fd: &OwnedFd| match getsockname::<UnixAddr>(fd.as_raw_fd()) {
+        Ok(_) => scm_fds(proc_fd, own, &format!("fdinfo/{}", fd.as_raw_fd())) == Some(0),
+        Err(_) => true,
+    };
+    let more = !fds.iter().all(empty);
     (different.len() as u64 == number && !more).then_some(found)
 }
 

@@ -50,6 +50,8 @@ const FILES_TIMES_MAX: u64 = 8;
 /// has may have stopped it, or shut it out.
 const ERRAND_LATEST: Duration = Duration::from_secs(60);
 const UNANSWERED_MAX: u8 = 3;
+/// What a run seems to hide others may have written: they are measured first, for so long at most.
+const DOUBT_LATEST: Duration = Duration::from_secs(10);
 
 /// What is known of a run's use of the disk.
 #[derive(Debug, Default)]
@@ -73,6 +75,8 @@ pub struct Disk {
     grown: u64,
     /// What nobody could look at when it was measured last.
     flying: u64,
+    /// Since when it seems to hide too much, and what was free then.
+    doubted: Option<(Instant, Usage)>,
 }
 
 impl Monitor {
@@ -161,11 +165,14 @@ impl Monitor {
             return;
         }
         let step = if short { BYTES_LEFT } else { BYTES_NEW << run.disk.calm };
-        let due = run.disk.seen.is_none_or(|(at, then)| {
-            now.duration_since(at) > MEASURE_LATEST
-                || then.bytes.saturating_sub(free.bytes) > step
-                || then.files.saturating_sub(free.files) > FILES_NEW
-        });
+        let doubts = self.runs.iter().filter_map(|it| it.disk.doubted).map(|(since, _)| since).max();
+        let due = run.disk.doubted.is_some()
+            || run.disk.seen.is_none_or(|(at, then)| {
+                now.duration_since(at) > MEASURE_LATEST
+                    || doubts.is_some_and(|since| at <= since)
+                    || then.bytes.saturating_sub(free.bytes) > step
+                    || then.files.saturating_sub(free.files) > FILES_NEW
+            });
         let runs = || self.runs.iter().filter(|it| it.tenant == run.tenant && it.phase == Phase::Running);
         // One for all of a tenant's runs: each is told.
         let another = runs().any(|it| it.errand.is_some());
@@ -246,8 +253,10 @@ impl Monitor {
         let (free, reserve) = self.free();
         // What stays where nobody can look is taken for all that the disk has lost since this run began and that no tenant is
         // known to have taken.
+        let named = usage;
         if usage.flying.min(std::mem::replace(&mut run.disk.flying, usage.flying)) > 0 {
-            let lost = run.disk.begun.bytes.cast_signed() - free.bytes.cast_signed();
+            let then = run.disk.doubted.map_or(free, |(_, then)| then);
+            let lost = run.disk.begun.bytes.cast_signed() - then.bytes.cast_signed();
             let hidden = u64::try_from(lost - (self.grown - run.disk.begun_grown)).unwrap_or(0);
             usage.bytes = usage.bytes.saturating_add(hidden);
         }
@@ -268,6 +277,17 @@ impl Monitor {
                 false => bound,
             },
         );
+        let doubted = over(usage, allowed) && !over(named, allowed) && !free.within(reserve, 1);
+        run.disk.doubted = doubted.then(|| run.disk.doubted.unwrap_or((Instant::now(), free)));
+        let unmeasured =
+            |it: &Run, since| it.errand.is_some() || it.disk.seen.is_none_or(|(at, _)| at <= since);
+        let others = || self.runs.iter().filter(|it| it.tenant != run.tenant && it.phase == Phase::Running);
+        if let Some((since, _)) = run.disk.doubted
+            && since.elapsed() < DOUBT_LATEST
+            && others().any(|it| unmeasured(it, since))
+        {
+            usage = named;
+        }
         run.disk_peak = run.disk_peak.max(usage.bytes);
         // Where the disk is nearly full, it counts who has grown since it became so, and the one who has most goes first.
         let weight = |it: Usage| it.bytes.saturating_add(it.files.saturating_mul(FILE_BYTES));
