@@ -108,8 +108,6 @@ const LONG_TEXT: &str = "a long text of which nobody sees the end";
 /// must see that it is there.
 fn beside_a_run<T>(server: &Server, tenant: &str, within: impl FnOnce(i32) -> T) -> T {
     let client = server.client();
-    let ended = || server.log().matches("\"event\":\"exit\"").count();
-    let before = ended();
     let clis = || -> Vec<i32> {
         let all = processes(server.pid(), server.options.uids).into_iter();
         all.filter(|it| it.program == "claude" && !it.zombie).map(|it| it.pid).collect()
@@ -123,10 +121,12 @@ fn beside_a_run<T>(server: &Server, tenant: &str, within: impl FnOnce(i32) -> T)
     // When its answer begins, it has read what stands for the token.
     let begun = support::client::head(&mut BufReader::new(&stream)).expect("an answer");
     assert_eq!(begun.status, 200, "{begun:?}");
+    // Its own end, and no sweep's: where one run is all there may be, the next one needs its place.
+    let end = format!("\"event\":\"exit\",\"run\":\"{}\"", begun.header("x-gaoler-run").expect("its run"));
     let pid = until("the CLI", || clis().first().copied());
     let done = within(pid);
     drop(stream);
-    until("its end", || (ended() > before).then_some(()));
+    until("its end", || server.log().contains(&end).then_some(()));
     done
 }
 
