@@ -15,7 +15,7 @@ const PRIVILEGED_MAY_USE: [&str; 10] =
 /// What their build scripts may use: it reads the policies and writes constants, and is never linked.
 const PRIVILEGED_MAY_BUILD_WITH: [&str; 1] = ["gaoler-policies"];
 /// One person can read this much in two afternoons.
-const PRIVILEGED_LINES_MAX: usize = 7891;
+const PRIVILEGED_LINES_MAX: usize = 7896;
 /// Where `unsafe` may stand.
 const UNSAFE_MAY_STAND_IN: [&str; 2] = ["supervisor/sys/src/", "tests/probe/"];
 /// Crate roots that must forbid it.

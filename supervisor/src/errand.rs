@@ -465,13 +465,18 @@ mod tests {
         assert!(std::path::Path::new("/etc/passwd").exists());
     }
 
-    #[test]
-    fn t02_what_a_process_holds_without_a_name_counts_once_and_what_has_one_does_not() {
+    /// A folder on a disk, and what this process holds there without a name.
+    fn place() -> (tempfile::TempDir, impl Fn() -> Usage) {
         let dir = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
         let device = std::fs::metadata(dir.path()).unwrap().dev();
         let proc = File::open("/proc").unwrap();
         let own = std::process::id().cast_signed();
-        let held = || held(proc.as_fd(), &[own, own], device).unwrap();
+        (dir, move || held(proc.as_fd(), &[own, own], device).unwrap())
+    }
+
+    #[test]
+    fn t02_what_a_process_holds_without_a_name_counts_once_and_what_has_one_does_not() {
+        let (dir, held) = place();
         let before = held();
         let path = dir.path().join("file");
         std::fs::write(&path, vec![1; 1 << 20]).unwrap();
@@ -498,11 +503,7 @@ mod tests {
     #[test]
     fn t03_what_is_on_its_way_is_looked_at_where_it_waits_and_goes_on_waiting() {
         use std::os::unix::net::{UnixDatagram, UnixStream};
-        let dir = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
-        let device = std::fs::metadata(dir.path()).unwrap().dev();
-        let proc = File::open("/proc").unwrap();
-        let own = std::process::id().cast_signed();
-        let held = || held(proc.as_fd(), &[own, own], device).unwrap();
+        let (dir, held) = place();
         let nameless = |mib: usize| {
             let path = dir.path().join("file");
             std::fs::write(&path, vec![1; mib << 20]).unwrap();
@@ -516,7 +517,7 @@ mod tests {
         // Packets: what has a name weighs nothing, the rest what it is, however often it is looked at.
         let (one, other) = UnixDatagram::pair().unwrap();
         let quiet = held();
-        send(one.as_fd(), &[proc.as_fd(), dir_fd(dir.path()).as_fd()]);
+        send(one.as_fd(), &[dir_fd("/proc".as_ref()).as_fd(), dir_fd(dir.path()).as_fd()]);
         send(one.as_fd(), &[]);
         send(one.as_fd(), &[nameless(2).as_fd()]);
         assert_eq!(held(), quiet.and(found(2, 3)));
@@ -544,6 +545,16 @@ mod tests {
         assert_eq!(held(), quiet.and(found(2, 2)));
         assert_eq!(channel::receive::<8>(other.as_fd()).unwrap().fds.len(), 1);
         assert_eq!(held(), quiet.and(found(1, 1)));
+        drop((one, other));
+
+        // Behind more than any queue holds that its owner may not enlarge: a look has an end, whoever feeds it.
+        let (one, other) = UnixDatagram::pair().unwrap();
+        nix::sys::socket::setsockopt(&one, nix::sys::socket::sockopt::SndBufForce, &(8 << 20)).unwrap();
+        let quiet = held();
+        one.send(&vec![0; 1 << 20]).unwrap();
+        one.send(&[0; 100_000]).unwrap();
+        send(one.as_fd(), &[nameless(1).as_fd()]);
+        assert_eq!(held(), quiet.and(Usage { bytes: 0, files: 1, flying: 1 }));
         drop((one, other));
 
         // In a socket that is on its way itself, and where nobody has accepted yet, nobody looks.

@@ -14,6 +14,8 @@ use nix::sys::socket::{
 pub const CONTROL_FD: RawFd = 3;
 /// More than the queue of a unix socket holds where nobody may enlarge it: one look goes on to the next descriptors.
 const QUEUE_BYTES: usize = 512 << 10;
+/// More packets than it holds of the smallest.
+const QUEUE_PACKETS: usize = 1_024;
 
 /// One received frame: its bytes, its descriptors, and whether the kernel cut any of it.
 #[derive(Debug)]
@@ -76,28 +78,32 @@ pub fn receive<const N: usize>(from: BorrowedFd<'_>) -> Result<Received> {
 
 /// Copies of the descriptors that are on their way to a unix socket, at most a few more than `most`: what waits there
 /// goes on waiting. Whoever reads at the socket meanwhile, or says itself where to peek, may have some of them passed
-/// over and others met twice.
+/// over and others met twice; but it is looked at no longer than one queue lasts.
 ///
 /// # Errors
 /// Those of setsockopt(2) and recvmsg(2).
 pub fn on_their_way(socket: BorrowedFd<'_>, most: usize) -> Result<Vec<OwnedFd>> {
     let mut buffer = vec![0; QUEUE_BYTES];
-    let mut fds = Vec::new();
+    let (mut fds, mut bytes, mut end) = (Vec::new(), 0, Ok(()));
     peek_at(socket, 0)?;
-    let end = loop {
+    for _ in 0..QUEUE_PACKETS {
         match take(socket, &mut buffer, MsgFlags::MSG_PEEK) {
             Ok(received) => {
+                bytes += received.bytes.len();
                 // Nothing at all is the end of a stream.
                 let at_end = received.bytes.is_empty() && received.fds.is_empty();
                 fds.extend(received.fds);
-                if at_end || fds.len() > most {
-                    break Ok(());
+                if at_end || fds.len() > most || bytes > QUEUE_BYTES {
+                    break;
                 }
             }
-            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => break Ok(()),
-            Err(error) => break Err(error),
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => break,
+            Err(error) => {
+                end = Err(error);
+                break;
+            }
         }
-    };
+    }
     peek_at(socket, -1).and(end).map(|()| fds)
 }
 
