@@ -150,11 +150,6 @@ fn sockets() -> u64 {
     pages.sum::<u64>() * 4096
 }
 
-/// Whether the host's slabs tell what packets are kept in: before Linux 6.3 buffers had none of their own.
-fn has_buffers() -> bool {
-    fs::read_to_string("/proc/slabinfo").expect("slabinfo").contains("skbuff_small_head")
-}
-
 /// Bytes of the buffers that packets are kept in, small ones, by the host's slabs.
 fn buffers() -> u64 {
     let slabs = fs::read_to_string("/proc/slabinfo").expect("slabinfo");
@@ -190,7 +185,7 @@ fn check(kind: &str, count: usize, held: fn() -> u64, most: u64) {
     println!("{kind}: {count} hold {} MiB outside and {} MiB in a cage", free / MIB, caged / MIB);
     assert_eq!(holder.held, count, "{kind}: {}", holder.why);
     assert!(caged <= most + SLACK, "{kind}: {} MiB in a cage", caged / MIB);
-    assert!(free > most + most / 2 + SLACK, "{kind}: only {} MiB outside", free / MIB);
+    assert!(free > 2 * (most + SLACK), "{kind}: only {} MiB outside", free / MIB);
 }
 
 #[test]
@@ -200,9 +195,7 @@ fn t43_what_sockets_hold_is_bounded_whatever_their_kind() {
     check("udp", 200, sockets, SOCKETS_MIB * MIB);
     // Counted by nobody: each so much as one socket may hold.
     check("tcp-unaccepted", 100, sockets, SOCKETS_MIB * MIB + 100 * (UNCOUNTED_KIB << 10));
-    if has_buffers() {
-        check("netlink", 100, buffers, 100 * (UNCOUNTED_KIB << 10));
-    }
+    check("netlink", 100, buffers, 100 * (UNCOUNTED_KIB << 10));
 }
 
 #[test]
@@ -221,6 +214,10 @@ fn t44_a_run_with_more_sockets_than_it_may_have_is_ended() {
 
 #[test]
 fn t45_every_other_object_of_the_kernels_is_counted_by_the_runs_group() {
+    // A machine of 3 GB lets no user have 20,000.
+    let limits = fs::read_to_string("/proc/self/limits").expect("limits");
+    let pending = limits.lines().find_map(|line| line.strip_prefix("Max pending signals")).expect("a limit");
+    let pending = pending.split_whitespace().next().and_then(|word| word.parse().ok()).unwrap_or(usize::MAX);
     // How many, and what the kernel takes at least for each (bytes, by the slabs' sizes of Linux 6.1).
     let rows: &[(&str, usize, u64)] = &[
         ("unix", 50, 180_000),
@@ -230,8 +227,7 @@ fn t45_every_other_object_of_the_kernels_is_counted_by_the_runs_group() {
         ("epoll", 3_900, 280),
         ("memfd", 500, 60_000),
         ("timer", 10_000, 200),
-        // No more than a machine of 3 GB lets any user have.
-        ("signal", 11_000, 64),
+        ("signal", pending.saturating_sub(500).min(20_000), 64),
         ("tmpfs-inode", 20_000, 700),
         ("process", 60, 40_000),
         ("page-table", 4_000, 4_000),
