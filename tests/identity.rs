@@ -619,11 +619,16 @@ fn admin(server: &Server) -> String {
     said(server, &["key", "create", "--admin"])["key"].as_str().expect("a key").to_owned()
 }
 
-/// The live runs, as the operator sees them, once they are so many.
+/// The live runs, as the operator sees them.
+fn under_way(client: &Client, admin: &str) -> Vec<Value> {
+    let list = get(client, "/admin/v1/runs/live", &[bearer(admin)]).json();
+    list["data"].as_array().expect("a list").clone()
+}
+
+/// The same, once they are so many.
 fn live(client: &Client, admin: &str, state: &str, count: usize) -> Vec<Value> {
     until("live runs", || {
-        let list = get(client, "/admin/v1/runs/live", &[bearer(admin)]).json();
-        let rows = list["data"].as_array().expect("a list").clone();
+        let rows = under_way(client, admin);
         (rows.iter().filter(|row| row["state"] == state).count() == count).then_some(rows)
     })
 }
@@ -1160,12 +1165,8 @@ fn t254_an_operator_sees_requests_about_files_and_ends_one() {
     stream.write_all(&[b'n'; 500_000]).expect("sent");
     // The tenant's own first sweep may be under way as well.
     let row = until("the upload", || {
-        let list = get(&client, "/admin/v1/runs/live", &[bearer(&admin)]).json();
-        list["data"]
-            .as_array()?
-            .iter()
-            .find(|row| row["kind"] == "files" && row["state"] == "running")
-            .cloned()
+        let is_it = |row: &Value| row["kind"] == "files" && row["state"] == "running";
+        under_way(&client, &admin).into_iter().find(is_it)
     });
     let identity = get(&client, "/v1/me", &[bearer(&acme)]).json();
     assert_eq!((&row["tenant"], &row["key"]), (&identity["id"], &identity["key"]), "{row}");
@@ -1270,8 +1271,7 @@ fn r11_a_body_that_stops_coming_ends_its_request_on_every_route() {
     let server = Server::start(Options::with_double());
     // Longer than the pace of an upload lets a piece take.
     let client = Client { patience: std::time::Duration::from_secs(90), ..server.client() };
-    let admin = said(&server, &["key", "create", "--admin"])["key"].as_str().expect("a key").to_owned();
-    let keyed = key(&server, "acme");
+    let (admin, keyed) = (admin(&server), key(&server, "acme"));
     let stored = json!({ "credential": token("acme") }).to_string();
     let stored = client.request("PUT", "/v1/credential", &[bearer(&keyed)], stored.as_bytes());
     assert_eq!(stored.status, 200, "{stored:?}");

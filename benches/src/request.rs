@@ -111,7 +111,7 @@ impl Server {
         cli: &Path,
         settings: &[(&str, &str)],
     ) -> Result<Server, String> {
-        // Its log is of interest only where it does not start.
+        // Its log says why it did not start, and how long its runs took.
         let log = folder.join("serve.log");
         let complaints = std::fs::File::create(&log).map_err(|error| format!("a log: {error}"))?;
         let mut child = Command::new(programs.join("gaoler"))
@@ -141,10 +141,13 @@ impl Server {
         let log = std::fs::read_to_string(&self.log).map_err(|error| format!("its log: {error}"))?;
         let lines: Vec<serde_json::Value> =
             log.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+        let is_cli = |line: &&serde_json::Value| line["event"] == "spawned" && line["kind"] == "cli";
+        let clis: Vec<_> =
+            lines.iter().rev().filter(is_cli).take(runs as usize).map(|line| &line["run"]).collect();
         let last = |event: &str, field: &str| {
-            let of = |line: &&serde_json::Value| line["event"] == event && line["kind"] != "sessions";
-            let took = lines.iter().rev().filter(of).filter_map(|line| line[field].as_str()?.parse().ok());
-            took.take(runs as usize).map(Duration::from_micros).collect()
+            let of = |line: &&serde_json::Value| line["event"] == event && clis.contains(&&line["run"]);
+            let took = lines.iter().filter(of).filter_map(|line| line[field].as_str()?.parse().ok());
+            took.map(Duration::from_micros).collect()
         };
         Ok(Row { name, first: last("spawned", "launch_us"), end: last("exit", "teardown_us") })
     }
